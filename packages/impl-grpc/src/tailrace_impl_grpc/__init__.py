@@ -1,0 +1,1 @@
+"""Tailrace over gRPC: client and server."""

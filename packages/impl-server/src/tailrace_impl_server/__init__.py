@@ -1,0 +1,1 @@
+"""The Tailrace server: resource manager, filesystem and SQLite storage, memory variants."""

@@ -1,0 +1,1 @@
+"""Tailrace over WebSocket: client, ASGI server, and the plain-HTTP reading door."""

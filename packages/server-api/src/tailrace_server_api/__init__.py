@@ -1,0 +1,1 @@
+"""Interfaces of a Tailrace server and its storage, with their contract tests."""

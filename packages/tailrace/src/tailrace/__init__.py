@@ -1,0 +1,1 @@
+"""Live byte streams: upload while it is produced, follow while it grows."""
