@@ -1,1 +1,1 @@
-"""The protocol of Tailrace without I/O: messages, state machines, hashing, flow control, and the in-process transport."""
+"""The protocol of Tailrace without I/O, and the in-process transport."""

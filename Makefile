@@ -1,0 +1,71 @@
+.DEFAULT_GOAL := help
+# The targets of a check share one environment and two processors: each uses both by itself.
+.NOTPARALLEL:
+SHELL := bash
+
+PYTHON_BIN := .venv/bin/python
+
+.PHONY: help
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## Make .venv from the lock file; installs uv into .tools where it is absent.
+	scripts/bootstrap
+
+.PHONY: check
+check: lint types imports generated packages-alone wheels examples test ## Check everything; what continuous integration runs.
+
+.PHONY: lint
+lint: setup ## Style, formatting, and texts that must not be committed.
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	scripts/check-text
+
+.PHONY: types
+types: setup ## Type check packages, tests, examples and scripts.
+	scripts/check-types
+
+.PHONY: imports
+imports: setup ## Check which package imports which.
+	.venv/bin/lint-imports --no-logo
+	$(PYTHON_BIN) -m pytest -q tests/test_import_rules.py
+
+.PHONY: generated
+generated: setup ## Prove that the generated protobuf code is current.
+	scripts/generate-protos --check
+
+.PHONY: test
+test: setup ## Unit, contract and integration tests.
+	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal
+
+.PHONY: packages-alone
+packages-alone: setup ## Run each package's tests without the other packages.
+	scripts/check-packages-alone
+
+.PHONY: wheels
+wheels: setup ## Build the wheels, install them into clean environments, and use them.
+	scripts/check-wheels
+
+.PHONY: examples
+examples: setup ## Test the examples; installs Node.js, Chromium and npm packages where it may.
+	scripts/setup-node
+	$(PYTHON_BIN) -m pytest examples
+
+.PHONY: demo
+demo: setup ## Upload a live stream over gRPC, follow it over WebSocket, and compare.
+	.venv/bin/tailrace demo
+
+.PHONY: mutants
+mutants: setup ## Break the code on purpose, once per saboteur, and see that the tests notice.
+	$(PYTHON_BIN) integration-tests/mutants.py
+
+.PHONY: bench
+bench: setup ## Measure upload, download and follow latency against a raw loopback socket.
+	$(PYTHON_BIN) benchmarks/run.py
+
+.PHONY: clean
+clean: ## Remove everything that make and the tools made.
+	rm -rf .venv .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tailrace-data
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find examples -name node_modules -type d -prune -exec rm -rf {} + 2>/dev/null || true
