@@ -1,1 +1,11 @@
-"""Interfaces of a Tailrace download client, with their contract tests and a blocking façade."""
+"""Interfaces for reading resources."""
+
+from tailrace_client_download_api._client import (
+    Buffer,
+    DataChunk,
+    DownloadClient,
+    RemoteResource,
+    ResourceClient,
+)
+
+__all__ = ["Buffer", "DataChunk", "DownloadClient", "RemoteResource", "ResourceClient"]

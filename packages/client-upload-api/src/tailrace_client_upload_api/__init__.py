@@ -1,1 +1,11 @@
-"""Interfaces of a Tailrace upload client, with their contract tests and a blocking façade."""
+"""Interfaces for uploading."""
+
+from tailrace_client_upload_api._client import (
+    Buffer,
+    ReopenRequest,
+    UploadClient,
+    UploadRequest,
+    UploadSession,
+)
+
+__all__ = ["Buffer", "ReopenRequest", "UploadClient", "UploadRequest", "UploadSession"]

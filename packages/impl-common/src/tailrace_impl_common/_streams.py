@@ -1,0 +1,97 @@
+"""The seam between protocol and transport: what a transport implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from tailrace_impl_common.messages import (
+    ClientMessage,
+    Request,
+    ServerMessage,
+    UnaryAnswer,
+    UnaryRequest,
+)
+
+SendT = TypeVar("SendT")
+ReceiveT = TypeVar("ReceiveT")
+
+
+class MessageStream(ABC, Generic[SendT, ReceiveT]):
+    """One conversation, seen from one side. Belongs to one event loop.
+
+    One task sends and one (other or same) task receives at a time.
+    """
+
+    @abstractmethod
+    async def send(self, message: SendT) -> None:
+        """Send a message; returns when the transport can take another one.
+
+        Buffers of the message are held by reference until they are sent. A cancelled call may or may not have sent
+        the message.
+
+        Raises:
+            TailraceError: The conversation has ended: the peer's error, or ``ConnectionLost``.
+        """
+
+    @abstractmethod
+    async def receive(self) -> ReceiveT | None:
+        """Return the next message, or ``None`` when the peer has ended the conversation in order.
+
+        Raises:
+            TailraceError: The peer's error, ``ProtocolError`` for a message that cannot be decoded, or
+                ``ConnectionLost``, also when the peer cancelled.
+        """
+
+
+ServerStream = MessageStream[ServerMessage, ClientMessage]
+"""A conversation on the server's side, behind its first message."""
+
+
+class ClientStream(MessageStream[ClientMessage, ServerMessage]):
+    """A conversation on the client's side."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End the conversation: what still runs is cancelled, at the server too. Idempotent, never raises."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class Connection(ABC):
+    """A client's way to a server, for any number of concurrent conversations. Belongs to one event loop."""
+
+    @property
+    @abstractmethod
+    def best_chunk_size(self) -> int:
+        """Size of chunks that suits this transport best, in bytes."""
+
+    @abstractmethod
+    async def open(self, request: Request) -> ClientStream:
+        """Begin a conversation; connects first where necessary.
+
+        Raises:
+            ConnectionLost: The server cannot be reached.
+            DeadlineExceeded: Connecting took too long.
+        """
+
+    @abstractmethod
+    async def call(self, request: UnaryRequest) -> UnaryAnswer:
+        """Ask and return the answer.
+
+        Raises:
+            TailraceError: The server's error.
+            ConnectionLost: The server cannot be reached.
+            DeadlineExceeded: The answer took too long.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End every conversation and release the connection; idempotent."""
