@@ -1,6 +1,8 @@
 """Interfaces for reading resources."""
 
 from tailrace_client_download_api._client import (
+    EVERYTHING,
+    FROM_START,
     Buffer,
     DataChunk,
     DownloadClient,
@@ -8,4 +10,4 @@ from tailrace_client_download_api._client import (
     ResourceClient,
 )
 
-__all__ = ["Buffer", "DataChunk", "DownloadClient", "RemoteResource", "ResourceClient"]
+__all__ = ["EVERYTHING", "FROM_START", "Buffer", "DataChunk", "DownloadClient", "RemoteResource", "ResourceClient"]

@@ -11,6 +11,7 @@ from typing import Self
 
 from tailrace_common_api import (
     Checkpoint,
+    ConnectionLost,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -23,6 +24,11 @@ from tailrace_common_api import (
 )
 
 Buffer = bytes | bytearray | memoryview
+
+FROM_START = FromOffset(0)
+"""Follow from the first byte."""
+EVERYTHING = ListFilter()
+"""Select every resource."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +90,7 @@ class RemoteResource(ABC):
 
     @abstractmethod
     def follow_chunks(
-        self, start: Start = FromOffset(0), *, raise_on_failure: bool = True
+        self, start: Start = FROM_START, *, raise_on_failure: bool = True
     ) -> AsyncGenerator[DataChunk, None]:
         """Yield what is there from ``start``, then what is announced, until the resource ends.
 
@@ -234,8 +240,9 @@ class RemoteResource(ABC):
         """Wait until the resource ends and return its final status."""
         async with aclosing(self.statuses()) as statuses:
             async for status in statuses:
-                pass
-        return status
+                if status.state.terminal:
+                    return status
+        raise ConnectionLost("the statuses ended before the resource did")
 
     async def __aenter__(self) -> Self:
         return self
@@ -281,7 +288,7 @@ class ResourceClient(ABC):
 
     @abstractmethod
     async def list_page(
-        self, filter: ListFilter = ListFilter(), *, limit: int = 100, page_token: str | None = None
+        self, filter: ListFilter = EVERYTHING, *, limit: int = 100, page_token: str | None = None
     ) -> Page:
         """Return a page of the resources that ``filter`` selects, in order of creation.
 
@@ -298,7 +305,7 @@ class ResourceClient(ABC):
             NotFound: There is no such resource.
         """
 
-    async def list(self, filter: ListFilter = ListFilter()) -> AsyncGenerator[Status, None]:
+    async def list(self, filter: ListFilter = EVERYTHING) -> AsyncGenerator[Status, None]:
         """Yield the resources that ``filter`` selects, in order of creation, page by page."""
         page_token: str | None = None
         while True:

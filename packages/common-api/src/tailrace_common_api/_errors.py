@@ -46,7 +46,7 @@ Attributes come first and the text is made from them. Every error travels betwee
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 WireValue = str | int | float | bool | None
@@ -86,7 +86,7 @@ class InvalidArgument(TailraceError, ValueError):
     """A value that cannot be accepted; ``field`` names it."""
 
     code = "invalid_argument"
-    fields = ("field", "problem")
+    fields: ClassVar[tuple[str, ...]] = ("field", "problem")
 
     def __init__(self, *, field: str, problem: str) -> None:
         self.field = field
@@ -491,7 +491,8 @@ def error_from_wire(code: str, message: str, details: Mapping[str, WireValue]) -
     else:
         return InternalError(f"{code}: {message}")
     try:
-        error = cls(**{name: details[name] for name in cls.fields}) if cls.fields else cls(message)
+        build: Callable[..., TailraceError] = cls
+        error = build(**{name: details[name] for name in cls.fields}) if cls.fields else build(message)
     except (KeyError, TypeError, ValueError):
         return InternalError(f"{code}: {message}")
     error.message = message

@@ -81,7 +81,7 @@ class Metadata:
         if not isinstance(self.labels, Mapping):
             raise InvalidArgument(field="labels", problem="not a mapping")
         if len(self.labels) > _MAX_LABELS:
-            raise InvalidArgument(field="labels", problem=f"{len(self.labels)} labels; at most {_MAX_LABELS} are allowed")
+            raise InvalidArgument(field="labels", problem=f"{len(self.labels)} labels; at most {_MAX_LABELS}")
         for key, value in self.labels.items():
             _check_text("labels", key, minimum=1, maximum=_MAX_LABEL_KEY)
             _check_text("labels", value, minimum=0, maximum=_MAX_LABEL_VALUE)
@@ -212,8 +212,10 @@ class LastBytes:
 
 @dataclass(frozen=True, slots=True)
 class LastLines:
-    """Start ``count`` complete lines before the end; an unterminated last line comes on top of them while the resource
-    is in progress, and is one of them once it has ended."""
+    """Start ``count`` complete lines before the end.
+
+    An unterminated last line comes on top of them while the resource is in progress, and is one of them once it ended.
+    """
 
     count: int
 

@@ -1,4 +1,4 @@
-"""What is said on the wire, independent of any encoding.
+r"""What is said on the wire, independent of any encoding.
 
 A conversation begins with one request message of the client. Unary requests get one answer. Streaming requests
 exchange messages until the server's last one (``Finished``, ``End``), an error, or a cancellation by the client.
@@ -6,12 +6,12 @@ exchange messages until the server's last one (``Finished``, ``End``), an error,
 =================  =====================================  ==========================================
 request            further messages of the client         messages of the server
 =================  =====================================  ==========================================
-``OpenUpload``     ``Chunk``\\*, ``Finish`` | ``Abort``    ``Opened``, (``Checkpoint`` | ``Window``)\\*, ``Finished``
+``OpenUpload``     ``Chunk``\*, ``Finish`` | ``Abort``    ``Opened``, (``Checkpoint`` | ``Window``)\*, ``Finished``
 ``ReopenUpload``   the same                               the same
-``Read``           ``Window``\\*                           ``Started``, (``Chunk`` | ``Checkpoint``)\\*, ``End``
-``Follow``         ``Window``\\*                           the same
-``ReadLines``      ``Window``\\*                           the same
-``Watch``          –                                      ``Status``\\*, ``Watched``
+``Read``           ``Window``\*                           ``Started``, (``Chunk`` | ``Checkpoint``)\*, ``End``
+``Follow``         ``Window``\*                           the same
+``ReadLines``      ``Window``\*                           the same
+``Watch``          –                                      ``Status``\*, ``Watched``
 ``GetStatus``      –                                      ``Status``
 ``GetHeads``       –                                      ``Heads``
 ``Locate``         –                                      ``Located``

@@ -75,7 +75,7 @@ class Catalog(ABC):
 
     @abstractmethod
     async def ended_before(self, state: ResourceState, before: float, *, limit: int) -> tuple[str, ...]:
-        """Return ids of resources that reached the terminal ``state`` before a time, at most ``limit``, oldest first."""
+        """Return ids of resources that reached a terminal ``state`` before a time, at most ``limit``, oldest first."""
 
     @abstractmethod
     async def known(self) -> frozenset[str]:

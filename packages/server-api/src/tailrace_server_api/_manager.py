@@ -153,8 +153,10 @@ class ResourceReader(ABC):
 
     @abstractmethod
     async def changed(self, version: int) -> Snapshot:
-        """Wait until the announced version is above ``version`` and return the newest state; intermediate ones may
-        be skipped, terminal ones never are."""
+        """Wait until the announced version is above ``version`` and return the newest state.
+
+        Intermediate states may be skipped, terminal ones never are.
+        """
 
     @abstractmethod
     def try_read(self, start: int, end: int) -> Piece | None:
@@ -174,8 +176,9 @@ class ResourceReader(ABC):
 
     @abstractmethod
     async def line_offset(self, line: int, snapshot: Snapshot) -> int:
-        """Return the offset at which ``line`` starts in ``snapshot``; ``line == snapshot.lines`` gives the end of the
-        last readable line.
+        """Return the offset at which ``line`` starts in ``snapshot``.
+
+        ``line == snapshot.lines`` gives the end of the last readable line.
 
         Raises:
             LineAccessDisabled: The resource has no line access.
@@ -184,8 +187,9 @@ class ResourceReader(ABC):
 
     @abstractmethod
     async def line_at(self, offset: int, snapshot: Snapshot) -> Position:
-        """Return the line that holds byte ``offset`` in ``snapshot``; ``offset == size`` gives the line that the next
-        byte would be part of.
+        """Return the line that holds byte ``offset`` in ``snapshot``.
+
+        ``offset == size`` gives the line that the next byte would be part of.
 
         Raises:
             LineAccessDisabled: The resource has no line access.
@@ -270,8 +274,10 @@ class ResourceManager(ABC):
 
     @abstractmethod
     def statuses(self, id: str, *, token: str | None = None) -> AsyncGenerator[Status, None]:
-        """Yield the current status, then the newest whenever it changed; versions strictly rise, intermediate ones
-        may be skipped, and the terminal one comes always and last."""
+        """Yield the current status, then the newest whenever it changed.
+
+        Versions strictly rise, intermediate ones may be skipped, and the terminal one comes always and last.
+        """
 
     @abstractmethod
     async def heads(self, id: str, sizes: Sequence[int], *, token: str | None = None) -> tuple[bytes, ...]:
