@@ -1,0 +1,263 @@
+"""The head: what commits to every byte of a prefix and continues from 16 bytes and one block.
+
+A resource is cut into blocks of 128 KiB on a fixed grid. With ``‖`` for concatenation::
+
+    digest of a block   XXH3-128 of its bytes
+    spine(0)            16 zero bytes
+    spine(k + 1)        XXH3-128(spine(k) ‖ digest of block k)
+    head                XXH3-128(spine ‖ digest of the open block if it has bytes ‖ size as 8 bytes little-endian)
+
+The spine covers the full blocks; the open block is the unfinished one behind them, and is empty when the size is a
+multiple of the block size. Digests are the canonical big-endian bytes, as output and as input of spine and head. The
+head depends on the bytes alone, never on how they were cut into chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from xxhash import xxh3_128, xxh3_128_digest
+
+from tailrace_impl_common._buffers import Buffer, flat
+from tailrace_impl_common._lines import NEWLINE, count_newlines
+
+BLOCK_SIZE = 128 * 1024
+"""Bytes of a block."""
+DIGEST_SIZE = 16
+"""Bytes of a block digest, of the spine and of a head."""
+EMPTY_SPINE = bytes(DIGEST_SIZE)
+"""The spine before the first full block."""
+
+_READ_SIZE = 1024 * 1024
+
+
+def next_spine(spine: bytes, digest: bytes) -> bytes:
+    """Return the spine after one more full block with this digest."""
+    return xxh3_128_digest(spine + digest)
+
+
+def make_head(spine: bytes, open_digest: bytes, size: int) -> bytes:
+    """Return the head of ``size`` bytes.
+
+    Args:
+        spine: Spine over the full blocks, 16 bytes.
+        open_digest: Digest of the open block, 16 bytes; empty when the open block is.
+        size: Size in bytes.
+    """
+    return xxh3_128_digest(spine + open_digest + size.to_bytes(8, "little"))
+
+
+EMPTY_HEAD = make_head(EMPTY_SPINE, b"", 0)
+"""Head of the empty resource."""
+
+
+class BlockDigest(NamedTuple):
+    """What is known of a block once it is full."""
+
+    number: int
+    """Number of the block, from 0; its first byte is at ``number * BLOCK_SIZE``."""
+    digest: bytes
+    """XXH3-128 of its bytes."""
+    spine: bytes
+    """Spine with this block included."""
+    newlines: int
+    """Newlines from the start of the resource to the end of this block; 0 when they are not counted."""
+
+
+class HeadHasher:
+    """The running head of a resource, fed in order with its bytes.
+
+    Each byte is hashed once, where it lies; nothing is kept of the data. Not safe for concurrent use.
+    """
+
+    __slots__ = ("_blocks", "_counting", "_ends_with_newline", "_newlines", "_open", "_open_size", "_spine")
+
+    def __init__(self, *, count_newlines: bool = False) -> None:
+        """Start at the empty resource.
+
+        Args:
+            count_newlines: Whether newlines are counted, which costs several times what the hash costs; needed for line
+                access only. Without it :attr:`newlines` stays 0.
+        """
+        self._spine = EMPTY_SPINE
+        self._blocks = 0
+        self._open = xxh3_128()
+        self._open_size = 0
+        self._counting = count_newlines
+        self._newlines = 0
+        self._ends_with_newline = False
+
+    @classmethod
+    def resume(
+        cls,
+        *,
+        spine: bytes,
+        blocks: int,
+        open_block: Buffer = b"",
+        newlines: int = 0,
+        ends_with_newline: bool | None = None,
+        count_newlines: bool = False,
+    ) -> HeadHasher:
+        """Continue where another hasher stood.
+
+        Args:
+            spine: Spine over the first ``blocks`` blocks, 16 bytes.
+            blocks: Number of full blocks.
+            open_block: The bytes behind them, fewer than a block.
+            newlines: Newlines below the size reached, those of the open block included.
+            ends_with_newline: Whether the last byte is a newline. Read from ``open_block`` when that has bytes; must be
+                given when it has none, newlines are counted and there are full blocks.
+            count_newlines: Whether newlines are counted from here on.
+
+        Raises:
+            ValueError: The arguments do not describe a state that a hasher can have.
+        """
+        open_block = flat(open_block)
+        if len(spine) != DIGEST_SIZE or blocks < 0 or newlines < 0 or len(open_block) >= BLOCK_SIZE:
+            raise ValueError(
+                f"a spine of {len(spine)} bytes over {blocks} blocks, and {len(open_block)} bytes behind them"
+            )
+        if count_newlines and ends_with_newline is None and blocks and not open_block:
+            raise ValueError("whether the last byte ends a line is unknown")
+        hasher = cls(count_newlines=count_newlines)
+        hasher._spine = bytes(spine)
+        hasher._blocks = blocks
+        hasher._open.update(open_block)
+        hasher._open_size = len(open_block)
+        hasher._newlines = newlines if count_newlines else 0
+        hasher._ends_with_newline = open_block[-1] == NEWLINE if open_block else bool(ends_with_newline)
+        return hasher
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._blocks * BLOCK_SIZE + self._open_size
+
+    @property
+    def newlines(self) -> int:
+        """Newlines so far; 0 when they are not counted."""
+        return self._newlines
+
+    @property
+    def ends_with_newline(self) -> bool:
+        """Whether the last byte is a newline; false for the empty resource."""
+        return self._ends_with_newline
+
+    @property
+    def spine(self) -> bytes:
+        """Spine over the full blocks, 16 bytes."""
+        return self._spine
+
+    @property
+    def blocks(self) -> int:
+        """Number of full blocks."""
+        return self._blocks
+
+    def open_digest(self) -> bytes:
+        """Return the digest of the open block, 16 bytes; empty when the open block is."""
+        return self._open.digest() if self._open_size else b""
+
+    def head(self) -> bytes:
+        """Return the head of the bytes so far, 16 bytes; possible at any time, for a microsecond."""
+        return make_head(self._spine, self.open_digest(), self.size)
+
+    def copy(self) -> HeadHasher:
+        """Return an independent hasher in the same state; costs less than a kilobyte."""
+        other = HeadHasher.__new__(HeadHasher)
+        other._spine = self._spine
+        other._blocks = self._blocks
+        other._open = self._open.copy()
+        other._open_size = self._open_size
+        other._counting = self._counting
+        other._newlines = self._newlines
+        other._ends_with_newline = self._ends_with_newline
+        return other
+
+    def update(self, data: Buffer) -> Sequence[BlockDigest]:
+        """Take the next bytes.
+
+        Returns:
+            The blocks that these bytes completed, in order.
+
+        Raises:
+            InvalidArgument: ``data`` is no contiguous bytes-like object.
+        """
+        data = flat(data)
+        length = len(data)
+        if not length:
+            return ()
+        self._ends_with_newline = data[-1] == NEWLINE
+        if self._open_size + length < BLOCK_SIZE:
+            self._open.update(data)
+            self._open_size += length
+            if self._counting:
+                self._newlines += count_newlines(data)
+            return ()
+        return self._complete_blocks(data, length)
+
+    def _complete_blocks(self, data: Buffer, length: int) -> list[BlockDigest]:
+        completed = []
+        view = memoryview(data)
+        position = 0
+        while self._open_size + length - position >= BLOCK_SIZE:
+            end = position + BLOCK_SIZE - self._open_size
+            if self._open_size:
+                self._open.update(view[position:end])
+                digest = self._open.digest()
+                self._open.reset()
+                self._open_size = 0
+            else:
+                digest = xxh3_128_digest(view[position:end])
+            if self._counting:
+                self._newlines += count_newlines(data, position, end)
+            self._spine = next_spine(self._spine, digest)
+            completed.append(BlockDigest(self._blocks, digest, self._spine, self._newlines))
+            self._blocks += 1
+            position = end
+        if position < length:
+            self._open.update(view[position:])
+            self._open_size = length - position
+            if self._counting:
+                self._newlines += count_newlines(data, position, length)
+        return completed
+
+
+def head_of(data: Buffer) -> bytes:
+    """Return the head of a resource with exactly these bytes, 16 bytes."""
+    hasher = HeadHasher()
+    hasher.update(data)
+    return hasher.head()
+
+
+def hash_file(source: BinaryIO | Path | str, *, limit: int | None = None, count_newlines: bool = False) -> HeadHasher:
+    """Read a file, from its current position if it is open, and return the hasher at its end.
+
+    Blocking; memory use does not depend on the size of the file. A file object that is handed in stays open, behind the
+    last byte that was read.
+
+    Args:
+        source: A binary file object or a path.
+        limit: Largest number of bytes to read; ``None`` for all. A shorter file is no error: compare the hasher's size.
+        count_newlines: Whether newlines are counted.
+
+    Raises:
+        OSError: The file cannot be read.
+        InvalidArgument: The file object gives text.
+    """
+    if isinstance(source, (str, Path)):
+        with open(source, "rb", buffering=0) as file:
+            return hash_file(file, limit=limit, count_newlines=count_newlines)
+    hasher = HeadHasher(count_newlines=count_newlines)
+    while limit is None or hasher.size < limit:
+        data = source.read(_READ_SIZE if limit is None else min(_READ_SIZE, limit - hasher.size))
+        if not data:
+            break
+        hasher.update(data)
+    return hasher
+
+
+def head_of_file(source: BinaryIO | Path | str, *, limit: int | None = None) -> bytes:
+    """Return the head of a file, 16 bytes; see :func:`hash_file`."""
+    return hash_file(source, limit=limit).head()
