@@ -1,0 +1,97 @@
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tailrace_common_api import InvalidArgument, LineRangeNotSatisfiable
+from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
+
+KINDS: list[Callable[[bytes], Buffer]] = [bytes, bytearray, memoryview]
+
+
+@st.composite
+def blocks(draw: st.DrawFn) -> bytes:
+    """Stretches of lines of different lengths, longer than the counting works through at once."""
+    stretches = draw(st.lists(st.tuples(st.sampled_from([1, 2, 20, 100, 3000]), st.integers(0, 60_000)), max_size=6))
+    return b"".join(((b"x" * (length - 1) + b"\n") * (size // length + 1))[:size] for length, size in stretches)
+
+
+@given(data=blocks(), bounds=st.tuples(st.integers(0, 2**19), st.integers(0, 2**19)), kind=st.sampled_from(KINDS))
+def test_counting_agrees_with_the_naive_way(
+    data: bytes, bounds: tuple[int, int], kind: Callable[[bytes], Buffer]
+) -> None:
+    start, end = (bound % (len(data) + 1) for bound in bounds)
+    assert count_newlines(kind(data)) == data.count(b"\n")
+    assert count_newlines(kind(data), start, end) == data[start:end].count(b"\n")
+
+
+@given(data=blocks(), fraction=st.floats(0, 1), kind=st.sampled_from(KINDS))
+def test_finding_agrees_with_the_naive_way(data: bytes, fraction: float, kind: Callable[[bytes], Buffer]) -> None:
+    newlines = data.count(b"\n")
+    nth = round(fraction * newlines)
+    found = find_newline(kind(data), nth)
+    assert data[:found].count(b"\n") == nth
+    assert nth == 0 or data[found - 1 : found] == b"\n"
+    with pytest.raises(ValueError, match=f"has {newlines}$"):
+        find_newline(kind(data), newlines + 1)
+
+
+def test_line_starts_are_where_splitting_puts_them() -> None:
+    data = b"\n\nab\r\n\nlong" + b"." * 2000 + b"\nlast"
+    position = 0
+    for number, line in enumerate(data.splitlines(keepends=True)):
+        assert find_newline(data, number) == position
+        position += len(line)
+    with pytest.raises(ValueError, match="newline -1"):
+        find_newline(data, -1)
+
+
+def test_a_mapped_file_is_counted_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"a line\n" * 50_000)
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert count_newlines(mapped) == 50_000
+        assert find_newline(mapped, 49_999) == 49_999 * 7
+
+
+@pytest.mark.parametrize(
+    ("data", "growing", "ended"),
+    [(b"", 0, 0), (b"a", 0, 1), (b"\n", 1, 1), (b"a\n", 1, 1), (b"a\nb", 1, 2), (b"\n\n", 2, 2), (b"a\r\nb\r", 1, 2)],
+)
+def test_an_unterminated_last_line_counts_at_the_end_only(data: bytes, growing: int, ended: int) -> None:
+    for terminal, expected in ((False, growing), (True, ended)):
+        lines = line_count(data.count(b"\n"), len(data), ends_with_newline=data.endswith(b"\n"), terminal=terminal)
+        assert lines == expected
+
+
+@given(first=st.integers(0, 20), count=st.none() | st.integers(0, 30), lines=st.integers(0, 20))
+def test_line_ranges_are_those_of_a_slice(first: int, count: int | None, lines: int) -> None:
+    if first > lines:
+        with pytest.raises(LineRangeNotSatisfiable) as caught:
+            resolve_lines(first, count, lines)
+        assert (caught.value.first, caught.value.count, caught.value.lines) == (first, count, lines)
+        return
+    resolved = range(*resolve_lines(first, count, lines))
+    assert list(resolved) == list(range(lines))[first : None if count is None else first + count]
+
+
+@pytest.mark.parametrize(("first", "count"), [(-1, 1), (-1, None), (0, -1), (4, 0), (4, None)])
+def test_line_ranges_outside_are_refused(first: int, count: int | None) -> None:
+    with pytest.raises(LineRangeNotSatisfiable):
+        resolve_lines(first, count, 3)
+
+
+def test_the_end_itself_is_an_empty_range() -> None:
+    assert resolve_lines(3, None, 3) == resolve_lines(3, 0, 3) == resolve_lines(3, 5, 3) == (3, 3)
+
+
+def test_last_lines_are_all_when_there_are_fewer() -> None:
+    assert last_lines(0, 5) == (5, 5)
+    assert last_lines(2, 5) == (3, 5)
+    assert last_lines(9, 5) == (0, 5)
+    with pytest.raises(InvalidArgument):
+        last_lines(-1, 5)
