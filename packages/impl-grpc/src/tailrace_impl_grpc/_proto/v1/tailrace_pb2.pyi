@@ -1,0 +1,444 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class ResourceState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    RESOURCE_STATE_UNSPECIFIED: _ClassVar[ResourceState]
+    RESOURCE_STATE_INITIATED: _ClassVar[ResourceState]
+    RESOURCE_STATE_IN_PROGRESS: _ClassVar[ResourceState]
+    RESOURCE_STATE_COMPLETED: _ClassVar[ResourceState]
+    RESOURCE_STATE_FAILED: _ClassVar[ResourceState]
+
+class Visibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    VISIBILITY_UNSPECIFIED: _ClassVar[Visibility]
+    VISIBILITY_LIVE: _ClassVar[Visibility]
+    VISIBILITY_ATOMIC: _ClassVar[Visibility]
+RESOURCE_STATE_UNSPECIFIED: ResourceState
+RESOURCE_STATE_INITIATED: ResourceState
+RESOURCE_STATE_IN_PROGRESS: ResourceState
+RESOURCE_STATE_COMPLETED: ResourceState
+RESOURCE_STATE_FAILED: ResourceState
+VISIBILITY_UNSPECIFIED: Visibility
+VISIBILITY_LIVE: Visibility
+VISIBILITY_ATOMIC: Visibility
+
+class UploadRequest(_message.Message):
+    __slots__ = ["open", "reopen", "chunk", "finish", "abort"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    REOPEN_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    open: OpenUpload
+    reopen: ReopenUpload
+    chunk: Chunk
+    finish: Finish
+    abort: Abort
+    def __init__(self, open: _Optional[_Union[OpenUpload, _Mapping]] = ..., reopen: _Optional[_Union[ReopenUpload, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ...) -> None: ...
+
+class UploadResponse(_message.Message):
+    __slots__ = ["opened", "checkpoint", "window", "finished"]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    opened: Opened
+    checkpoint: Checkpoint
+    window: Window
+    finished: Finished
+    def __init__(self, opened: _Optional[_Union[Opened, _Mapping]] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., finished: _Optional[_Union[Finished, _Mapping]] = ...) -> None: ...
+
+class OpenUpload(_message.Message):
+    __slots__ = ["metadata", "visibility", "length", "sha256", "idempotency_key"]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    VISIBILITY_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    metadata: Metadata
+    visibility: Visibility
+    length: int
+    sha256: bytes
+    idempotency_key: str
+    def __init__(self, metadata: _Optional[_Union[Metadata, _Mapping]] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., length: _Optional[int] = ..., sha256: _Optional[bytes] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class ReopenUpload(_message.Message):
+    __slots__ = ["id", "token"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class Opened(_message.Message):
+    __slots__ = ["status", "token", "epoch", "offset", "newlines", "head", "until", "limits"]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    NEWLINES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    token: str
+    epoch: int
+    offset: int
+    newlines: int
+    head: bytes
+    until: int
+    limits: Limits
+    def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ..., token: _Optional[str] = ..., epoch: _Optional[int] = ..., offset: _Optional[int] = ..., newlines: _Optional[int] = ..., head: _Optional[bytes] = ..., until: _Optional[int] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
+
+class Chunk(_message.Message):
+    __slots__ = ["offset", "hash", "previous", "checkpoint", "data"]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    HASH_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    hash: bytes
+    previous: bytes
+    checkpoint: Checkpoint
+    data: bytes
+    def __init__(self, offset: _Optional[int] = ..., hash: _Optional[bytes] = ..., previous: _Optional[bytes] = ..., checkpoint: _Optional[_Union[Checkpoint, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Window(_message.Message):
+    __slots__ = ["until"]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    until: int
+    def __init__(self, until: _Optional[int] = ...) -> None: ...
+
+class Checkpoint(_message.Message):
+    __slots__ = ["size", "newlines", "head"]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    NEWLINES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    newlines: int
+    head: bytes
+    def __init__(self, size: _Optional[int] = ..., newlines: _Optional[int] = ..., head: _Optional[bytes] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ["size", "head"]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    head: bytes
+    def __init__(self, size: _Optional[int] = ..., head: _Optional[bytes] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ["reason"]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Finished(_message.Message):
+    __slots__ = ["status"]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    status: Status
+    def __init__(self, status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ["open", "window"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    open: OpenRead
+    window: Window
+    def __init__(self, open: _Optional[_Union[OpenRead, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
+
+class OpenRead(_message.Message):
+    __slots__ = ["id", "token", "start", "end", "suffix", "window"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    SUFFIX_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    start: int
+    end: int
+    suffix: int
+    window: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., suffix: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ["open", "window"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    open: OpenFollow
+    window: Window
+    def __init__(self, open: _Optional[_Union[OpenFollow, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
+
+class OpenFollow(_message.Message):
+    __slots__ = ["id", "token", "offset", "last_bytes", "last_lines", "window"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    LAST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_LINES_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    offset: int
+    last_bytes: int
+    last_lines: int
+    window: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., offset: _Optional[int] = ..., last_bytes: _Optional[int] = ..., last_lines: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+
+class ReadLinesRequest(_message.Message):
+    __slots__ = ["open", "window"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    open: OpenReadLines
+    window: Window
+    def __init__(self, open: _Optional[_Union[OpenReadLines, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
+
+class OpenReadLines(_message.Message):
+    __slots__ = ["id", "token", "first", "count", "last", "window"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    FIRST_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    LAST_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    first: int
+    count: int
+    last: int
+    window: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., last: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+
+class DownloadResponse(_message.Message):
+    __slots__ = ["started", "end", "chunk"]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    started: Started
+    end: End
+    chunk: Chunk
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
+
+class Started(_message.Message):
+    __slots__ = ["offset", "end", "line", "status"]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    end: int
+    line: int
+    status: Status
+    def __init__(self, offset: _Optional[int] = ..., end: _Optional[int] = ..., line: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+
+class End(_message.Message):
+    __slots__ = ["offset", "previous", "status"]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PREVIOUS_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    previous: bytes
+    status: Status
+    def __init__(self, offset: _Optional[int] = ..., previous: _Optional[bytes] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+
+class WatchRequest(_message.Message):
+    __slots__ = ["id", "token"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ["id", "token"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class HeadsRequest(_message.Message):
+    __slots__ = ["id", "token", "sizes"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class HeadsResponse(_message.Message):
+    __slots__ = ["heads"]
+    HEADS_FIELD_NUMBER: _ClassVar[int]
+    heads: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, heads: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class LocateRequest(_message.Message):
+    __slots__ = ["id", "token", "line", "offset"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    line: int
+    offset: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., line: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class LocateResponse(_message.Message):
+    __slots__ = ["line", "offset"]
+    LINE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    line: int
+    offset: int
+    def __init__(self, line: _Optional[int] = ..., offset: _Optional[int] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ["labels", "context", "state", "created_from", "created_before", "limit", "page_token"]
+    class LabelsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FROM_FIELD_NUMBER: _ClassVar[int]
+    CREATED_BEFORE_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    labels: _containers.ScalarMap[str, str]
+    context: str
+    state: ResourceState
+    created_from: float
+    created_before: float
+    limit: int
+    page_token: str
+    def __init__(self, labels: _Optional[_Mapping[str, str]] = ..., context: _Optional[str] = ..., state: _Optional[_Union[ResourceState, str]] = ..., created_from: _Optional[float] = ..., created_before: _Optional[float] = ..., limit: _Optional[int] = ..., page_token: _Optional[str] = ...) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ["statuses", "next_page_token"]
+    STATUSES_FIELD_NUMBER: _ClassVar[int]
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _ClassVar[int]
+    statuses: _containers.RepeatedCompositeFieldContainer[Status]
+    next_page_token: str
+    def __init__(self, statuses: _Optional[_Iterable[_Union[Status, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class DeleteRequest(_message.Message):
+    __slots__ = ["id", "token"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    token: str
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ...) -> None: ...
+
+class DeleteResponse(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
+class Metadata(_message.Message):
+    __slots__ = ["name", "content_type", "lines", "labels", "context"]
+    class LabelsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    content_type: str
+    lines: bool
+    labels: _containers.ScalarMap[str, str]
+    context: str
+    def __init__(self, name: _Optional[str] = ..., content_type: _Optional[str] = ..., lines: bool = ..., labels: _Optional[_Mapping[str, str]] = ..., context: _Optional[str] = ...) -> None: ...
+
+class Status(_message.Message):
+    __slots__ = ["reference", "id", "version", "state", "size", "lines", "head", "reason", "alternatives", "metadata", "visibility", "created_at"]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    LINES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    ALTERNATIVES_FIELD_NUMBER: _ClassVar[int]
+    METADATA_FIELD_NUMBER: _ClassVar[int]
+    VISIBILITY_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    id: str
+    version: int
+    state: ResourceState
+    size: int
+    lines: int
+    head: bytes
+    reason: str
+    alternatives: _containers.RepeatedScalarFieldContainer[str]
+    metadata: Metadata
+    visibility: Visibility
+    created_at: float
+    def __init__(self, reference: _Optional[str] = ..., id: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ResourceState, str]] = ..., size: _Optional[int] = ..., lines: _Optional[int] = ..., head: _Optional[bytes] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ..., metadata: _Optional[_Union[Metadata, _Mapping]] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., created_at: _Optional[float] = ...) -> None: ...
+
+class Limits(_message.Message):
+    __slots__ = ["chunk_size", "upload_window", "upload_grace", "max_download_window", "max_resource_size", "max_page_size", "max_heads"]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    UPLOAD_GRACE_FIELD_NUMBER: _ClassVar[int]
+    MAX_DOWNLOAD_WINDOW_FIELD_NUMBER: _ClassVar[int]
+    MAX_RESOURCE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_HEADS_FIELD_NUMBER: _ClassVar[int]
+    chunk_size: int
+    upload_window: int
+    upload_grace: float
+    max_download_window: int
+    max_resource_size: int
+    max_page_size: int
+    max_heads: int
+    def __init__(self, chunk_size: _Optional[int] = ..., upload_window: _Optional[int] = ..., upload_grace: _Optional[float] = ..., max_download_window: _Optional[int] = ..., max_resource_size: _Optional[int] = ..., max_page_size: _Optional[int] = ..., max_heads: _Optional[int] = ...) -> None: ...
+
+class Error(_message.Message):
+    __slots__ = ["code", "message", "details"]
+    class DetailsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    DETAILS_FIELD_NUMBER: _ClassVar[int]
+    code: str
+    message: str
+    details: _containers.MessageMap[str, Value]
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., details: _Optional[_Mapping[str, Value]] = ...) -> None: ...
+
+class Value(_message.Message):
+    __slots__ = ["string_value", "int_value", "double_value", "bool_value"]
+    STRING_VALUE_FIELD_NUMBER: _ClassVar[int]
+    INT_VALUE_FIELD_NUMBER: _ClassVar[int]
+    DOUBLE_VALUE_FIELD_NUMBER: _ClassVar[int]
+    BOOL_VALUE_FIELD_NUMBER: _ClassVar[int]
+    string_value: str
+    int_value: int
+    double_value: float
+    bool_value: bool
+    def __init__(self, string_value: _Optional[str] = ..., int_value: _Optional[int] = ..., double_value: _Optional[float] = ..., bool_value: bool = ...) -> None: ...
