@@ -9,22 +9,22 @@ from tailrace_impl_common._chain import ChainSender, ChainVerifier, chunk_hash, 
 Sent = tuple[int, bytes, bytes, bytes]
 
 
-def send(chunks: list[bytes], offset: int) -> tuple[list[Sent], bytes]:
+def send(chunks: list[bytes], offset: int) -> tuple[list[Sent], tuple[bytes, int]]:
     sender = ChainSender(offset)
     sent: list[Sent] = []
     for data in chunks:
         at = sender.offset
         sent.append((at, data, *sender.next(data)))
-    return sent, sender.previous
+    return sent, (sender.previous, sender.offset)
 
 
-def receive(sent: list[Sent], offset: int, end: bytes) -> bytes:
+def receive(sent: list[Sent], offset: int, end: tuple[bytes, int]) -> bytes:
     verifier = ChainVerifier(offset)
     got = b""
     for chunk in sent:
         verifier.check(*chunk)
         got += chunk[1]
-    verifier.finish(end)
+    verifier.finish(*end)
     return got
 
 
@@ -96,7 +96,7 @@ def test_order_and_bytes_can_be_checked_apart() -> None:
     (chunk,), end = send([b"data"], 0)
     verifier = ChainVerifier()
     verifier.link(chunk[0], 4, chunk[2], chunk[3])
-    verifier.finish(end)
+    verifier.finish(*end)
     verify_data(b"data", chunk[2], 0)
     with pytest.raises(IntegrityError, match="offset 0"):
         verify_data(b"dat4", chunk[2], 0)

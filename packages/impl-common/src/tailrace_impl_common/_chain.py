@@ -126,13 +126,18 @@ class ChainVerifier:
         verify_data(data, hash, offset)
         self.link(offset, len(data), hash, previous)
 
-    def finish(self, previous: bytes) -> None:
-        """Check an end mark: ``previous`` is the hash of the last chunk, empty when there was none.
+    def finish(self, previous: bytes, offset: int | None = None) -> None:
+        """Check an end mark.
+
+        Args:
+            previous: Hash of the last chunk, empty when there was none.
+            offset: Where the transfer ends. ``None`` leaves it to the caller to compare it with :attr:`offset`; the hash
+                alone does not tell the last chunk from an equal one before it.
 
         Raises:
             IntegrityError: The last chunk is not the one that arrived last.
         """
-        if previous != self._previous:
+        if previous != self._previous or offset not in (None, self._offset):
             problem = "the end of the transfer does not follow the last chunk received"
             raise IntegrityError(offset=self._offset, problem=problem)
 
