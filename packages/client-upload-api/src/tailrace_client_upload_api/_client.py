@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -56,6 +56,9 @@ class ReopenRequest:
     """Resource id."""
     token: str
     """Upload token of the last session."""
+    prefix: Callable[[int], AsyncIterable[Buffer]] | None = None
+    """Yields the first bytes of the source, as many as it is called with: what the server has is compared with them
+    before anything is sent. ``None`` when the server cannot have any."""
 
 
 class UploadSession(ABC):
@@ -235,8 +238,8 @@ class UploadClient(ABC):
     def resume_upload(self, request: ReopenRequest) -> UploadSession:
         """Prepare the continuation of an upload; it opens when the session is entered.
 
-        The session then stands at :attr:`UploadSession.offset`, whose head is ``announced.head``: the caller goes on
-        writing from there.
+        The session then stands at :attr:`UploadSession.offset`: the caller goes on writing from there.
+        :meth:`UploadSession.open` raises ``SourceChanged`` when the source is not the one that was uploaded.
         """
 
     def upload(

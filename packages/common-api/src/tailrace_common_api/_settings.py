@@ -40,6 +40,8 @@ class ClientSettings:
     """Longest time to connect and for a handshake to be answered, in seconds."""
     answer_timeout: float = 30.0
     """Longest time for an acknowledgement or a unary answer, in seconds."""
+    finish_timeout: float = 300.0
+    """Longest time for the end of an upload to be acknowledged, in seconds: the server syncs all of it to disk first."""
     keepalive_interval: float = 20.0
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
@@ -54,7 +56,7 @@ class ClientSettings:
             raise ConfigurationError(field="chunk_size", problem=f"{self.chunk_size} is not within 1 byte and 4 MiB")
         if self.download_window < 0:
             raise ConfigurationError(field="download_window", problem="negative")
-        for name in ("connect_timeout", "answer_timeout", "keepalive_interval", "keepalive_timeout"):
+        for name in ("connect_timeout", "answer_timeout", "finish_timeout", "keepalive_interval", "keepalive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(field=name, problem="not a positive number of seconds")
 

@@ -1,1 +1,92 @@
-"""The protocol of Tailrace without I/O, and the in-process transport."""
+"""Everything about the protocol that does not depend on a transport."""
+
+from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._cancelling import cancel_and_wait
+from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
+from tailrace_impl_common._client import ConnectedClient
+from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResource
+from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
+from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
+from tailrace_impl_common._head import (
+    BLOCK_SIZE,
+    EMPTY_HEAD,
+    BlockDigest,
+    HeadHasher,
+    hash_file,
+    head_of,
+    head_of_file,
+    make_head,
+    next_spine,
+)
+from tailrace_impl_common._inprocess import InProcessConnection
+from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
+from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
+from tailrace_impl_common._process_exit import ProcessExit
+from tailrace_impl_common._retry import Retry, RetrySchedule
+from tailrace_impl_common._serve import answer_request, serve_conversation
+from tailrace_impl_common._signal import Signal
+from tailrace_impl_common._sources import iter_source, read_pieces
+from tailrace_impl_common._statuses import status_under
+from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
+from tailrace_impl_common._transcode import Transcoder
+from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver, UploadSender, UploadState
+from tailrace_impl_common._window import ReceiveWindow, SendWindow
+
+__all__ = [
+    "BLOCK_SIZE",
+    "DOWNLOAD_TRANSITIONS",
+    "EMPTY_HEAD",
+    "HASH_SIZE",
+    "MAX_CHUNK_SIZE",
+    "UPLOAD_TRANSITIONS",
+    "BlockDigest",
+    "Buffer",
+    "ChainSender",
+    "ChainVerifier",
+    "ClientStream",
+    "ConnectedClient",
+    "ConnectedResource",
+    "ConnectedUpload",
+    "Connection",
+    "DownloadReceiver",
+    "DownloadSender",
+    "DownloadState",
+    "GrowingFile",
+    "HeadHasher",
+    "InProcessConnection",
+    "MessageChainReceiver",
+    "MessageChainSender",
+    "MessageStream",
+    "ProcessExit",
+    "ReceiveWindow",
+    "Retry",
+    "RetrySchedule",
+    "RotationPolicy",
+    "SendWindow",
+    "ServerStream",
+    "Signal",
+    "SourceRestarted",
+    "Transcoder",
+    "UploadReceiver",
+    "UploadSender",
+    "UploadState",
+    "answer_request",
+    "cancel_and_wait",
+    "chunk_hash",
+    "count_newlines",
+    "find_newline",
+    "hash_file",
+    "head_of",
+    "head_of_file",
+    "iter_source",
+    "last_lines",
+    "line_count",
+    "make_head",
+    "next_spine",
+    "read_pieces",
+    "resolve_lines",
+    "serve_conversation",
+    "status_under",
+    "verify_data",
+]

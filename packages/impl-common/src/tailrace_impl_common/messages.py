@@ -8,7 +8,7 @@ request            further messages of the client         messages of the server
 =================  =====================================  ==========================================
 ``OpenUpload``     ``Chunk``\*, ``Finish`` | ``Abort``    ``Opened``, (``Checkpoint`` | ``Window``)\*, ``Finished``
 ``ReopenUpload``   the same                               the same
-``Read``           ``Window``\*                           ``Started``, (``Chunk`` | ``Checkpoint``)\*, ``End``
+``Read``           ``Window``\*                           ``Started``, ``Chunk``\*, ``End``
 ``Follow``         ``Window``\*                           the same
 ``ReadLines``      ``Window``\*                           the same
 ``Watch``          –                                      ``Status``\*, ``Watched``
@@ -57,6 +57,9 @@ class Chunk(NamedTuple):
     """XXH3-64 of ``data``, 8 bytes."""
     previous: bytes
     """Hash of the previous chunk of this transfer; empty for its first."""
+    checkpoint: Checkpoint | None = None
+    """Downloads only: the announced checkpoint at exactly :attr:`end`, whenever the chunk ends at one. It travels with
+    the chunk, not behind it in a message of its own, because that would double the messages of a live follower."""
 
     @property
     def end(self) -> int:
@@ -200,7 +203,8 @@ class End:
     previous: bytes
     """Hash of the last chunk; empty when there was none."""
     status: Status
-    """Status at that time; terminal for a follower."""
+    """Status at that time; terminal for a follower. Where its size is ``offset``, its head is that of all that was sent
+    to a reader that started at 0."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

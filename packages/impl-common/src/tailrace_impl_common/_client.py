@@ -1,0 +1,71 @@
+"""A client over any transport."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from tailrace_client_download_api import EVERYTHING, DownloadClient, ResourceClient
+from tailrace_client_upload_api import ReopenRequest, UploadClient, UploadRequest
+from tailrace_common_api import ClientSettings, ListFilter, Page, Reference, Status, check_id
+from tailrace_impl_common._client_download import ConnectedResource, ask
+from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._streams import Connection
+from tailrace_impl_common.messages import Delete, Done, GetStatus, List, Listed, OpenUpload, ReopenUpload
+
+
+class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
+    """All that a client can do, over one connection. Belongs to one event loop.
+
+    Connects when it is first used. Leaving the context manager ends every conversation that still runs.
+    """
+
+    def __init__(self, connection: Connection, settings: ClientSettings | None = None) -> None:
+        """Use ``connection``, which is closed with this client."""
+        self._connection = connection
+        self._settings = settings or ClientSettings()
+
+    @property
+    def connection(self) -> Connection:
+        """The connection in use."""
+        return self._connection
+
+    def start_upload(self, request: UploadRequest) -> ConnectedUpload:
+        message = OpenUpload(
+            metadata=request.metadata,
+            visibility=request.visibility,
+            length=request.length,
+            sha256=request.sha256,
+            idempotency_key=request.idempotency_key,
+        )
+        return ConnectedUpload(self._connection, message, self._settings)
+
+    def resume_upload(self, request: ReopenRequest) -> ConnectedUpload:
+        message = ReopenUpload(id=check_id(request.id), token=request.token)
+        return ConnectedUpload(self._connection, message, self._settings, request.prefix)
+
+    def open(self, reference: str, *, token: str | None = None) -> ConnectedResource:
+        return ConnectedResource(self._connection, Reference.parse(reference).id, token, self._settings)
+
+    async def status(self, reference: str, *, token: str | None = None) -> Status:
+        return await ask(self._connection, GetStatus(id=Reference.parse(reference).id, token=token), Status)
+
+    async def list_page(
+        self, filter: ListFilter = EVERYTHING, *, limit: int = 100, page_token: str | None = None
+    ) -> Page:
+        return (await ask(self._connection, List(filter=filter, limit=limit, page_token=page_token), Listed)).page
+
+    async def delete(self, reference: str, *, token: str | None = None) -> None:
+        await ask(self._connection, Delete(id=Reference.parse(reference).id, token=token), Done)
+
+    async def close(self) -> None:
+        """End every conversation and release the connection; idempotent."""
+        await self._connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()

@@ -1,0 +1,194 @@
+"""How a byte stream reaches a reader: the machines of both sides, without any I/O.
+
+The server answers ``Read``, ``Follow`` and ``ReadLines`` with ``Started``, chunks without a gap, and ``End``::
+
+    STARTING ──Started──▶ STREAMING ──Chunk*──▶ STREAMING ──End──▶ ENDED
+
+The reader grants a window: it can hold what it granted, so what arrives is always taken off the connection. The server
+may go beyond the window by one chunk, so that chunks shared between readers need not be split. A window of 0 leaves the
+pace to the transport, and then no ``Window`` is ever sent.
+
+A chunk that ends at an announced size carries the checkpoint there. A reader that started at 0 compares its own head
+with it, and with the status in ``End``.
+"""
+
+from __future__ import annotations
+
+import enum
+
+from tailrace_common_api import Checkpoint, IntegrityError, ProtocolError, Status
+from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._chain import ChainSender, ChainVerifier
+from tailrace_impl_common._head import HeadHasher
+from tailrace_impl_common._window import ReceiveWindow, SendWindow
+from tailrace_impl_common.messages import Chunk, ClientMessage, End, ServerMessage, Started, Window
+
+
+class DownloadState(enum.Enum):
+    """States of a byte stream."""
+
+    STARTING = enum.auto()
+    STREAMING = enum.auto()
+    ENDED = enum.auto()
+
+
+DOWNLOAD_TRANSITIONS: dict[tuple[DownloadState, type], DownloadState] = {
+    (DownloadState.STARTING, Started): DownloadState.STREAMING,
+    (DownloadState.STREAMING, Chunk): DownloadState.STREAMING,
+    (DownloadState.STREAMING, End): DownloadState.ENDED,
+}
+
+
+class DownloadSender:
+    """The server's half: links chunks and keeps to the reader's window."""
+
+    __slots__ = ("_chain", "_unlimited", "_window")
+
+    def __init__(self, *, offset: int, window: int) -> None:
+        """Start a stream at ``offset`` for a reader that granted ``window`` bytes from there; 0 for no window."""
+        self._chain = ChainSender(offset)
+        self._unlimited = window == 0
+        self._window = SendWindow(offset + window)
+
+    @property
+    def offset(self) -> int:
+        """Offset of the next chunk."""
+        return self._chain.offset
+
+    @property
+    def unlimited(self) -> bool:
+        """Whether the reader leaves the pace to the transport."""
+        return self._unlimited
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the window has room; one chunk may then go beyond it."""
+        return self._unlimited or self._window.until > self._chain.offset
+
+    def receive(self, message: ClientMessage) -> bool:
+        """Take a message of the reader; return whether it allows more than before.
+
+        Raises:
+            ProtocolError: It is no ``Window``, or the reader had chosen to have none.
+        """
+        if not isinstance(message, Window):
+            raise ProtocolError(f"{type(message).__name__} is not for the reader of a byte stream to send")
+        if self._unlimited:
+            raise ProtocolError("a window cannot be granted in a stream that was asked for without one")
+        return self._window.grant(message.until)
+
+    def chunk(self, data: Buffer, hash: bytes, checkpoint: Checkpoint | None) -> Chunk:
+        """Return the next chunk, of bytes that were hashed already."""
+        offset = self._chain.offset
+        return Chunk(offset, data, hash, self._chain.link(hash, len(data)), checkpoint)
+
+    def end(self, status: Status) -> End:
+        """Return the message that ends the stream."""
+        return End(offset=self._chain.offset, previous=self._chain.previous, status=status)
+
+
+class DownloadReceiver:
+    """The reader's half: proves what arrives and grants more as it is consumed."""
+
+    __slots__ = (
+        "_confirmed",
+        "_hasher",
+        "_max_chunk",
+        "_verifier",
+        "_verify",
+        "_window",
+        "_window_size",
+        "end",
+        "started",
+        "state",
+    )
+
+    def __init__(self, *, window: int, max_chunk: int, verify: bool = True) -> None:
+        """Wait for ``Started``.
+
+        Args:
+            window: Bytes granted in the request; 0 for no window.
+            max_chunk: Largest chunk that a server may send, in bytes: by so much it may overdraw.
+            verify: Whether to check hashes and heads; offsets and order are checked always.
+        """
+        self._window_size = window
+        self._max_chunk = max_chunk
+        self._verify = verify
+        self._verifier = ChainVerifier()
+        self._window: ReceiveWindow | None = None
+        self._hasher: HeadHasher | None = None
+        self._confirmed = 0
+        self.state = DownloadState.STARTING
+        self.started: Started | None = None
+        """The server's answer to the request; ``None`` while STARTING."""
+        self.end: End | None = None
+        """How the stream ended; ``None`` before."""
+
+    @property
+    def offset(self) -> int:
+        """Offset behind the last proven byte."""
+        return self._verifier.offset
+
+    def receive(self, message: ServerMessage) -> None:
+        """Take a message of the server; what it holds is proven when this returns.
+
+        Raises:
+            ProtocolError: It does not fit the state, or overdraws the window.
+            IntegrityError: Bytes were lost, repeated, reordered or changed.
+        """
+        try:
+            state = DOWNLOAD_TRANSITIONS[self.state, type(message)]
+        except KeyError:
+            raise ProtocolError(f"{type(message).__name__} received while the stream is {self.state.name}") from None
+        if isinstance(message, Chunk):
+            self._take(message)
+        elif isinstance(message, Started):
+            self._start(message)
+        elif isinstance(message, End):
+            self._finish(message)
+        self.state = state
+
+    def _start(self, started: Started) -> None:
+        self.started = started
+        self._verifier = ChainVerifier(started.offset)
+        if self._window_size:
+            self._window = ReceiveWindow(self._window_size, offset=started.offset, overdraft=self._max_chunk)
+        if self._verify and started.offset == 0:
+            self._hasher = HeadHasher()
+
+    def _take(self, chunk: Chunk) -> None:
+        if self._window is not None:
+            self._window.receive(chunk.offset, len(chunk.data))
+        if self._verify:
+            self._verifier.check(chunk.offset, chunk.data, chunk.hash, chunk.previous)
+        else:
+            self._verifier.link(chunk.offset, len(chunk.data), chunk.hash, chunk.previous)
+        if self._hasher is not None:
+            self._hasher.update(chunk.data)
+            if chunk.checkpoint is not None:
+                self._compare(self._hasher, chunk.checkpoint.head)
+
+    def _compare(self, hasher: HeadHasher, head: bytes) -> None:
+        if hasher.head() != head:
+            raise IntegrityError(
+                offset=self._confirmed, problem=f"the head of the first {hasher.size} bytes is not the announced one"
+            )
+        self._confirmed = hasher.size
+
+    def _finish(self, end: End) -> None:
+        offset = self._verifier.offset
+        if end.offset != offset:
+            raise IntegrityError(
+                offset=offset, problem=f"the stream ended at {end.offset} but {offset} is where it got to"
+            )
+        self._verifier.finish(end.previous)
+        if self._hasher is not None and end.status.size == offset:
+            self._compare(self._hasher, end.status.head)
+        self.end = end
+
+    def consume(self, offset: int) -> Window | None:
+        """Note that the reader took everything below ``offset``; return the window to grant, if it is time to."""
+        if self._window is None:
+            return None
+        until = self._window.consume(offset)
+        return None if until is None else Window(until)

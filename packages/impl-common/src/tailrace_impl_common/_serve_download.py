@@ -1,0 +1,175 @@
+"""The server's side of the byte streams: ranges, followers and lines."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+
+from tailrace_common_api import (
+    Checkpoint,
+    FromOffset,
+    InvalidArgument,
+    LastBytes,
+    LastLines,
+    LineAccessDisabled,
+    ProtocolError,
+    RangeNotSatisfiable,
+    Start,
+    Status,
+)
+from tailrace_impl_common._cancelling import cancel_and_wait
+from tailrace_impl_common._download_machine import DownloadSender
+from tailrace_impl_common._lines import last_lines, resolve_lines
+from tailrace_impl_common._statuses import status_under
+from tailrace_impl_common._streams import ServerStream
+from tailrace_impl_common.messages import DownloadRequest, Read, ReadLines, Started
+from tailrace_server_api import ResourceManager, ResourceReader, Snapshot
+
+
+async def serve_download(
+    request: DownloadRequest, stream: ServerStream, *, manager: ResourceManager, base: str, chunk_size: int
+) -> None:
+    """Drive a byte stream from its first message; see :func:`serve_conversation`."""
+    limit = manager.limits.max_download_window
+    if not 0 <= request.window <= limit:
+        raise InvalidArgument(field="window", problem=f"{request.window} is not within 0 and {limit} bytes")
+    reader = await manager.open_reader(request.id, token=request.token)
+    try:
+        snapshot = reader.snapshot
+        span = await _resolve(request, reader, snapshot)
+        conversation = _DownloadConversation(reader, stream, span, window=request.window, chunk_size=chunk_size)
+        await conversation.run(snapshot, status_under(reader.status(), base), base)
+    finally:
+        reader.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Span:
+    """What a request asked for, in bytes."""
+
+    start: int
+    end: int | None
+    """``None`` for a follower."""
+    line: int | None = None
+    """Number of the first line, where lines were asked for."""
+
+
+async def _resolve(request: DownloadRequest, reader: ResourceReader, snapshot: Snapshot) -> _Span:
+    if isinstance(request, Read):
+        return _resolve_bytes(request, snapshot.size)
+    if isinstance(request, ReadLines):
+        return await _resolve_lines(request, reader, snapshot)
+    return _Span(await _resolve_start(request.start, reader, snapshot), None)
+
+
+def _resolve_bytes(request: Read, size: int) -> _Span:
+    if request.suffix is not None:
+        if request.suffix < 0:
+            raise InvalidArgument(field="suffix", problem=f"{request.suffix} is negative")
+        return _Span(max(0, size - request.suffix), size)
+    end = size if request.end is None else request.end
+    if not 0 <= request.start <= end <= size:
+        raise RangeNotSatisfiable(start=request.start, end=request.end, size=size)
+    return _Span(request.start, end)
+
+
+async def _resolve_lines(request: ReadLines, reader: ResourceReader, snapshot: Snapshot) -> _Span:
+    if not reader.line_access:
+        raise LineAccessDisabled(id=reader.id)
+    if request.last is not None:
+        first, end = last_lines(request.last, snapshot.lines)
+    else:
+        first, end = resolve_lines(request.first, request.count, snapshot.lines)
+    start = await reader.line_offset(first, snapshot)
+    return _Span(start, start if end == first else await reader.line_offset(end, snapshot), first)
+
+
+async def _resolve_start(start: Start, reader: ResourceReader, snapshot: Snapshot) -> int:
+    match start:
+        case FromOffset(offset):
+            if not 0 <= offset <= snapshot.size:
+                raise RangeNotSatisfiable(start=offset, end=None, size=snapshot.size)
+            return offset
+        case LastBytes(count):
+            if count < 0:
+                raise InvalidArgument(field="last_bytes", problem=f"{count} is negative")
+            return max(0, snapshot.size - count)
+        case LastLines(count):
+            if not reader.line_access:
+                raise LineAccessDisabled(id=reader.id)
+            return await reader.line_offset(last_lines(count, snapshot.lines)[0], snapshot)
+
+
+class _DownloadConversation:
+    """One byte stream: this task sends, and another takes the reader's windows meanwhile."""
+
+    def __init__(
+        self, reader: ResourceReader, stream: ServerStream, span: _Span, *, window: int, chunk_size: int
+    ) -> None:
+        self._reader = reader
+        self._stream = stream
+        self._span = span
+        self._chunk_size = chunk_size
+        self._machine = DownloadSender(offset=span.start, window=window)
+        self._granted = asyncio.Event()
+
+    async def run(self, snapshot: Snapshot, status: Status, base: str) -> None:
+        span = self._span
+        await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status))
+        control = asyncio.ensure_future(self._receive_windows())
+        sending = asyncio.ensure_future(self._send_all(snapshot, control))
+        try:
+            await asyncio.wait((sending, control), return_when=asyncio.FIRST_COMPLETED)
+            if not sending.done():
+                # The reader has said its last word: a mistake, which ends the stream, or no more than that.
+                control.result()
+                await asyncio.wait((sending,))
+            sending.result()
+        finally:
+            await cancel_and_wait(sending)
+            await cancel_and_wait(control)
+        await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
+
+    async def _send_all(self, snapshot: Snapshot, control: asyncio.Future[None]) -> None:
+        if self._span.end is None:
+            await self._follow(control)
+        else:
+            await self._send(self._span.end, snapshot.checkpoint, control)
+
+    async def _follow(self, control: asyncio.Future[None]) -> None:
+        """Send what is announced until the resource has ended."""
+        while True:
+            snapshot = self._reader.snapshot
+            await self._send(snapshot.size, snapshot.checkpoint, control)
+            if snapshot.state.terminal:
+                return
+            await self._reader.changed(snapshot.version)
+
+    async def _send(self, end: int, announced: Checkpoint, control: asyncio.Future[None]) -> None:
+        """Send everything up to ``end`` in chunks as large as there are bytes for."""
+        machine, reader, send, chunk_size = self._machine, self._reader, self._stream.send, self._chunk_size
+        while (offset := machine.offset) < end:
+            if not machine.may_send:
+                await self._wait_for_window(control)
+            until = min(end, offset + chunk_size)
+            piece = reader.try_read(offset, until) or await reader.read(offset, until)
+            checkpoint = announced if offset + len(piece.data) == announced.size else None
+            await send(machine.chunk(piece.data, piece.hash, checkpoint))
+            # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
+            del piece
+
+    async def _wait_for_window(self, control: asyncio.Future[None]) -> None:
+        while not self._machine.may_send:
+            if control.done():
+                raise ProtocolError("the reader stopped granting bytes before it had all that it asked for")
+            self._granted.clear()
+            await self._granted.wait()
+
+    async def _receive_windows(self) -> None:
+        """Take grants until the reader has no more to say."""
+        try:
+            while (message := await self._stream.receive()) is not None:
+                if self._machine.receive(message):
+                    self._granted.set()
+        finally:
+            self._granted.set()
