@@ -1,0 +1,364 @@
+"""Resources as folders of files; see ``_filesystem_layout`` and ``_journal`` for what is on disk.
+
+One process owns the data folder, so the announced state of a resource that is being written is the one that its writer
+knows, and every other state is what recovery finds on disk. Everything that may wait for a disk runs in threads: the
+writers' pool for bytes and journals, another for the rest. Changes to one resource exclude one another and run to their
+end even when the caller is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+from tailrace_common_api import AlreadyTerminal, ConfigurationError, NotFound, ResourceState, StorageFailure
+from tailrace_impl_common import EMPTY_HEAD, HeadHasher
+from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
+from tailrace_impl_server._filesystem_layout import Layout
+from tailrace_impl_server._filesystem_reader import (
+    ResidencyUnknownError,
+    boundary_at,
+    boundary_of_newline,
+    read_exactly,
+    read_resident,
+)
+from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, recover
+from tailrace_impl_server._filesystem_writer import FilesystemWriter
+from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_slot, slot_offset
+from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
+from tailrace_impl_server._writer_pool import WriterPool
+from tailrace_server_api import (
+    BLOCK_SIZE,
+    Boundary,
+    Buffer,
+    Descriptor,
+    Durability,
+    ResourceWriter,
+    Snapshot,
+    Storage,
+)
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+_READER_THREADS = 8
+_CACHED_FILES = 128
+"""Resources that are kept open for reading; two descriptors each."""
+
+
+class FilesystemStorage(Storage):
+    """Keeps each resource in a folder of its own."""
+
+    def __init__(self, path: Path, *, durability: Durability, writer_threads: int = 4) -> None:
+        """Describe the storage; nothing is touched before :meth:`start`.
+
+        Args:
+            path: The data folder; made if it is not there.
+            durability: What an announced byte survives.
+            writer_threads: Most uploads that are written at the same instant.
+        """
+        self._durability = durability
+        self._layout = Layout(path)
+        self._pool = WriterPool(writer_threads)
+        self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="tailrace-files")
+        self._boot_id = NO_BOOT_ID
+        self._cache = FileCache(_CACHED_FILES)
+        self._residency_known = True
+        self._writers: dict[str, FilesystemWriter] = {}
+        self._creating: set[str] = set()
+        self._deletions = 0
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._changes: set[asyncio.Task[object]] = set()
+        self._started = False
+        self._closed = False
+
+    @property
+    def durability(self) -> Durability:
+        return self._durability
+
+    async def start(self) -> None:
+        try:
+            await self._run(self._layout.acquire)
+        except OSError as error:
+            raise ConfigurationError(field="data", problem=str(error)) from error
+        self._boot_id = await self._run(_read_boot_id)
+        self._started = True
+
+    async def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*self._changes, return_exceptions=True)
+        await asyncio.gather(*(writer.close() for writer in list(self._writers.values())))
+        self._cache.clear()
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        self._pool.close()
+        self._threads.shutdown()
+        self._layout.release()
+
+    # Changes.
+
+    async def create(self, descriptor: Descriptor) -> Snapshot:
+        return await self._change(descriptor.id, self._create(descriptor))
+
+    async def _create(self, descriptor: Descriptor) -> Snapshot:
+        snapshot = Snapshot(
+            version=1,
+            epoch=0,
+            state=ResourceState.INITIATED,
+            reason=None,
+            size=0,
+            newlines=0,
+            head=EMPTY_HEAD,
+            open_line=False,
+        )
+        slot = Slot(snapshot, EMPTY_SPINE, b"", self._boot_id)
+        self._creating.add(descriptor.id)
+        try:
+            await self._run(partial(self._layout.create, descriptor, slot, sync_names=self._syncs))
+        except OSError as error:
+            raise storage_error(error, "create a resource") from error
+        finally:
+            self._creating.discard(descriptor.id)
+        return snapshot
+
+    async def replace_token(self, id: str, token_hash: bytes) -> None:
+        await self._change(id, self._replace_token(id, token_hash))
+
+    async def _replace_token(self, id: str, token_hash: bytes) -> None:
+        descriptor = replace(await self.describe(id), token_hash=token_hash)
+        try:
+            await self._run(self._layout.replace_description, descriptor)
+        except OSError as error:
+            raise storage_error(error, f"replace the token of resource {id}") from error
+
+    async def open(self, id: str) -> ResourceWriter:
+        change = asyncio.ensure_future(self._change(id, self._open(id)))
+        try:
+            return await asyncio.shield(change)
+        except asyncio.CancelledError:
+            # The writer comes into being all the same, and nobody else will close it.
+            change.add_done_callback(self._close_abandoned)
+            raise
+
+    async def _open(self, id: str) -> FilesystemWriter:
+        await self._fence(id)
+        try:
+            files, recovered, hasher = await self._run(self._take_over, id)
+        except FileNotFoundError:
+            raise NotFound(id=id) from None
+        except OSError as error:
+            raise storage_error(error, f"open resource {id} for writing") from error
+        writer = FilesystemWriter(
+            files=files,
+            slot=recovered.slot,
+            hasher=hasher,
+            line_access=recovered.line_access,
+            durability=self._durability,
+            pool=self._pool,
+            sync_names=partial(self._layout.sync_names, id),
+            on_close=partial(self._writer_closed, id),
+        )
+        self._writers[id] = writer
+        return writer
+
+    def _take_over(self, id: str) -> tuple[ResourceFiles, Recovered, HeadHasher]:
+        """Recover a resource, cut what is not proven, and store the next epoch. Blocks."""
+        files = ResourceFiles(self._layout.folder(id), writable=True)
+        recovered = recover(files)
+        snapshot = recovered.slot.snapshot
+        if recovered.hasher is None:
+            raise AlreadyTerminal(id=id, state=snapshot.state.value)
+        cut_to(files, recovered.slot, sync=self._syncs)
+        taken = replace(snapshot, version=snapshot.version + 1, epoch=snapshot.epoch + 1)
+        slot = replace(recovered.slot, snapshot=taken, boot_id=self._boot_id)
+        write_all(files.journal, [pack_slot(slot)], slot_offset(taken.version))
+        if self._syncs:
+            sync_data(files.journal)
+        return files, replace(recovered, slot=slot), recovered.hasher
+
+    async def delete(self, id: str) -> None:
+        await self._change(id, self._delete(id))
+
+    async def _delete(self, id: str) -> None:
+        await self._fence(id)
+        # Reads that are under way may still open the files, but must not leave them open behind the deletion.
+        self._deletions += 1
+        files = self._cache.pop(id)
+        try:
+            await self._run(self._remove, id, files)
+        except OSError as error:
+            raise storage_error(error, f"delete resource {id}") from error
+        finally:
+            self._deletions += 1
+
+    def _remove(self, id: str, files: ResourceFiles | None) -> None:
+        # The files are closed here, in a thread: closing the last descriptor of a big file that has no name any more
+        # takes its time.
+        del files
+        self._layout.remove(id)
+
+    async def _fence(self, id: str) -> None:
+        """Let the open writer of a resource, if there is one, finish what it has begun and nothing more."""
+        writer = self._writers.get(id)
+        if writer is not None:
+            writer.fence(writer.epoch + 1)
+            await writer.close()
+
+    def _writer_closed(self, id: str, writer: FilesystemWriter) -> None:
+        if self._writers.get(id) is writer:
+            del self._writers[id]
+
+    def _close_abandoned(self, change: asyncio.Future[FilesystemWriter]) -> None:
+        if not change.cancelled() and change.exception() is None:
+            self._keep(asyncio.ensure_future(change.result().close()))
+
+    # Reading.
+
+    async def describe(self, id: str) -> Descriptor:
+        try:
+            return await self._run(self._layout.describe, id)
+        except OSError as error:
+            raise storage_error(error, f"read the description of resource {id}") from error
+
+    async def load(self, id: str) -> Snapshot:
+        lock = self._lock(id)
+        async with lock:
+            writer = self._writers.get(id)
+            if writer is not None:
+                return writer.snapshot
+            try:
+                return await self._run(self._recovered_snapshot, id)
+            except FileNotFoundError:
+                raise NotFound(id=id) from None
+            except OSError as error:
+                raise storage_error(error, f"read resource {id}") from error
+
+    def _recovered_snapshot(self, id: str) -> Snapshot:
+        return recover(ResourceFiles(self._layout.folder(id), writable=False)).slot.snapshot
+
+    def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
+        if not self._residency_known:
+            return None
+        files = self._open_files(id)
+        if files is None:
+            return None
+        try:
+            return read_resident(files, start, end)
+        except ResidencyUnknownError:
+            self._residency_known = False
+            return None
+
+    async def read(self, id: str, start: int, end: int) -> Buffer:
+        return await self._with_files(id, partial(_read, start=start, end=end))
+
+    async def boundary(self, id: str, offset: int) -> Boundary:
+        return await self._with_files(id, partial(_boundary, blocks=offset // BLOCK_SIZE))
+
+    async def boundary_of_newline(self, id: str, newlines: int, size: int) -> Boundary:
+        return await self._with_files(id, partial(_boundary_of_newline, newlines=newlines, blocks=size // BLOCK_SIZE))
+
+    async def ids(self) -> AsyncGenerator[str, None]:
+        try:
+            interrupted = await self._run(self._layout.unfinished_creations)
+            for name in interrupted:
+                # What came into being after the listing is not in it; what is listed and still being made is known.
+                if name not in self._creating:
+                    await self._run(self._layout.remove_creation, name)
+            stored = await self._run(self._layout.ids)
+        except OSError as error:
+            raise storage_error(error, "list the stored resources") from error
+        for name in stored:
+            yield name
+
+    def _open_files(self, id: str) -> ResourceFiles | None:
+        files = self._cache.get(id)
+        if files is None and (writer := self._writers.get(id)) is not None and writer.files is not None:
+            files = writer.files
+            self._cache.put(id, files)
+        return files
+
+    async def _with_files(self, id: str, reading: Callable[[ResourceFiles], _T]) -> _T:
+        deletions = self._deletions
+        files = self._open_files(id)
+        try:
+            if files is not None:
+                return await self._run(reading, files)
+            opened, result = await self._run(partial(_open_and, self._layout.folder(id), reading))
+        except FileNotFoundError:
+            raise NotFound(id=id) from None
+        except OSError as error:
+            raise storage_error(error, f"read resource {id}") from error
+        if self._deletions == deletions and self._open_files(id) is None:
+            self._cache.put(id, opened)
+        return result
+
+    # How things run.
+
+    @property
+    def _syncs(self) -> bool:
+        return self._durability is Durability.FSYNC
+
+    def _lock(self, id: str) -> asyncio.Lock:
+        return self._locks.setdefault(id, asyncio.Lock())
+
+    async def _change(self, id: str, change: Coroutine[object, object, _T]) -> _T:
+        """Run a change to the end, after all others to the same resource; cancelling abandons the wait only."""
+
+        async def alone() -> _T:
+            async with lock:
+                return await change
+
+        lock = self._lock(id)
+        task = asyncio.ensure_future(alone())
+        self._keep(task)
+        return await asyncio.shield(task)
+
+    def _keep(self, task: asyncio.Task[_T]) -> None:
+        """Hold a task until it is done; if nobody waits for it any more, its error is of no interest to anyone."""
+        self._changes.add(task)
+        task.add_done_callback(self._changed)
+
+    def _changed(self, task: asyncio.Task[_T]) -> None:
+        self._changes.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            _log.debug("a change of the storage failed", exc_info=error)
+
+    async def _run(self, function: Callable[..., _T], *args: object) -> _T:
+        if self._closed:
+            raise StorageFailure("the storage is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+
+def _read(files: ResourceFiles, *, start: int, end: int) -> bytes:
+    return read_exactly(files, start, end)
+
+
+def _boundary(files: ResourceFiles, *, blocks: int) -> Boundary:
+    return boundary_at(files, blocks)
+
+
+def _boundary_of_newline(files: ResourceFiles, *, newlines: int, blocks: int) -> Boundary:
+    return boundary_of_newline(files, newlines, blocks)
+
+
+def _open_and(folder: Path, reading: Callable[[ResourceFiles], _T]) -> tuple[ResourceFiles, _T]:
+    files = ResourceFiles(folder, writable=False)
+    return files, reading(files)
+
+
+def _read_boot_id() -> bytes:
+    """Return which boot of the system this is."""
+    try:
+        return bytes.fromhex(Path("/proc/sys/kernel/random/boot_id").read_text().strip().replace("-", ""))
+    except (OSError, ValueError):
+        return NO_BOOT_ID

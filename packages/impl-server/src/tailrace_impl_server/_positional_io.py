@@ -1,0 +1,95 @@
+"""Whole reads and writes at positions of open files, and what their errors mean. All of it blocks."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from tailrace_common_api import StorageFailure, StorageFull
+from tailrace_server_api import Buffer
+
+MAX_BUFFERS = 512
+"""Most buffers in one call; systems allow 1,024."""
+
+# Where the system has no fdatasync, fsync does more than is needed.
+sync_data = getattr(os, "fdatasync", os.fsync)
+"""Wait until the bytes of a file and its size are on disk."""
+
+
+def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
+    """Write all bytes of ``buffers``, one behind the other, from ``offset`` on.
+
+    Args:
+        fd: An open file.
+        buffers: At most :data:`MAX_BUFFERS`.
+        offset: Where to begin, in bytes.
+
+    Raises:
+        OSError: Not everything could be written; how much was is not known.
+    """
+    total = sum(map(len, buffers))
+    written = os.pwritev(fd, buffers, offset)
+    while written < total:
+        # A write is cut short by a full disk or a signal; the next attempt tells which.
+        rest = memoryview(b"".join(buffers))[written:]
+        count = os.pwrite(fd, rest, offset + written)
+        if not count:
+            raise OSError(errno.EIO, "a write stored nothing")
+        written += count
+
+
+def read_up_to(fd: int, length: int, offset: int) -> bytes:
+    """Return ``length`` bytes from ``offset``, fewer only where the file ends.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    data = os.pread(fd, length, offset)
+    while len(data) < length:
+        more = os.pread(fd, length - len(data), offset + len(data))
+        if not more:
+            break
+        data += more
+    return data
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on disk.
+
+    Raises:
+        OSError: The folder cannot be opened or synced.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_new_file(path: Path, data: bytes) -> None:
+    """Write a file that must not exist, and wait until its bytes are on disk.
+
+    Raises:
+        OSError: The file exists or cannot be written.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    try:
+        if data:
+            write_all(fd, [data], 0)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def storage_error(error: OSError, doing: str) -> StorageFull | StorageFailure:
+    """Return the error that callers of a storage know for one of the system.
+
+    Args:
+        error: What the system said.
+        doing: What failed, as in "cannot …".
+    """
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull(f"cannot {doing}: {error.strerror}")
+    return StorageFailure(f"cannot {doing}: {error.strerror or error}")
