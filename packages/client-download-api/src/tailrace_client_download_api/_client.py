@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
+from tailrace_client_download_api._line_splitter import LineSplitter
 from tailrace_common_api import (
     Checkpoint,
     ConnectionLost,
@@ -154,6 +156,26 @@ class RemoteResource(ABC):
         """
 
     @abstractmethod
+    async def save(self, path: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> Status:
+        """Save the bytes ``[0, size)`` as a file, where ``size`` is the one at the time of the call.
+
+        A file that is there already must be a prefix of the resource, which is proven by its head; it is then
+        continued. Any other file is left as it is. What was saved when this fails or is cancelled is verified and
+        stays, so that the next call continues.
+
+        Args:
+            path: Where; folders are not made.
+            progress: Called with the number of bytes of the file that are there, whenever that changed.
+
+        Returns:
+            The status whose size and head the file has.
+
+        Raises:
+            IntegrityError: The file is no prefix of the resource, or what arrived is not what was stored.
+            OSError: The file cannot be read or written.
+        """
+
+    @abstractmethod
     async def delete(self) -> None:
         """Delete the resource."""
 
@@ -195,19 +217,13 @@ class RemoteResource(ABC):
         if last is not None and (first is not None or count is not None):
             raise InvalidArgument(field="last", problem="cannot be combined with first and count")
         source = self.last_line_chunks(last) if last is not None else self.line_chunks(first or 0, count)
+        splitter = LineSplitter()
         async with aclosing(source):
-            pending: list[bytes] = []
             async for chunk in source:
-                *complete, rest = bytes(chunk.data).split(b"\n")
-                for line in complete:
-                    pending.append(line)
-                    pending.append(b"\n")
-                    yield b"".join(pending)
-                    pending.clear()
-                if rest:
-                    pending.append(rest)
-            if pending:
-                yield b"".join(pending)
+                for line in splitter.feed(chunk.data):
+                    yield line
+        for line in splitter.rest():
+            yield line
 
     async def follow(
         self,

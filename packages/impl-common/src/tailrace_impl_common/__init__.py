@@ -6,6 +6,7 @@ from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, c
 from tailrace_impl_common._client import ConnectedClient
 from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResource
 from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
 from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
 from tailrace_impl_common._head import (
@@ -24,6 +25,7 @@ from tailrace_impl_common._lines import count_newlines, find_newline, last_lines
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._process_exit import ProcessExit
 from tailrace_impl_common._retry import Retry, RetrySchedule
+from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._sources import iter_source, read_pieces
@@ -49,6 +51,7 @@ __all__ = [
     "ConnectedResource",
     "ConnectedUpload",
     "Connection",
+    "DescriptorWriter",
     "DownloadReceiver",
     "DownloadSender",
     "DownloadState",
@@ -86,6 +89,7 @@ __all__ = [
     "next_spine",
     "read_pieces",
     "resolve_lines",
+    "save_resource",
     "serve_conversation",
     "status_under",
     "verify_data",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from tailrace_common_api import (
     Status,
 )
 from tailrace_impl_common._download_machine import DownloadReceiver
+from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._streams import ClientStream, Connection
 from tailrace_impl_common.messages import (
     Chunk,
@@ -127,6 +129,9 @@ class ConnectedResource(RemoteResource):
         if len(answer.heads) != len(sizes):
             raise ProtocolError(f"{len(answer.heads)} heads answer a request for {len(sizes)}")
         return answer.heads
+
+    async def save(self, path: str | os.PathLike[str], *, progress: Callable[[int], None] | None = None) -> Status:
+        return await save_resource(self, path, progress=progress)
 
     async def delete(self) -> None:
         await ask(self._connection, Delete(id=self._id, token=self._token), Done)
