@@ -131,8 +131,8 @@ class ChainVerifier:
 
         Args:
             previous: Hash of the last chunk, empty when there was none.
-            offset: Where the transfer ends. ``None`` leaves it to the caller to compare it with :attr:`offset`; the hash
-                alone does not tell the last chunk from an equal one before it.
+            offset: Where the transfer ends. ``None`` leaves it to the caller to compare it with :attr:`offset`: the
+                hash alone does not tell the last chunk from an equal one before it.
 
         Raises:
             IntegrityError: The last chunk is not the one that arrived last.

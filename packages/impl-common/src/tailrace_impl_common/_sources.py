@@ -74,8 +74,9 @@ async def iter_source(source: Source, *, chunk_size: int = DEFAULT_PIECE) -> Asy
         for piece in _cut(source, chunk_size):
             yield piece
     elif isinstance(source, AsyncIterable):
-        async for piece in _iterate(source, chunk_size):
-            yield piece
+        async with aclosing(_iterate(source, chunk_size)) as pieces:
+            async for piece in pieces:
+                yield piece
     elif isinstance(source, (list, tuple)):
         for piece in read_pieces(source, chunk_size=chunk_size):
             yield piece
