@@ -20,8 +20,10 @@ from tailrace_impl_common._head import (
     make_head,
     next_spine,
 )
+from tailrace_impl_common._ids import IdGenerator
 from tailrace_impl_common._inprocess import InProcessConnection
 from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
+from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClient
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._process_exit import ProcessExit
 from tailrace_impl_common._retry import Retry, RetrySchedule
@@ -52,11 +54,14 @@ __all__ = [
     "ConnectedUpload",
     "Connection",
     "DescriptorWriter",
+    "DirectoryClient",
+    "DiscardingClient",
     "DownloadReceiver",
     "DownloadSender",
     "DownloadState",
     "GrowingFile",
     "HeadHasher",
+    "IdGenerator",
     "InProcessConnection",
     "MessageChainReceiver",
     "MessageChainSender",
