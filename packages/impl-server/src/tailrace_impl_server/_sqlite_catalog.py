@@ -50,7 +50,7 @@ class SqliteCatalog(Catalog):
         """Describe the catalog; nothing is touched before :meth:`start`.
 
         Args:
-            path: The file; made if it is not there, in a folder that is there. SQLite puts two more beside it.
+            path: The file; made if it is not there. SQLite puts two more beside it.
             durability: With ``FSYNC`` every change is on disk when it returns.
         """
         self._path = path
@@ -90,13 +90,14 @@ class SqliteCatalog(Catalog):
         try:
             return self._open()
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode & 0xFF not in _DAMAGE:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
                 raise ConfigurationError(field="data", problem=f"cannot open {self._path}: {error}") from error
             aside = self._move_aside()
             _log.warning("The catalog %s is damaged (%s); it is kept as %s and made anew", self._path, error, aside)
             return self._open()
 
     def _open(self) -> sqlite3.Connection:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         connection = self._connect()
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -163,9 +164,9 @@ class SqliteCatalog(Catalog):
     def _write(self, connection: sqlite3.Connection) -> None:
         """Commit what waits, again and again, until the catalog is closed."""
         assert self._loop is not None
-        open = True
+        closing = False
         try:
-            while open:
+            while not closing:
                 batch: list[_Change] = []
                 change = self._changes.get()
                 try:
@@ -176,7 +177,7 @@ class SqliteCatalog(Catalog):
                         change = self._changes.get_nowait()
                 except Empty:
                     pass
-                open = change is not None
+                closing = change is None
                 if batch:
                     outcomes = _commit(connection, batch)
                     try:

@@ -15,8 +15,8 @@ _STATES = (ResourceState.INITIATED, ResourceState.IN_PROGRESS, ResourceState.COM
 _NUMBERS = {state: number for number, state in enumerate(_STATES)}
 _COMPLETED = _NUMBERS[ResourceState.COMPLETED]
 
-# Each way of listing has an index that ends with the id, so that a page starts where the one before ended and nothing is
-# ever sorted. `hidden` marks atomic resources, which are listed only when they are COMPLETED.
+# Each way of listing has an index that ends with the id, so that a page starts where the one before ended and nothing
+# is ever sorted. `hidden` marks atomic resources, which are listed only when they are COMPLETED.
 SCHEMA = f"""
 BEGIN IMMEDIATE;
 CREATE TABLE resource (
