@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from tailrace_client_upload_api import UploadClient
 from tailrace_common_api import (
     DigestMismatch,
