@@ -1,0 +1,167 @@
+"""Chunks to wire bytes and back, without the generated classes, which copy the payload several times.
+
+A chunk travels as field 3 of ``UploadRequest`` and of ``DownloadResponse``. What is written here is byte for byte what
+the generated classes write: fields in the order of their numbers, each once, default values left out::
+
+    1a <length>  [08 <offset>]  [12 <length> <hash>]  [1a <length> <previous>]
+                 [22 <length> [08 <size>] [10 <newlines>] [1a <length> <head>]]  [2a <length> <data>]
+
+Only this layout is read here. Any other spelling of the same message, which another implementation may choose, is left
+to the generated classes.
+"""
+
+from __future__ import annotations
+
+from tailrace_common_api import Checkpoint
+from tailrace_impl_common.messages import Chunk
+
+CHUNK_TAG = 0x1A
+_OFFSET_TAG = 0x08
+_HASH_TAG = 0x12
+_PREVIOUS_TAG = 0x1A
+_CHECKPOINT_TAG = 0x22
+_DATA_TAG = 0x2A
+_SIZE_TAG = 0x08
+_NEWLINES_TAG = 0x10
+_HEAD_TAG = 0x1A
+
+_ONE_BYTE = [bytes([value]) for value in range(128)]
+_LARGEST = 2**64 - 1
+
+
+def frame_chunk(chunk: Chunk) -> bytes:
+    """Return the message that holds ``chunk``; the data is copied once, into it.
+
+    Raises:
+        ValueError: A number is not within 64 bits.
+    """
+    fields = bytearray()
+    if chunk.offset:
+        fields.append(_OFFSET_TAG)
+        fields += _varint(chunk.offset)
+    if chunk.hash:
+        _add_bytes(fields, _HASH_TAG, chunk.hash)
+    if chunk.previous:
+        _add_bytes(fields, _PREVIOUS_TAG, chunk.previous)
+    if chunk.checkpoint is not None:
+        _add_bytes(fields, _CHECKPOINT_TAG, _checkpoint_fields(chunk.checkpoint))
+    size = len(chunk.data)
+    if size:
+        fields.append(_DATA_TAG)
+        fields += _varint(size)
+    return b"".join((b"\x1a", _varint(len(fields) + size), fields, chunk.data))
+
+
+def parse_chunk(message: bytes) -> Chunk | None:
+    """Return the chunk in ``message``, its data a view of it; ``None`` if it is not in the layout written here."""
+    try:
+        position, end = _length_at(message, 1)
+        if message[0] != CHUNK_TAG or end != len(message):
+            return None
+        offset = 0
+        own = previous = b""
+        checkpoint = None
+        tag = message[position]
+        if tag == _OFFSET_TAG:
+            offset, position = _varint_at(message, position + 1)
+            tag = message[position]
+        if tag == _HASH_TAG:
+            start, position = _length_at(message, position + 1)
+            own = message[start:position]
+            tag = message[position]
+        if tag == _PREVIOUS_TAG:
+            start, position = _length_at(message, position + 1)
+            previous = message[start:position]
+            tag = message[position]
+        if tag == _CHECKPOINT_TAG:
+            start, position = _length_at(message, position + 1)
+            checkpoint = _parse_checkpoint(message, start, position)
+            if checkpoint is None:
+                return None
+            tag = message[position]
+        if tag != _DATA_TAG:
+            return None
+        start, position = _length_at(message, position + 1)
+    except IndexError:
+        return None
+    if position != end:
+        return None
+    return Chunk(offset, memoryview(message)[start:], own, previous, checkpoint)
+
+
+def _checkpoint_fields(checkpoint: Checkpoint) -> bytearray:
+    fields = bytearray()
+    if checkpoint.size:
+        fields.append(_SIZE_TAG)
+        fields += _varint(checkpoint.size)
+    if checkpoint.newlines:
+        fields.append(_NEWLINES_TAG)
+        fields += _varint(checkpoint.newlines)
+    if checkpoint.head:
+        _add_bytes(fields, _HEAD_TAG, checkpoint.head)
+    return fields
+
+
+def _parse_checkpoint(message: bytes, position: int, end: int) -> Checkpoint | None:
+    size = newlines = 0
+    head = b""
+    if position < end and message[position] == _SIZE_TAG:
+        size, position = _varint_at(message, position + 1)
+    if position < end and message[position] == _NEWLINES_TAG:
+        newlines, position = _varint_at(message, position + 1)
+    if position < end and message[position] == _HEAD_TAG:
+        start, position = _length_at(message, position + 1)
+        head = message[start:position]
+    return Checkpoint(size, newlines, head) if position == end else None
+
+
+def _add_bytes(fields: bytearray, tag: int, value: bytes | bytearray) -> None:
+    fields.append(tag)
+    fields += _varint(len(value))
+    fields += value
+
+
+def _varint(value: int) -> bytes:
+    """Return ``value`` in groups of seven bits, lowest first, the top bit set in all but the last."""
+    if 0 <= value < 128:
+        return _ONE_BYTE[value]
+    if not 0 <= value <= _LARGEST:
+        raise ValueError(f"{value} is not within 64 bits")
+    encoded = bytearray()
+    while value > 127:
+        encoded.append(value & 127 | 128)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _varint_at(message: bytes, position: int) -> tuple[int, int]:
+    """Return the number at ``position`` and where it ends; ``IndexError`` if it is cut off or longer than needed."""
+    byte = message[position]
+    position += 1
+    if byte < 128:
+        return byte, position
+    value = byte & 127
+    shift = 7
+    while True:
+        byte = message[position]
+        position += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            break
+        shift += 7
+        if shift > 63:
+            raise IndexError
+    # A longer spelling, or one above 64 bits, is for the generated classes to judge.
+    if not byte or value > _LARGEST:
+        raise IndexError
+    return value, position
+
+
+def _length_at(message: bytes, position: int) -> tuple[int, int]:
+    """Return where the content of the length-delimited field starts whose length is at ``position``, and its end."""
+    length, start = _varint_at(message, position)
+    end = start + length
+    if end > len(message):
+        raise IndexError
+    return start, end

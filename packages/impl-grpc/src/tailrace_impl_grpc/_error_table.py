@@ -1,0 +1,105 @@
+"""Errors as gRPC carries them.
+
+The status code is for gRPC's own machinery and for people; the error itself travels whole in the trailing metadata, so
+that nothing is ever read out of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import grpc
+
+from tailrace_common_api import TailraceError, error_from_wire
+from tailrace_impl_grpc._codec import decode_error, encode_error
+from tailrace_impl_grpc._codec_values import clean_text
+
+ERROR_KEY = "tailrace-error-bin"
+"""Name of the trailing metadata entry that holds the error."""
+
+STATUS_OF_CODE: dict[str, grpc.StatusCode] = {
+    "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
+    "invalid_reference": grpc.StatusCode.INVALID_ARGUMENT,
+    "encoding": grpc.StatusCode.INVALID_ARGUMENT,
+    "configuration": grpc.StatusCode.INVALID_ARGUMENT,
+    "transport_missing": grpc.StatusCode.INVALID_ARGUMENT,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "deleted": grpc.StatusCode.NOT_FOUND,
+    "range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
+    "line_range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
+    "line_access_disabled": grpc.StatusCode.FAILED_PRECONDITION,
+    "wrong_offset": grpc.StatusCode.FAILED_PRECONDITION,
+    "integrity": grpc.StatusCode.DATA_LOSS,
+    "damaged_block": grpc.StatusCode.DATA_LOSS,
+    "source_changed": grpc.StatusCode.FAILED_PRECONDITION,
+    "length_mismatch": grpc.StatusCode.INVALID_ARGUMENT,
+    "digest_mismatch": grpc.StatusCode.DATA_LOSS,
+    "token_rejected": grpc.StatusCode.PERMISSION_DENIED,
+    "fenced": grpc.StatusCode.ABORTED,
+    "already_terminal": grpc.StatusCode.FAILED_PRECONDITION,
+    "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
+    "upload_aborted": grpc.StatusCode.ABORTED,
+    "resource_failed": grpc.StatusCode.FAILED_PRECONDITION,
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
+    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
+    "quota_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "storage_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "storage_failure": grpc.StatusCode.INTERNAL,
+    "data_lost": grpc.StatusCode.DATA_LOSS,
+    "overloaded": grpc.StatusCode.UNAVAILABLE,
+    "going_away": grpc.StatusCode.UNAVAILABLE,
+    "protocol": grpc.StatusCode.INVALID_ARGUMENT,
+    "message_too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "unsupported": grpc.StatusCode.UNIMPLEMENTED,
+    "connection_lost": grpc.StatusCode.UNAVAILABLE,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "internal": grpc.StatusCode.INTERNAL,
+}
+"""Status of every error code."""
+
+# What a status means when no error came with it: then it was not made by Tailrace, but by gRPC itself or by a proxy.
+_CODE_OF_STATUS: dict[grpc.StatusCode, str] = {
+    grpc.StatusCode.CANCELLED: "connection_lost",
+    grpc.StatusCode.UNKNOWN: "internal",
+    grpc.StatusCode.INVALID_ARGUMENT: "protocol",
+    grpc.StatusCode.DEADLINE_EXCEEDED: "connection_lost",
+    grpc.StatusCode.NOT_FOUND: "unsupported",
+    grpc.StatusCode.ALREADY_EXISTS: "protocol",
+    grpc.StatusCode.PERMISSION_DENIED: "permission_denied",
+    grpc.StatusCode.UNAUTHENTICATED: "unauthenticated",
+    # gRPC uses it for a message above its own limit, too; repeating the call would not help.
+    grpc.StatusCode.RESOURCE_EXHAUSTED: "protocol",
+    grpc.StatusCode.FAILED_PRECONDITION: "protocol",
+    grpc.StatusCode.ABORTED: "connection_lost",
+    grpc.StatusCode.UNIMPLEMENTED: "unsupported",
+    grpc.StatusCode.INTERNAL: "internal",
+    grpc.StatusCode.UNAVAILABLE: "connection_lost",
+    grpc.StatusCode.OUT_OF_RANGE: "protocol",
+    grpc.StatusCode.DATA_LOSS: "internal",
+}
+
+# gRPC escapes a status message to up to three times its length, and the whole of the metadata has a limit of 8 KiB.
+_MAX_STATUS_MESSAGE = 512
+
+
+def error_to_status(error: TailraceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
+    """Return status code, status message and trailing metadata of an error."""
+    status = STATUS_OF_CODE.get(error.code, grpc.StatusCode.UNKNOWN)
+    return status, clean_text(error.message, _MAX_STATUS_MESSAGE), ((ERROR_KEY, encode_error(error)),)
+
+
+def error_from_status(
+    status: grpc.StatusCode, message: str, metadata: Iterable[tuple[str, str | bytes]], *, address: str
+) -> TailraceError:
+    """Rebuild the error with which a call ended.
+
+    Args:
+        status: Status code, not OK.
+        message: Status message.
+        metadata: Trailing metadata.
+        address: Whom the call went to, for the text of errors that are not the server's.
+    """
+    for key, value in metadata:
+        if key == ERROR_KEY and isinstance(value, bytes):
+            return decode_error(value)
+    return error_from_wire(_CODE_OF_STATUS.get(status, "internal"), f"{address}: {message or status.name}", {})

@@ -1,0 +1,277 @@
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from impl_grpc_messages import (
+    chunks,
+    deletes,
+    filters,
+    follows,
+    head_answers,
+    head_requests,
+    line_reads,
+    listed,
+    lists,
+    located,
+    locates,
+    messages_to_reader,
+    messages_to_uploader,
+    reads,
+    status_requests,
+    statuses,
+    uploader_messages,
+    watches,
+    windows,
+)
+
+from tailrace_common_api import (
+    InvalidArgument,
+    ListFilter,
+    MessageTooLarge,
+    Metadata,
+    ProtocolError,
+    TailraceError,
+    Unsupported,
+)
+from tailrace_impl_common import MAX_CHUNK_SIZE, chunk_hash, messages
+from tailrace_impl_common.messages import Abort, Chunk, Done, List, OpenUpload, Read, Window
+from tailrace_impl_grpc import _codec
+from tailrace_impl_grpc._chunk_frame import frame_chunk, parse_chunk
+from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
+from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
+
+METHODS = (*_codec.CONVERSATIONS, _codec.WATCH, *_codec.ANSWERS)
+
+
+def generated(chunk: Chunk) -> pb.Chunk:
+    checkpoint = None
+    if chunk.checkpoint is not None:
+        size, newlines, head = chunk.checkpoint.size, chunk.checkpoint.newlines, chunk.checkpoint.head
+        checkpoint = pb.Checkpoint(size=size, newlines=newlines, head=head)
+    return pb.Chunk(
+        offset=chunk.offset,
+        hash=chunk.hash,
+        previous=chunk.previous,
+        checkpoint=checkpoint,
+        data=bytes(chunk.data),
+    )
+
+
+@given(chunks)
+def test_framed_chunk_is_what_the_generated_classes_write(chunk: Chunk) -> None:
+    expected = pb.UploadRequest(chunk=generated(chunk)).SerializeToString()
+    assert frame_chunk(chunk) == expected
+    assert pb.DownloadResponse(chunk=generated(chunk)).SerializeToString() == expected
+
+
+@given(chunks)
+def test_generated_chunk_is_parsed_without_copying(chunk: Chunk) -> None:
+    wire = pb.UploadRequest(chunk=generated(chunk)).SerializeToString()
+    parsed = parse_chunk(wire)
+    assert parsed == chunk
+    assert isinstance(parsed.data, memoryview)
+    assert parsed.data.obj is wire
+
+
+def test_largest_chunk_fits_into_the_limit_and_is_copied_once() -> None:
+    data = memoryview(bytearray(MAX_CHUNK_SIZE))
+    chunk = Chunk(2**53 - 1, data, chunk_hash(data), b"p" * 8, messages.Checkpoint(2**53 - 1, 2**53 - 1, b"h" * 16))
+    wire = _codec.UPLOAD.encode_request(chunk)
+    assert len(wire) <= MAX_DATA_MESSAGE
+    parsed = _codec.UPLOAD.decode_request(wire)
+    assert parsed == chunk
+
+
+@given(st.permutations(["offset", "hash", "previous", "checkpoint", "data"]), chunks)
+def test_other_field_orders_and_unknown_fields_are_understood(order: list[str], chunk: Chunk) -> None:
+    parts = {
+        "offset": pb.Chunk(offset=chunk.offset).SerializeToString(),
+        "hash": pb.Chunk(hash=chunk.hash).SerializeToString(),
+        "previous": pb.Chunk(previous=chunk.previous).SerializeToString(),
+        "checkpoint": pb.Chunk(checkpoint=generated(chunk).checkpoint).SerializeToString() if chunk.checkpoint else b"",
+        "data": pb.Chunk(data=bytes(chunk.data)).SerializeToString(),
+    }
+    unknown = b"\xf8\x7f\x05"
+    inner = unknown + b"".join(parts[name] for name in order)
+    wire = b"\x1a" + _varint(len(inner)) + inner
+    assert parse_chunk(wire) is None
+    assert _codec.UPLOAD.decode_request(wire) == chunk
+    assert _codec.READ.decode_response(wire) == chunk
+
+
+def _varint(value: int) -> bytes:
+    # The generated classes are the reference for numbers too.
+    return pb.Window(until=value).SerializeToString()[1:] or b"\0"
+
+
+@given(chunks, st.data())
+def test_damaged_frames_are_refused_or_read_as_generated_classes_do(chunk: Chunk, data: st.DataObject) -> None:
+    wire = bytearray(frame_chunk(chunk))
+    header = min(len(wire), 60)
+    for position in data.draw(st.lists(st.integers(0, header - 1), min_size=1, max_size=3)):
+        wire[position] = data.draw(st.integers(0, 255))
+    wire = wire[: data.draw(st.integers(0, len(wire)))] if data.draw(st.booleans()) else wire
+    parsed = parse_chunk(bytes(wire))
+    if parsed is not None:
+        message = pb.UploadRequest.FromString(bytes(wire))
+        assert message.WhichOneof("message") == "chunk"
+        assert generated(parsed) == message.chunk
+
+
+def test_endless_number_is_refused_at_once() -> None:
+    wire = b"\x1a" + b"\xff" * (3 * 1024 * 1024)
+    assert parse_chunk(wire) is None
+    with pytest.raises(ProtocolError, match="malformed UploadRequest"):
+        _codec.UPLOAD.decode_request(wire)
+
+
+def request_cases(*cases: tuple[Method, st.SearchStrategy[Any]]) -> st.SearchStrategy[tuple[Method, Any]]:
+    return st.one_of([st.tuples(st.just(method), strategy) for method, strategy in cases])
+
+
+@given(
+    request_cases(
+        (_codec.UPLOAD, uploader_messages),
+        (_codec.READ, reads | windows),
+        (_codec.FOLLOW, follows | windows),
+        (_codec.READ_LINES, line_reads | windows),
+        (_codec.WATCH, watches),
+        (_codec.GET_STATUS, status_requests),
+        (_codec.HEADS, head_requests),
+        (_codec.LOCATE, locates),
+        (_codec.LIST, lists),
+        (_codec.DELETE, deletes),
+    )
+)
+def test_requests_survive_the_wire(case: tuple[Method, Any]) -> None:
+    method, message = case
+    assert method.decode_request(method.encode_request(message)) == message
+    if not isinstance(message, Chunk | Window | messages.Finish | Abort):
+        assert _codec.method_of(message) is method
+
+
+@given(
+    request_cases(
+        (_codec.UPLOAD, messages_to_uploader),
+        (_codec.READ, messages_to_reader),
+        (_codec.FOLLOW, messages_to_reader),
+        (_codec.READ_LINES, messages_to_reader),
+        (_codec.WATCH, statuses),
+        (_codec.GET_STATUS, statuses),
+        (_codec.HEADS, head_answers),
+        (_codec.LOCATE, located),
+        (_codec.LIST, listed),
+        (_codec.DELETE, st.just(Done())),
+    )
+)
+def test_responses_survive_the_wire(case: tuple[Method, Any]) -> None:
+    method, message = case
+    assert method.decode_response(method.encode_response(message)) == message
+
+
+@given(filters)
+def test_filters_survive_with_defaults(filter: ListFilter) -> None:
+    message = List(filter=filter, limit=1)
+    assert _codec.LIST.decode_request(_codec.LIST.encode_request(message)) == message
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_give_a_message_or_a_typed_error(method: Method, data: bytes) -> None:
+    with suppress(TailraceError):
+        method.decode_request(data)
+    with suppress(ProtocolError):
+        method.decode_response(data)
+
+
+@pytest.mark.parametrize("method", _codec.CONVERSATIONS, ids=lambda method: method.name)
+def test_unknown_kinds_are_unsupported(method: Method) -> None:
+    # Field 100, which no message has: what a later version might send.
+    wire = b"\xa2\x06\x01x"
+    with pytest.raises(Unsupported, match=r"Request of a kind"):
+        method.decode_request(wire)
+    with pytest.raises(Unsupported, match=r"Response of a kind"):
+        method.decode_response(wire)
+
+
+def test_values_outside_the_wire_are_the_callers_fault() -> None:
+    with pytest.raises(InvalidArgument, match="Window: "):
+        _codec.READ.encode_request(Window(-1))
+    with pytest.raises(InvalidArgument, match="Read: "):
+        _codec.READ.encode_request(Read(id="\ud800"))
+    with pytest.raises(InvalidArgument, match=r"Chunk: .* not within 64 bits"):
+        _codec.UPLOAD.encode_request(Chunk(2**64, b"x", b"h" * 8, b""))
+
+
+def test_places_outside_the_wire_stay_outside_every_resource() -> None:
+    wire = _codec.READ.encode_request(Read(id="x", start=-(2**70), end=2**70))
+    assert _codec.READ.decode_request(wire) == Read(id="x", start=-(2**63), end=2**63 - 1)
+
+
+def test_bad_metadata_is_an_invalid_argument_of_the_client_and_a_protocol_error_of_the_server() -> None:
+    wire = pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a\nb"))).SerializeToString()
+    with pytest.raises(InvalidArgument, match="control character"):
+        _codec.UPLOAD.decode_request(wire)
+    with pytest.raises(ProtocolError, match="cannot be accepted"):
+        _codec.GET_STATUS.decode_response(pb.Status(state=pb.RESOURCE_STATE_FAILED, head=b"h" * 16).SerializeToString())
+
+
+def test_unspecified_values_have_their_defaults() -> None:
+    wire = pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))).SerializeToString()
+    assert _codec.UPLOAD.decode_request(wire) == OpenUpload(metadata=Metadata(name="a"))
+
+
+def test_unknown_enum_values_are_refused() -> None:
+    opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
+    wire = pb.UploadRequest(open=opening).SerializeToString()
+    # Visibility 9, appended to the message inside.
+    wire = wire[:1] + bytes([wire[1] + 2]) + wire[2:] + b"\x10\x09"
+    with pytest.raises(InvalidArgument, match="visibility: 9 is unknown"):
+        _codec.UPLOAD.decode_request(wire)
+
+
+@pytest.mark.parametrize("field", ["hash", "previous"])
+@pytest.mark.parametrize("length", [1, 7, 9])
+def test_hashes_of_wrong_length_are_refused(field: str, length: int) -> None:
+    chunk = pb.Chunk(data=b"data", hash=b"h" * 8, previous=b"p" * 8)
+    setattr(chunk, field, b"x" * length)
+    wire = pb.UploadRequest(chunk=chunk).SerializeToString()
+    with pytest.raises(ProtocolError, match=f"hash of {length} bytes"):
+        _codec.UPLOAD.decode_request(wire)
+
+
+def test_sizes_are_limited_both_ways() -> None:
+    chunk = Chunk(0, bytes(MAX_DATA_MESSAGE), b"h" * 8, b"")
+    with pytest.raises(MessageTooLarge):
+        _codec.UPLOAD.encode_request(chunk)
+    with pytest.raises(MessageTooLarge):
+        _codec.READ.encode_response(chunk)
+    wire = frame_chunk(chunk)
+    with pytest.raises(MessageTooLarge) as caught:
+        _codec.UPLOAD.decode_request(wire)
+    assert (caught.value.size, caught.value.maximum) == (len(wire), MAX_DATA_MESSAGE)
+    with pytest.raises(MessageTooLarge):
+        _codec.READ.decode_response(wire)
+    reason = Abort("x" * MAX_CONTROL_MESSAGE)
+    with pytest.raises(MessageTooLarge):
+        _codec.UPLOAD.encode_request(reason)
+    wire = pb.UploadRequest(abort=pb.Abort(reason=reason.reason)).SerializeToString()
+    with pytest.raises(MessageTooLarge):
+        _codec.UPLOAD.decode_request(wire)
+
+
+def test_text_of_a_reason_is_made_encodable() -> None:
+    wire = _codec.UPLOAD.encode_request(Abort("cannot read \udcff"))
+    assert _codec.UPLOAD.decode_request(wire) == Abort("cannot read ?")
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_messages_of_another_method_are_refused(method: Method) -> None:
+    with pytest.raises(InvalidArgument):
+        method.encode_request(Done())  # type: ignore[arg-type]
+    with pytest.raises(TypeError):
+        method.encode_response(messages.Watched())

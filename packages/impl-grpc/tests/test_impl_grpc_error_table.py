@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+
+import grpc
+import pytest
+
+from tailrace_common_api import (
+    ConnectionLost,
+    InternalError,
+    InvalidReference,
+    RangeNotSatisfiable,
+    TailraceError,
+    WireValue,
+    error_classes,
+)
+from tailrace_impl_grpc._error_table import ERROR_KEY, STATUS_OF_CODE, error_from_status, error_to_status
+from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
+
+SAMPLES: dict[str, WireValue] = {
+    "int": 2**53 - 1,
+    "int | None": None,
+    "float": 1.5,
+    "str": "with \x1b control, ü and \U0001f600",
+}
+
+
+def sample(cls: type[TailraceError]) -> TailraceError:
+    """Build an error with a value for each of its attributes."""
+    parameters = inspect.signature(cls).parameters
+    if not cls.fields:
+        return cls("something is wrong")
+    build: Callable[..., TailraceError] = cls
+    return build(**{name: SAMPLES[parameters[name].annotation] for name in cls.fields})
+
+
+def travelled(error: TailraceError) -> TailraceError:
+    status, message, metadata = error_to_status(error)
+    return error_from_status(status, message, metadata, address="server:1")
+
+
+CLASSES: list[type[TailraceError]] = sorted(error_classes(), key=lambda cls: cls.code)
+
+
+def test_every_error_has_a_status_and_no_status_is_superfluous() -> None:
+    assert set(STATUS_OF_CODE) == {cls.code for cls in CLASSES}
+    assert grpc.StatusCode.OK not in STATUS_OF_CODE.values()
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.code)
+def test_errors_travel_without_loss(cls: type[TailraceError]) -> None:
+    error = sample(cls)
+    rebuilt = travelled(error)
+    assert type(rebuilt) is cls
+    assert rebuilt.details() == error.details()
+    assert {name: type(value) for name, value in rebuilt.details().items()} == {
+        name: type(value) for name, value in error.details().items()
+    }
+    assert str(rebuilt) == str(error)
+
+
+def test_large_and_odd_values_still_fit_into_the_metadata_of_a_call() -> None:
+    error = InvalidReference(reference="ü\ud800" * 100_000)
+    status, message, metadata = error_to_status(error)
+    assert status is grpc.StatusCode.INVALID_ARGUMENT
+    assert len(message.encode()) * 3 + len(metadata[0][1]) * 4 / 3 < 8000
+    rebuilt = travelled(error)
+    assert isinstance(rebuilt, InvalidReference)
+    assert rebuilt.reference.startswith("ü?ü?")
+    huge = travelled(RangeNotSatisfiable(start=-(2**80), end=None, size=5))
+    assert huge.details() == {"start": -(2**63), "end": None, "size": 5}
+
+
+def test_codes_of_a_later_version_are_internal_errors_with_their_text() -> None:
+    wire = pb.Error(code="later", message="from the future").SerializeToString()
+    rebuilt = error_from_status(grpc.StatusCode.UNKNOWN, "x", [(ERROR_KEY, wire)], address="server:1")
+    assert type(rebuilt) is InternalError
+    assert str(rebuilt) == "later: from the future"
+
+
+@pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
+def test_statuses_without_an_error_give_one_that_names_the_address(status: grpc.StatusCode) -> None:
+    error = error_from_status(status, "no way", [("other", "x"), (ERROR_KEY, "text")], address="server:1")
+    assert str(error) == "server:1: no way"
+
+
+def test_unavailable_is_a_lost_connection() -> None:
+    error = error_from_status(grpc.StatusCode.UNAVAILABLE, "", [], address="server:1")
+    assert isinstance(error, ConnectionLost)
+    assert str(error) == "server:1: UNAVAILABLE"
+
+
+def test_unreadable_errors_are_internal_errors() -> None:
+    error = error_from_status(grpc.StatusCode.NOT_FOUND, "x", [(ERROR_KEY, b"\xff")], address="server:1")
+    assert isinstance(error, InternalError)
+    assert "malformed Error of 1 bytes" in str(error)
+
+
+def test_details_that_do_not_fit_their_code_are_internal_errors() -> None:
+    wire = pb.Error(code="quota_exceeded", message="too much").SerializeToString()
+    rebuilt = error_from_status(grpc.StatusCode.RESOURCE_EXHAUSTED, "x", [(ERROR_KEY, wire)], address="server:1")
+    assert type(rebuilt) is InternalError
+    assert str(rebuilt) == "quota_exceeded: too much"
