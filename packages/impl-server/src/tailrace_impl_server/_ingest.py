@@ -1,0 +1,459 @@
+"""One session of an upload: what arrives is stored, announced, and in the end completed or not."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from tailrace_common_api import (
+    AlreadyTerminal,
+    Checkpoint,
+    Deleted,
+    DigestMismatch,
+    Fenced,
+    IntegrityError,
+    InternalError,
+    LengthMismatch,
+    NotFound,
+    ProtocolError,
+    QuotaExceeded,
+    ResourceState,
+    Status,
+    StorageFailure,
+    TailraceError,
+    Visibility,
+)
+from tailrace_impl_server._digest import ContentDigest
+from tailrace_impl_server._live_resource import LiveResource
+from tailrace_impl_server._settings import ServerSettings
+from tailrace_server_api import (
+    Buffer,
+    Committed,
+    Conflict,
+    Ended,
+    FencedOff,
+    Outcome,
+    Progress,
+    ResourceWriter,
+    Snapshot,
+    UploadIngest,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class SessionHost(Protocol):
+    """What a session needs of the manager."""
+
+    settings: ServerSettings
+
+    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a task that the manager waits for when it closes."""
+
+    def window(self) -> int:
+        """Return the window that an upload gets at the moment, in bytes."""
+
+    def announced(self, id: str) -> None:
+        """Tell other processes that a resource has changed."""
+
+    async def record_state(self, live: LiveResource, state: ResourceState) -> None:
+        """Let the catalog follow; never raises."""
+
+    async def discard(self, live: LiveResource) -> None:
+        """Delete what an atomic upload leaves that does not complete."""
+
+    def session_ended(self, session: UploadSession) -> None:
+        """Take note that a session does nothing any more; called once."""
+
+
+@dataclass(slots=True)
+class _Finish:
+    """The uploader says that it has sent everything."""
+
+    size: int
+    head: bytes
+
+
+@dataclass(slots=True)
+class _Abort:
+    """The uploader gives up, or has broken what it declared: then ``error`` says how."""
+
+    reason: str
+    error: TailraceError | None = None
+
+
+class UploadSession(UploadIngest):
+    """A session and its pump: the one task that uses the writer.
+
+    Whoever ends the session tells the pump how and waits for it, so every change of the resource has one place and one
+    order, and goes on when the caller is cancelled:
+
+    ====================  =====================================================================
+    ended by              the pump then
+    ====================  =====================================================================
+    ``finish``            announces what is left, compares, completes (or fails the resource)
+    ``abort``             fails the resource; an atomic one is deleted
+    ``release``, fencing  announces what is left
+    shutdown              the same
+    deletion              does nothing more
+    an error of its own   does nothing more; chunks before a bad one are announced
+    ====================  =====================================================================
+
+    The first of them counts. A session whose resource has not ended begins the grace period.
+    """
+
+    def __init__(self, live: LiveResource, writer: ResourceWriter, token: str, host: SessionHost) -> None:
+        self.live = live
+        """The resource; one use of it belongs to the session until it ends."""
+        self._writer = writer
+        self._token = token
+        self._host = host
+        settings = host.settings
+        self._interval = settings.checkpoint_interval
+        self._max_size = settings.max_resource_size
+        self._length = live.descriptor.length
+        self._tail = live.pieces.tail
+        self._loop = asyncio.get_running_loop()
+        self._start = self._submitted = writer.snapshot.size
+        self._until = 0
+        self._progress = Progress(self._grant(), writer.snapshot.checkpoint)
+        self._due = 0.0
+        self._work: asyncio.Future[None] | None = None
+        self._watchers: set[asyncio.Future[None]] = set()
+        self._request: _Finish | _Abort | None = None
+        self._result: Status | None = None
+        self._stopping = False
+        self._error: TailraceError | None = None
+        self._digest = ContentDigest(live) if live.descriptor.sha256 is not None else None
+        self._pump = host.spawn(self._run(), f"tailrace-upload-{live.id}")
+
+    @property
+    def id(self) -> str:
+        return self.live.id
+
+    @property
+    def epoch(self) -> int:
+        """Epoch under which the session writes."""
+        return self._writer.epoch
+
+    @property
+    def token(self) -> str:
+        return self._token
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.live.snapshot
+
+    @property
+    def progress(self) -> Progress:
+        return self._progress
+
+    def status(self) -> Status:
+        return self.live.status()
+
+    def submit(self, data: Buffer, *, hash: bytes) -> None:
+        if self._error is not None:
+            raise copy.copy(self._error)
+        if self._request is not None or self._stopping:
+            raise ProtocolError("data behind the end of the upload")
+        offset = self._submitted
+        end = offset + len(data)
+        if self._length is not None and end > self._length:
+            error = LengthMismatch(declared=self._length, actual=end)
+            self._request = _Abort(error.message, error)
+            self._wake()
+            raise copy.copy(error)
+        if end > self._max_size:
+            raise QuotaExceeded(limit="bytes per resource", maximum=self._max_size, actual=end)
+        if end > self._until:
+            raise ProtocolError(f"bytes [{offset}, {end}) overdraw the window, which ends at offset {self._until}")
+        self._writer.append(data, hash=hash)
+        self._tail.append(offset, data, hash, self._loop.time())
+        self._submitted = end
+        self._renew_window()
+        self._wake()
+
+    async def changed(self, known: Progress) -> Progress:
+        while True:
+            if self._error is not None:
+                raise copy.copy(self._error)
+            if self._progress != known:
+                return self._progress
+            watcher: asyncio.Future[None] = self._loop.create_future()
+            self._watchers.add(watcher)
+            try:
+                await watcher
+            finally:
+                self._watchers.discard(watcher)
+
+    async def finish(self, *, size: int, head: bytes) -> Status:
+        result = await self._end_with(_Finish(size, head))
+        assert result is not None
+        return result
+
+    async def abort(self, reason: str) -> Status | None:
+        return await self._end_with(_Abort(reason))
+
+    async def release(self) -> None:
+        self._stopping = True
+        self._wake()
+        await self.ended()
+
+    def end(self, error: TailraceError) -> None:
+        """End the session from outside: whoever waits for it gets ``error`` at once."""
+        self._fail(error)
+        self._stopping = True
+        self._wake()
+
+    def fence(self) -> None:
+        """End the session because a newer one takes over."""
+        self.end(Fenced(epoch=self.epoch))
+
+    async def ended(self) -> None:
+        """Wait until the pump has ended; cancelling the wait does not stop it."""
+        await asyncio.wait((self._pump,))
+
+    async def _end_with(self, request: _Finish | _Abort) -> Status | None:
+        if self._error is not None:
+            raise copy.copy(self._error)
+        if self._request is not None or self._stopping:
+            raise ProtocolError("the session has ended")
+        self._request = request
+        self._wake()
+        await self.ended()
+        if self._result is None and self._error is not None:
+            raise copy.copy(self._error)
+        return self._result
+
+    # The pump.
+
+    async def _run(self) -> None:
+        try:
+            await self._store_until_asked_to_end()
+            await self._end()
+        except NotFound:
+            self._fail(Deleted(id=self.id))
+        except TailraceError as error:
+            self._fail(error)
+        except Exception:
+            logger.exception("an upload failed unexpectedly", extra={"resource": self.id})
+            self._fail(InternalError("the upload failed; the server's log says why"))
+        finally:
+            try:
+                await self._close()
+            finally:
+                self._host.session_ended(self)
+
+    async def _store_until_asked_to_end(self) -> None:
+        while self._request is None and not self._stopping:
+            announced = self._progress.checkpoint.size
+            if announced == self._submitted:
+                await self._wait_for_work(None)
+                continue
+            now = self._loop.time()
+            if now >= self._due or self._submitted - announced >= self._host.settings.upload_window:
+                self._due = now + self._interval
+                await self._announce()
+            elif self._writer.stored < self._submitted:
+                await self._store()
+            else:
+                # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
+                await self._wait_for_work(self._due - now)
+
+    async def _end(self) -> None:
+        request = self._request
+        if isinstance(request, _Finish):
+            await self._finish(request)
+        elif isinstance(request, _Abort):
+            await self._fail_resource(request.reason)
+            if request.error is not None:
+                raise request.error
+        elif not isinstance(self._error, Deleted) and self._progress.checkpoint.size < self._submitted:
+            await self._announce()
+
+    async def _finish(self, request: _Finish) -> None:
+        if self._progress.checkpoint.size < self._submitted:
+            await self._announce()
+        end = self._progress.checkpoint
+        if request.size != end.size:
+            problem = f"the upload ends at offset {request.size}, and {end.size} bytes have arrived"
+            raise IntegrityError(offset=end.size, problem=problem)
+        error = await self._broken_promise(request, end)
+        if error is not None:
+            await self._fail_resource(error.message)
+            raise error
+        await self._publish_end(self._accept(await self._writer.complete()))
+
+    async def _broken_promise(self, request: _Finish, end: Checkpoint) -> TailraceError | None:
+        """Return what the uploader said and did not keep."""
+        descriptor = self.live.descriptor
+        if request.head != end.head:
+            problem = f"the head of the {end.size} bytes sent is {request.head.hex()}, of those stored {end.head.hex()}"
+            return IntegrityError(offset=self._start, problem=problem)
+        if descriptor.length is not None and end.size != descriptor.length:
+            return LengthMismatch(declared=descriptor.length, actual=end.size)
+        if self._digest is not None:
+            assert descriptor.sha256 is not None
+            actual = await self._digest.result()
+            if actual != descriptor.sha256:
+                return DigestMismatch(declared=descriptor.sha256.hex(), actual=actual.hex())
+        return None
+
+    async def _fail_resource(self, reason: str) -> None:
+        if self.live.descriptor.visibility is Visibility.ATOMIC:
+            await self._host.discard(self.live)
+            return
+        await self._publish_end(self._accept(await self._writer.fail(reason)))
+
+    async def _announce(self) -> None:
+        try:
+            outcome = await self._writer.checkpoint()
+        except IntegrityError:
+            await self._announce_proven()
+            raise
+        self._publish_growth(self._accept(outcome))
+
+    async def _store(self) -> None:
+        try:
+            await self._writer.flush()
+        except IntegrityError:
+            await self._announce_proven()
+            raise
+        self._renew_window()
+
+    async def _announce_proven(self) -> None:
+        """Announce the chunks before a bad one: the uploader continues behind them."""
+        try:
+            self._publish_growth(self._accept(await self._writer.checkpoint()))
+        except TailraceError:
+            logger.warning("chunks before a bad one were not announced", exc_info=True, extra={"resource": self.id})
+
+    def _accept(self, outcome: Outcome) -> Snapshot:
+        """Return what was committed; an outcome of another kind ends the session."""
+        match outcome:
+            case Committed(snapshot):
+                return snapshot
+            case FencedOff():
+                raise Fenced(epoch=self._writer.epoch)
+            case Ended(snapshot):
+                self._publish(snapshot)
+                raise AlreadyTerminal(id=self.id, state=snapshot.state.value)
+            case Conflict(size):
+                problem = f"{size} bytes are stored where {self._progress.checkpoint.size} were announced"
+                raise StorageFailure(f"the upload cannot be continued by this session: {problem}")
+
+    def _publish_growth(self, snapshot: Snapshot) -> None:
+        first = self.live.snapshot.state is ResourceState.INITIATED
+        self._publish(snapshot)
+        if first and snapshot.state is ResourceState.IN_PROGRESS:
+            recording = self._host.record_state(self.live, ResourceState.IN_PROGRESS)
+            self._host.spawn(recording, f"tailrace-record-{self.id}")
+
+    async def _publish_end(self, snapshot: Snapshot) -> None:
+        # The catalog first: whoever sees the status finds it in a listing too.
+        await self._host.record_state(self.live, snapshot.state)
+        self._publish(snapshot)
+        self._result = self.live.status()
+
+    def _publish(self, snapshot: Snapshot) -> None:
+        self.live.publish(snapshot)
+        self._progress = Progress(self._grant(), snapshot.checkpoint)
+        self._wake_watchers()
+        self._host.announced(self.id)
+
+    def _renew_window(self) -> None:
+        """Grant what has become free, if it is a quarter of a window or more."""
+        window = self._host.window()
+        until = min(self._writer.stored + window, self._max_size)
+        if until - self._until >= window // 4 and until > self._until:
+            self._until = until
+            self._progress = Progress(until, self._progress.checkpoint)
+            self._wake_watchers()
+
+    def _grant(self) -> int:
+        """Grant all that is free."""
+        self._until = max(self._until, min(self._writer.stored + self._host.window(), self._max_size))
+        return self._until
+
+    async def _close(self) -> None:
+        if self._digest is not None:
+            await self._digest.close()
+        try:
+            await self._writer.close()
+        except TailraceError:
+            logger.warning("a writer could not be closed", exc_info=True, extra={"resource": self.id})
+
+    def _fail(self, error: TailraceError) -> None:
+        if self._error is None:
+            self._error = error
+            self._wake_watchers()
+
+    def _wake(self) -> None:
+        if self._work is not None and not self._work.done():
+            self._work.set_result(None)
+
+    async def _wait_for_work(self, timeout: float | None) -> None:
+        self._work = self._loop.create_future()
+        timer = None if timeout is None else self._loop.call_later(timeout, self._wake)
+        try:
+            await self._work
+        finally:
+            self._work = None
+            if timer is not None:
+                timer.cancel()
+
+    def _wake_watchers(self) -> None:
+        for watcher in self._watchers:
+            if not watcher.done():
+                watcher.set_result(None)
+
+
+class EndedIngest(UploadIngest):
+    """The session of an upload that has ended: there is a status, and nothing to do."""
+
+    def __init__(self, live: LiveResource) -> None:
+        self._id = live.id
+        self._snapshot = live.snapshot
+        self._status = live.status()
+        self._progress = Progress(self._snapshot.size, self._snapshot.checkpoint)
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    @property
+    def token(self) -> str:
+        return ""
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._snapshot
+
+    @property
+    def progress(self) -> Progress:
+        return self._progress
+
+    def status(self) -> Status:
+        return self._status
+
+    def submit(self, data: Buffer, *, hash: bytes) -> None:
+        raise self._ended()
+
+    async def changed(self, known: Progress) -> Progress:
+        raise self._ended()
+
+    async def finish(self, *, size: int, head: bytes) -> Status:
+        raise self._ended()
+
+    async def abort(self, reason: str) -> Status | None:
+        raise self._ended()
+
+    async def release(self) -> None:
+        return
+
+    def _ended(self) -> AlreadyTerminal:
+        return AlreadyTerminal(id=self._id, state=self._snapshot.state.value)

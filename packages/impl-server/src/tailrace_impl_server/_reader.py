@@ -1,0 +1,138 @@
+"""Reading a resource: bytes, lines and heads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tailrace_common_api import (
+    Deleted,
+    LineAccessDisabled,
+    LineRangeNotSatisfiable,
+    NotFound,
+    Position,
+    RangeNotSatisfiable,
+    Status,
+)
+from tailrace_impl_common import HeadHasher, count_newlines, find_newline
+from tailrace_impl_server._live_resource import LiveResource
+from tailrace_server_api import BLOCK_SIZE, Buffer, Piece, ResourceReader, Snapshot, Storage
+
+
+class LiveReader(ResourceReader):
+    """Reads a resource in use; releases it when closed."""
+
+    def __init__(self, live: LiveResource, storage: Storage, release: Callable[[], None]) -> None:
+        self._live = live
+        self._storage = storage
+        self._release: Callable[[], None] | None = release
+        live.pieces.readers += 1
+
+    @property
+    def id(self) -> str:
+        return self._live.id
+
+    @property
+    def line_access(self) -> bool:
+        return self._live.descriptor.metadata.lines
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._live.snapshot
+
+    def status(self) -> Status:
+        return self._live.status()
+
+    async def changed(self, version: int) -> Snapshot:
+        return await self._live.changed(version)
+
+    def try_read(self, start: int, end: int) -> Piece | None:
+        self._check_range(start, end)
+        try:
+            return self._live.pieces.try_read(start, end)
+        except NotFound:
+            raise Deleted(id=self.id) from None
+
+    async def read(self, start: int, end: int) -> Piece:
+        self._check_range(start, end)
+        try:
+            piece = await self._live.pieces.read(start, end)
+        except NotFound:
+            raise Deleted(id=self.id) from None
+        self._live.check()
+        return piece
+
+    async def line_offset(self, line: int, snapshot: Snapshot) -> int:
+        self._check_lines()
+        if not 0 <= line <= snapshot.lines:
+            raise LineRangeNotSatisfiable(first=line, count=None, lines=snapshot.lines)
+        if line > snapshot.newlines:
+            # The end of an unterminated last line.
+            return snapshot.size
+        return await self._behind_newline(line, snapshot.size)
+
+    async def line_at(self, offset: int, snapshot: Snapshot) -> Position:
+        self._check_lines()
+        if not 0 <= offset <= snapshot.size:
+            raise RangeNotSatisfiable(start=offset, end=None, size=snapshot.size)
+        try:
+            boundary = await self._storage.boundary(self.id, offset)
+        except NotFound:
+            raise Deleted(id=self.id) from None
+        before = await self._read_exactly(boundary.offset, offset)
+        line = boundary.newlines + count_newlines(before)
+        last = bytes(before).rfind(b"\n")
+        if last >= 0:
+            return Position(line, boundary.offset + last + 1)
+        return Position(line, await self._behind_newline(line, snapshot.size))
+
+    async def head(self, size: int) -> bytes:
+        snapshot = self._live.snapshot
+        if not 0 <= size <= snapshot.size:
+            raise RangeNotSatisfiable(start=size, end=None, size=snapshot.size)
+        self._live.check()
+        if size == snapshot.size:
+            return snapshot.head
+        try:
+            boundary = await self._storage.boundary(self.id, size)
+        except NotFound:
+            raise Deleted(id=self.id) from None
+        open_block = await self._read_exactly(boundary.offset, size)
+        blocks = boundary.offset // BLOCK_SIZE
+        return HeadHasher.resume(spine=boundary.spine, blocks=blocks, open_block=open_block).head()
+
+    def close(self) -> None:
+        if self._release is not None:
+            self._live.pieces.readers -= 1
+            self._release()
+            self._release = None
+
+    async def _behind_newline(self, newlines: int, size: int) -> int:
+        """Return the offset behind the ``newlines``-th newline, which is below ``size``; 0 for none."""
+        if newlines == 0:
+            return 0
+        try:
+            boundary = await self._storage.boundary_of_newline(self.id, newlines, size)
+        except NotFound:
+            raise Deleted(id=self.id) from None
+        # Nothing from ``size`` on is looked at: it may be there already, and is not announced to this reader.
+        block = await self._read_exactly(boundary.offset, min(boundary.offset + BLOCK_SIZE, size))
+        return boundary.offset + find_newline(block, newlines - boundary.newlines)
+
+    async def _read_exactly(self, start: int, end: int) -> Buffer:
+        parts: list[Buffer] = []
+        while start < end:
+            data = (await self.read(start, end)).data
+            parts.append(data)
+            start += len(data)
+        self._live.check()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _check_lines(self) -> None:
+        self._live.check()
+        if not self.line_access:
+            raise LineAccessDisabled(id=self.id)
+
+    def _check_range(self, start: int, end: int) -> None:
+        self._live.check()
+        if not 0 <= start < end <= self._live.snapshot.size:
+            raise RangeNotSatisfiable(start=start, end=end, size=self._live.snapshot.size)

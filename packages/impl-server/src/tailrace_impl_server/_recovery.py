@@ -1,0 +1,72 @@
+"""Start of a server: catalog and storage agree again, and interrupted uploads get their grace period."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from tailrace_common_api import NotFound, TailraceError
+from tailrace_server_api import Catalog, CatalogEntry, Storage
+
+logger = logging.getLogger(__name__)
+
+
+async def recover(storage: Storage, catalog: Catalog, begin_grace: Callable[[str, int | None], None]) -> None:
+    """Make the catalog follow the storage, and begin the grace period of every resource that has not ended.
+
+    Reads the state only of resources that the catalog does not know, or not as ended. One that cannot be read is
+    logged and left alone: it keeps nobody from the others.
+
+    Raises:
+        StorageFailure: Storage or catalog cannot be listed.
+    """
+    known = await catalog.known()
+    stored = {found async for found in storage.ids()}
+    for gone in sorted(known - stored):
+        logger.info("the catalog names a resource that is not stored; the entry is removed", extra={"resource": gone})
+        await catalog.delete(gone)
+    await _add_missing(stored - known, storage, catalog)
+    for unfinished in await catalog.unfinished():
+        try:
+            snapshot = await storage.load(unfinished)
+        except NotFound:
+            await catalog.delete(unfinished)
+        except TailraceError:
+            logger.exception("an interrupted upload cannot be read", extra={"resource": unfinished})
+        else:
+            if snapshot.state.terminal:
+                await catalog.set_state(unfinished, snapshot.state, time.time())
+            else:
+                begin_grace(unfinished, snapshot.epoch)
+
+
+async def _add_missing(ids: set[str], storage: Storage, catalog: Catalog) -> None:
+    unused: list[CatalogEntry] = []
+    for missing in sorted(ids):
+        try:
+            snapshot = await storage.load(missing)
+            entry = CatalogEntry(
+                await storage.describe(missing), snapshot.state, time.time() if snapshot.state.terminal else None
+            )
+            if snapshot.epoch:
+                await _add(entry, storage, catalog, used=True)
+            else:
+                unused.append(entry)
+        except TailraceError:
+            logger.exception("a stored resource cannot be read", extra={"resource": missing})
+    # After all that have been written to: of two resources under one idempotency key, one never got a writer.
+    for entry in unused:
+        await _add(entry, storage, catalog, used=False)
+
+
+async def _add(entry: CatalogEntry, storage: Storage, catalog: Catalog, *, used: bool) -> None:
+    added = entry.descriptor.id
+    holder = await catalog.insert(entry)
+    if holder is None:
+        logger.info("a stored resource was missing in the catalog", extra={"resource": added})
+    elif used:
+        await catalog.insert(replace(entry, descriptor=replace(entry.descriptor, idempotency_key=None)))
+    else:
+        await storage.delete(added)

@@ -1,0 +1,73 @@
+"""The server that `tailrace serve` and others run behind their transports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from tailrace_impl_server._filesystem_storage import FilesystemStorage
+from tailrace_impl_server._local_events import LocalEventBus
+from tailrace_impl_server._manager import Manager
+from tailrace_impl_server._memory_catalog import MemoryCatalog
+from tailrace_impl_server._memory_storage import MemoryStorage
+from tailrace_impl_server._settings import ServerSettings
+from tailrace_impl_server._sqlite_catalog import SqliteCatalog
+from tailrace_server_api import ResourceManager
+
+
+class ManagedServer:
+    """A manager with its storage, started and closed together. Belongs to one event loop.
+
+    Used as ``await server.start()`` … ``await server.close()``, or as an async context manager.
+    """
+
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    @property
+    def manager(self) -> ResourceManager:
+        """What transports talk to, between start and close."""
+        return self._manager
+
+    async def start(self) -> None:
+        """Take hold of the data and recover what was interrupted; called once.
+
+        Raises:
+            ConfigurationError: The data is in use by another server, or of a format that is not understood.
+            StorageFailure: The data cannot be read.
+        """
+        await self._manager.start()
+
+    async def close(self) -> None:
+        """Tell everyone ``GoingAway``, announce what is stored and release the data. Idempotent."""
+        await self._manager.close()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def create_manager(data: Path | None, options: Mapping[str, object]) -> ManagedServer:
+    """Return a server that is not started yet.
+
+    Args:
+        data: Folder in which everything is kept; made if it is not there. ``None`` keeps everything in memory.
+        options: Fields of :class:`ServerSettings` by name, as values or as text.
+
+    Raises:
+        ConfigurationError: An option is unknown or has a value that cannot work.
+    """
+    settings = ServerSettings.from_options(options)
+    if data is None:
+        memory = MemoryStorage(max_bytes=settings.memory_bytes)
+        return ManagedServer(Manager(memory, MemoryCatalog(), LocalEventBus(), settings))
+    storage = FilesystemStorage(data, durability=settings.durability, writer_threads=settings.writer_threads)
+    catalog = SqliteCatalog(data / "catalog.sqlite", durability=settings.durability)
+    return ManagedServer(Manager(storage, catalog, LocalEventBus(), settings))

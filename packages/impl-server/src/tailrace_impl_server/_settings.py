@@ -1,0 +1,153 @@
+"""Settings of a server."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
+
+from tailrace_common_api import KIBIBYTE, MAX_OFFSET, MEBIBYTE, ConfigurationError, Limits
+from tailrace_server_api import Durability
+
+_LARGEST_CHUNK = 4 * MEBIBYTE - 64 * KIBIBYTE
+"""A message with its framing stays below the 4 MiB that gRPC allows by default."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Settings of the manager and its storage.
+
+    Raises:
+        ConfigurationError: A value cannot work.
+    """
+
+    durability: Durability = Durability.OS
+    """What an announced byte survives."""
+    writer_threads: int = 4
+    """Threads that write to disk, shared by all uploads."""
+    checkpoint_interval: float = 0.0
+    """Least time between two announcements of one upload, in seconds."""
+    chunk_size: int = MEBIBYTE
+    """Largest chunk of an upload or download, in bytes."""
+    upload_window: int = 4 * MEBIBYTE
+    """Bytes of an upload that may be unacknowledged."""
+    upload_windows_total: int = 512 * MEBIBYTE
+    """Bytes that may be unacknowledged over all uploads; with many of them each gets a smaller window."""
+    upload_grace: float = 60.0
+    """Time that a lost uploader has to come back, in seconds."""
+    max_download_window: int = 16 * MEBIBYTE
+    """Largest window that a reader may grant, in bytes."""
+    max_resource_size: int = 1024**4
+    """Largest resource, in bytes."""
+    max_page_size: int = 1000
+    """Most entries in one page of a listing."""
+    max_heads: int = 1000
+    """Most sizes in one request for heads."""
+    tail_bytes: int | None = None
+    """Recent bytes of one resource that are kept in memory for its followers; ``None`` for two upload windows."""
+    tails_total: int = 64 * MEBIBYTE
+    """Recent bytes that are kept in memory over all resources."""
+    tail_idle: float = 10.0
+    """Time without new bytes after which those of a resource are not kept in memory any more, in seconds."""
+    retention_completed: float | None = None
+    """Time after which a COMPLETED resource is deleted, in seconds; ``None``: never."""
+    retention_failed: float | None = None
+    """Time after which a FAILED resource is deleted, in seconds; ``None``: never."""
+    sweep_interval: float = 5.0
+    """Time between two looks for what has outlived its retention, in seconds."""
+    poll_interval: float = 5.0
+    """Time between two looks at watched resources that another process may write, in seconds."""
+    memory_bytes: int = 256 * MEBIBYTE
+    """Bytes that the memory storage may hold, where it is used."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.durability, Durability):
+            raise ConfigurationError(field="durability", problem=f"{self.durability!a} is neither 'os' nor 'fsync'")
+        for name, least, most in _WHOLE_NUMBERS:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if type(value) is not int or not least <= value <= most:
+                raise ConfigurationError(field=name, problem=f"{value!a} is no number within {least} and {most}")
+        for name, earliest in _TIMES:
+            value = getattr(self, name)
+            if value is None and name in _OPTIONAL:
+                continue
+            if type(value) not in (int, float) or not math.isfinite(value) or not value >= earliest:
+                raise ConfigurationError(field=name, problem=f"{value!a} is no number of seconds from {earliest:g} on")
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, object]) -> ServerSettings:
+        """Build settings from options by name; text is read as the type that the setting has.
+
+        Raises:
+            ConfigurationError: An option is unknown or cannot be read.
+        """
+        known = {field.name: field for field in fields(cls)}
+        values: dict[str, Any] = {}
+        for name, value in options.items():
+            if name not in known:
+                raise ConfigurationError(field=name, problem="unknown option of the server")
+            default = known[name].default
+            assert default is not MISSING
+            values[name] = _read_option(name, value, default)
+        return cls(**values)
+
+    @property
+    def limits(self) -> Limits:
+        """What is announced to clients."""
+        return Limits(
+            chunk_size=self.chunk_size,
+            upload_window=self.upload_window,
+            upload_grace=self.upload_grace,
+            max_download_window=self.max_download_window,
+            max_resource_size=self.max_resource_size,
+            max_page_size=self.max_page_size,
+            max_heads=self.max_heads,
+        )
+
+    @property
+    def tail_limit(self) -> int:
+        """Recent bytes of one resource that are kept in memory."""
+        return 2 * self.upload_window if self.tail_bytes is None else self.tail_bytes
+
+
+_OPTIONAL = frozenset({"tail_bytes", "retention_completed", "retention_failed"})
+_WHOLE_NUMBERS = (
+    ("writer_threads", 1, 256),
+    ("chunk_size", KIBIBYTE, _LARGEST_CHUNK),
+    ("upload_window", 4 * KIBIBYTE, 1024 * MEBIBYTE),
+    ("upload_windows_total", 4 * KIBIBYTE, MAX_OFFSET),
+    ("max_download_window", KIBIBYTE, 1024 * MEBIBYTE),
+    ("max_resource_size", 0, MAX_OFFSET),
+    ("max_page_size", 1, 100_000),
+    ("max_heads", 1, 100_000),
+    ("tail_bytes", 0, MAX_OFFSET),
+    ("tails_total", 0, MAX_OFFSET),
+    ("memory_bytes", 0, MAX_OFFSET),
+)
+_TIMES = (
+    ("checkpoint_interval", 0.0),
+    ("upload_grace", 0.0),
+    ("tail_idle", 0.0),
+    ("retention_completed", 0.0),
+    ("retention_failed", 0.0),
+    ("sweep_interval", 0.001),
+    ("poll_interval", 0.001),
+)
+_TIME_NAMES = frozenset(name for name, _ in _TIMES)
+
+
+def _read_option(name: str, value: object, default: object) -> object:
+    """Return ``value`` as the type of the setting; text that cannot be read is refused, other values pass."""
+    if not isinstance(value, str):
+        return value
+    if isinstance(default, Durability):
+        return next((durability for durability in Durability if durability.value == value), value)
+    if value.lower() in ("", "none") and name in _OPTIONAL:
+        return None
+    try:
+        return float(value) if name in _TIME_NAMES else int(value)
+    except ValueError:
+        raise ConfigurationError(field=name, problem=f"{value!a} is not a number") from None
