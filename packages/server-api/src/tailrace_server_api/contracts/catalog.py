@@ -208,8 +208,8 @@ class CatalogContract:
         await catalog.insert(_entry(2, visibility=atomic, labels={"a": "b"}, state=ResourceState.FAILED, ended_at=1.0))
         await catalog.insert(_entry(3, visibility=atomic, labels={"a": "b"}, context="c"))
         await catalog.set_state(_id(3), ResourceState.COMPLETED, 4.0)
-        for filter in (ListFilter(), ListFilter(labels={"a": "b"}), ListFilter(context="c")):
-            page = await catalog.list(filter, after=None, limit=10)
+        for selecting in (ListFilter(), ListFilter(labels={"a": "b"}), ListFilter(context="c")):
+            page = await catalog.list(selecting, after=None, limit=10)
             assert [entry.descriptor.id for entry in page] == [_id(3)]
         assert await catalog.list(ListFilter(state=ResourceState.INITIATED), after=None, limit=10) == ()
         assert set(await catalog.unfinished()) == {_id(1)}
@@ -232,8 +232,8 @@ class CatalogContract:
         assert await catalog.get(_id(1)) is None
         assert await catalog.known() == frozenset()
         assert await catalog.unfinished() == ()
-        for filter in (ListFilter(), ListFilter(labels={"a": "b"}), ListFilter(context="c")):
-            assert await catalog.list(filter, after=None, limit=10) == ()
+        for selecting in (ListFilter(), ListFilter(labels={"a": "b"}), ListFilter(context="c")):
+            assert await catalog.list(selecting, after=None, limit=10) == ()
         # An entry under the same id starts anew, without the labels of the first.
         await catalog.insert(_entry(1))
         assert await catalog.list(ListFilter(labels={"a": "b"}), after=None, limit=10) == ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Callable, Collection
 from contextlib import AbstractAsyncContextManager
 
 import pytest
@@ -87,7 +87,7 @@ class EventBusContract:
 
     async def test_a_listener_may_end_subscriptions_while_it_is_called(self, bus: EventBus) -> None:
         heard = _Heard()
-        ends = []
+        ends: list[Callable[[], None]] = []
 
         def listener(ids: Collection[str] | None) -> None:
             for end in ends:

@@ -391,10 +391,8 @@ class StorageContract:
         data = _text(2_000_000)
         size = 0
         waiting: list[asyncio.Future[Outcome]] = []
-        epoch = 0
-        for _ in range(5):
+        for epoch in range(1, 6):
             writer = await storage.open(id)
-            epoch += 1
             assert writer.epoch == epoch
             self._check(
                 writer.snapshot,
