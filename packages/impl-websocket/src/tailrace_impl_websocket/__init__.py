@@ -1,1 +1,19 @@
 """Tailrace over WebSocket: client, ASGI server, and the plain-HTTP reading door."""
+
+from tailrace_impl_websocket._application import create_application
+from tailrace_impl_websocket._client import WebSocketConnection, connect
+from tailrace_impl_websocket._error_table import ERROR_TABLE, WireStatus, wire_status
+from tailrace_impl_websocket._options import WebSocketClientOptions, WebSocketServerOptions
+from tailrace_impl_websocket._server import WebSocketServer
+
+__all__ = [
+    "ERROR_TABLE",
+    "WebSocketClientOptions",
+    "WebSocketConnection",
+    "WebSocketServer",
+    "WebSocketServerOptions",
+    "WireStatus",
+    "connect",
+    "create_application",
+    "wire_status",
+]

@@ -1,0 +1,153 @@
+"""The server as an ASGI application, to be run by this package or mounted into somebody's own."""
+
+from __future__ import annotations
+
+import asyncio
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.types import Message, Receive, Scope, Send
+
+from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, TailraceError, Unsupported
+from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
+from tailrace_impl_websocket._http_door import HttpDoor, send_error
+from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
+from tailrace_server_api import ResourceManager
+
+BEST_CHUNK_SIZE = MEBIBYTE
+"""Size of chunks that suits WebSocket and HTTP best, in bytes."""
+_RETRY_AFTER = 1.0
+"""What clients are told of a server that goes away, in seconds."""
+
+
+class Endpoints:
+    """The WebSocket endpoint and the HTTP door of one server, with all that runs in them."""
+
+    def __init__(self, context: ServerContext) -> None:
+        """Serve the manager of ``context``."""
+        self._context = context
+        self._door = HttpDoor(context)
+        self._connections: dict[ServerConnection, asyncio.Future[None]] = {}
+        self._going_away: GoingAway | None = None
+
+    def application(self, prefix: str) -> Starlette:
+        """Return the application that serves both below ``prefix``."""
+        application = Starlette(
+            routes=[
+                WebSocketRoute(prefix + PATH, _WebSocketEndpoint(self)),
+                Route(prefix + "/r/{id}", self._door),
+            ],
+            exception_handlers={404: _not_found},
+        )
+        application.router.redirect_slashes = False
+        return application
+
+    async def connect(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one WebSocket to its end."""
+        await receive()
+        try:
+            if self._going_away is not None:
+                raise self._going_away
+            self._context.manager.admit()
+            if not offers_subprotocol(scope):
+                raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
+        except TailraceError as error:
+            await _deny(scope, send, error)
+            return
+        connection = ServerConnection(self._context, receive, send)
+        ended = asyncio.get_running_loop().create_future()
+        self._connections[connection] = ended
+        try:
+            await connection.run()
+        finally:
+            del self._connections[connection]
+            ended.set_result(None)
+
+    async def close(self, grace: float) -> None:
+        """Refuse what is new, tell streaming conversations, and end what is left after ``grace`` seconds."""
+        self._going_away = GoingAway(retry_after=_RETRY_AFTER)
+        running: set[asyncio.Task[None]] = self._door.go_away(self._going_away)
+        for connection in self._connections:
+            running |= connection.go_away(self._going_away)
+        if running:
+            await asyncio.wait(running, timeout=grace)
+        for task in self._door.go_away(self._going_away):
+            task.cancel()
+        ended = tuple(self._connections.values())
+        await asyncio.gather(*(connection.end(self._going_away) for connection in tuple(self._connections)))
+        if ended:
+            await asyncio.wait(ended)
+
+
+class _WebSocketEndpoint:
+    """An object and not a function, because Starlette takes only that for an ASGI application."""
+
+    def __init__(self, endpoints: Endpoints) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._endpoints.connect(scope, receive, send)
+
+
+def create_application(
+    manager: ResourceManager,
+    *,
+    base: str,
+    prefix: str = "",
+    chunk_size: int = BEST_CHUNK_SIZE,
+    keepalive_interval: float = 20.0,
+    max_requests: int = 1024,
+) -> Starlette:
+    """Return an ASGI application that serves the resources of ``manager``, to be mounted into another one.
+
+    It needs no lifespan events. The server that runs it should accept WebSocket messages of 4 MiB, send protocol
+    pings, and leave per-message deflate off where the network is fast.
+
+    Args:
+        manager: Resources to serve; must be started, and outlive the application.
+        base: Public base URL, such as ``wss://example.org/tailrace``: where clients reach the application. The manager
+            is told of it.
+        prefix: Path below which everything is served within the application; empty when the application that mounts
+            this one strips it.
+        chunk_size: Bytes of a full chunk on the way to readers.
+        keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
+        max_requests: Most requests that run on one connection at the same time.
+    """
+    manager.add_base(base)
+    context = ServerContext(
+        manager=manager,
+        base=base,
+        chunk_size=min(chunk_size, manager.limits.chunk_size),
+        keepalive_interval=keepalive_interval,
+        max_requests=max_requests,
+    )
+    return Endpoints(context).application(prefix)
+
+
+async def _not_found(request: Request, exception: Exception) -> Response:
+    return _ErrorResponse(NotFound(id=request.url.path))
+
+
+class _ErrorResponse(Response):
+    """An error in the form in which the HTTP door gives it."""
+
+    def __init__(self, error: TailraceError) -> None:
+        super().__init__()
+        self._error = error
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_error(send, self._error)
+
+
+async def _deny(scope: Scope, send: Send, error: TailraceError) -> None:
+    """Refuse a handshake with an HTTP answer, where the server can send one."""
+    if "websocket.http.response" not in scope.get("extensions", {}):
+        await send({"type": "websocket.close"})
+        return
+
+    async def send_denial(message: Message) -> None:
+        await send({**message, "type": f"websocket.{message['type']}"})
+
+    await send_error(send_denial, error)

@@ -1,0 +1,102 @@
+"""Chunks to binary frames and back.
+
+A frame is a header and then the bytes of the chunk:
+
+======  ====  ==============================================================================
+offset  size  field, integers big-endian
+======  ====  ==============================================================================
+0       1     version of this layout, 1
+1       1     flags: bit 0 = first chunk of its transfer, bit 1 = checkpoint; others zero
+2       2     zero
+4       4     request number
+8       8     offset of the first byte in the resource
+16      8     XXH3-64 of the bytes
+24      8     hash of the previous chunk; zero and ignored when first
+32      8     newlines below the end of the chunk; only with the checkpoint flag
+40      16    head at the end of the chunk; only with the checkpoint flag
+======  ====  ==============================================================================
+"""
+
+from __future__ import annotations
+
+import struct
+
+from tailrace_common_api import MAX_OFFSET, Checkpoint, MessageTooLarge, ProtocolError, Unsupported
+from tailrace_impl_common import MAX_CHUNK_SIZE
+from tailrace_impl_common.messages import Chunk
+
+_HEADER = struct.Struct(">BBHIQ8s8s")
+_CHECKPOINT = struct.Struct(">Q16s")
+_ROUTE = struct.Struct(">BxxxI")
+HEADER_SIZE = _HEADER.size
+"""Bytes before those of the chunk, without a checkpoint."""
+CHECKPOINT_SIZE = _CHECKPOINT.size
+"""Bytes of a checkpoint, between the header and the bytes of the chunk."""
+MAX_FRAME_SIZE = HEADER_SIZE + CHECKPOINT_SIZE + MAX_CHUNK_SIZE
+"""Largest binary frame in bytes."""
+_LAYOUT = 1
+_IS_FIRST = 1
+_HAS_CHECKPOINT = 2
+_KNOWN_FLAGS = _IS_FIRST | _HAS_CHECKPOINT
+_NO_HASH = bytes(8)
+
+
+def frame_chunk(request: int, chunk: Chunk) -> bytes:
+    """Return the frame that holds ``chunk``; the data is copied once, into it."""
+    offset, data, digest, previous, checkpoint = chunk
+    flags = 0
+    if not previous:
+        flags, previous = _IS_FIRST, _NO_HASH
+    if checkpoint is None:
+        return b"".join((_HEADER.pack(_LAYOUT, flags, 0, request, offset, digest, previous), data))
+    header = _HEADER.pack(_LAYOUT, flags | _HAS_CHECKPOINT, 0, request, offset, digest, previous)
+    return b"".join((header, _CHECKPOINT.pack(checkpoint.newlines, checkpoint.head), data))
+
+
+def frame_request(frame: bytes) -> int:
+    """Return the request that a frame belongs to; looks no further.
+
+    Raises:
+        ProtocolError: The frame names none.
+    """
+    if len(frame) < HEADER_SIZE:
+        raise ProtocolError(f"a binary frame of {len(frame)} bytes; its header has {HEADER_SIZE}")
+    layout, request = _ROUTE.unpack_from(frame)
+    if layout != _LAYOUT:
+        raise Unsupported(f"binary frames of version {layout} are unknown")
+    if not request:
+        raise ProtocolError("a binary frame of request 0")
+    return int(request)
+
+
+def data_size(frame: bytes) -> int:
+    """Return how many bytes a frame that names its request holds beside its header."""
+    return len(frame) - (HEADER_SIZE + CHECKPOINT_SIZE if frame[1] & _HAS_CHECKPOINT else HEADER_SIZE)
+
+
+def parse_chunk(frame: bytes) -> Chunk:
+    """Return the chunk in ``frame``, its data a view of it.
+
+    Raises:
+        ProtocolError: The frame is not a chunk, or too large for one.
+    """
+    size = len(frame)
+    if size > MAX_FRAME_SIZE:
+        raise MessageTooLarge(size=size, maximum=MAX_FRAME_SIZE)
+    if size <= HEADER_SIZE:
+        raise ProtocolError("a chunk without bytes")
+    _, flags, reserved, _, offset, digest, previous = _HEADER.unpack_from(frame)
+    if flags & ~_KNOWN_FLAGS or reserved:
+        raise Unsupported("a chunk with unknown flags")
+    if offset > MAX_OFFSET - size:
+        raise ProtocolError(f"a chunk at offset {offset}, which is too large")
+    if flags & _IS_FIRST:
+        previous = b""
+    if not flags & _HAS_CHECKPOINT:
+        return Chunk(offset, memoryview(frame)[HEADER_SIZE:], digest, previous)
+    start = HEADER_SIZE + CHECKPOINT_SIZE
+    if size <= start:
+        raise ProtocolError("a chunk without bytes")
+    newlines, head = _CHECKPOINT.unpack_from(frame, HEADER_SIZE)
+    checkpoint = Checkpoint(offset + size - start, newlines, head)
+    return Chunk(offset, memoryview(frame)[start:], digest, previous, checkpoint)

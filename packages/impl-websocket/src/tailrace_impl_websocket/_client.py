@@ -1,0 +1,209 @@
+"""The client: a connection that is made when it is first used, and again after it was lost."""
+
+from __future__ import annotations
+
+import asyncio
+from urllib.parse import urlsplit
+
+from websockets.asyncio.client import connect as connect_websocket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tailrace_common_api import (
+    MEBIBYTE,
+    ClientSettings,
+    ConfigurationError,
+    ConnectionLost,
+    DeadlineExceeded,
+    ProtocolError,
+    TailraceError,
+    Unsupported,
+    url_scheme,
+)
+from tailrace_impl_common import ClientStream, ConnectedClient, Connection, cancel_and_wait
+from tailrace_impl_common.messages import Request, UnaryAnswer, UnaryRequest
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
+from tailrace_impl_websocket._client_streams import Link
+from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL, Failure, Hello, Malformed, decode_from_server
+from tailrace_impl_websocket._codec_values import read_error
+from tailrace_impl_websocket._fields import parse_object
+from tailrace_impl_websocket._options import WebSocketClientOptions
+
+BEST_CHUNK_SIZE = MEBIBYTE
+"""Size of chunks that suits WebSocket best, in bytes."""
+_DEFAULT_WINDOW = 4 * MEBIBYTE
+"""Window of a request that asks for none, in bytes."""
+_WRITE_BUFFER = MEBIBYTE
+"""Bytes that may wait to be sent, so that the next chunk is hashed and framed while this one is on its way."""
+_CLOSE_TIMEOUT = 5.0
+"""Longest time for a server to agree to the end of a connection, in seconds."""
+
+
+def connect(url: str, settings: ClientSettings | None = None) -> ConnectedClient:
+    """Return a client for the server at ``url``; it connects when it is first used.
+
+    Args:
+        url: ``ws://HOST[:PORT][/PREFIX]`` or ``wss://…``.
+        settings: Settings of the connection; ``None`` for the defaults.
+
+    Raises:
+        ConfigurationError: The URL or an option cannot be used.
+    """
+    settings = settings or ClientSettings()
+    return ConnectedClient(WebSocketConnection(url, settings), settings)
+
+
+class WebSocketConnection(Connection):
+    """Conversations over one WebSocket.
+
+    A lost connection ends all of them with ``ConnectionLost``; the next request makes a new connection. A download
+    that asks for no window gets one of 4 MiB, since on a shared connection a reader that takes nothing would otherwise
+    hold up every other conversation.
+    """
+
+    def __init__(self, url: str, settings: ClientSettings) -> None:
+        """Prepare a connection to ``url``; nothing is sent yet.
+
+        Raises:
+            ConfigurationError: The URL or an option cannot be used.
+        """
+        self._address = _endpoint(url)
+        self._settings = settings
+        self._options = WebSocketClientOptions.parse(settings.options)
+        self._link: Link | None = None
+        self._connecting: asyncio.Task[Link] | None = None
+        self._closed = False
+
+    @property
+    def best_chunk_size(self) -> int:
+        return BEST_CHUNK_SIZE
+
+    async def open(self, request: Request) -> ClientStream:
+        link = await self._connected()
+        return await link.begin(request, min(_DEFAULT_WINDOW, link.hello.limits.max_download_window))
+
+    async def call(self, request: UnaryRequest) -> UnaryAnswer:
+        stream = await self.open(request)
+        seconds = self._settings.answer_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await stream.receive()
+        except TimeoutError:
+            raise DeadlineExceeded(what=f"the answer to {type(request).__name__}", seconds=seconds) from None
+        finally:
+            await stream.close()
+        if not isinstance(answer, UnaryAnswer):
+            raise ProtocolError(f"{type(answer).__name__} does not answer {type(request).__name__}")
+        return answer
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._connecting is not None:
+            await cancel_and_wait(self._connecting)
+        if self._link is not None:
+            await self._link.close()
+
+    async def _connected(self) -> Link:
+        """Return a link that can be used; those who come while it is being made share it."""
+        if self._closed:
+            raise ConnectionLost(f"the connection to {self._address} was closed")
+        if self._link is not None and self._link.usable:
+            return self._link
+        if self._connecting is None:
+            self._connecting = asyncio.create_task(self._connect(), name="tailrace websocket connect")
+            self._connecting.add_done_callback(self._connect_done)
+        try:
+            return await asyncio.shield(self._connecting)
+        except asyncio.CancelledError:
+            if self._closed:
+                raise ConnectionLost(f"the connection to {self._address} was closed") from None
+            raise
+
+    def _connect_done(self, task: asyncio.Task[Link]) -> None:
+        self._connecting = None
+        # Everyone who waited may be gone by then; asking for the exception marks it as seen.
+        if not task.cancelled() and task.exception() is None:
+            self._link = task.result()
+
+    async def _connect(self) -> Link:
+        if self._link is not None:
+            await self._link.close()
+        settings, address = self._settings, self._address
+        try:
+            async with asyncio.timeout(settings.connect_timeout):
+                websocket = await connect_websocket(
+                    address,
+                    subprotocols=[Subprotocol(SUBPROTOCOL)],
+                    compression="deflate" if self._options.compression else None,
+                    proxy=None,
+                    open_timeout=None,
+                    close_timeout=min(_CLOSE_TIMEOUT, settings.connect_timeout),
+                    ping_interval=settings.keepalive_interval,
+                    ping_timeout=settings.keepalive_timeout,
+                    # Above the largest frame, so that a frame that is too large fails its request and no other one.
+                    max_size=2 * MAX_FRAME_SIZE,
+                    write_limit=_WRITE_BUFFER,
+                )
+                try:
+                    if websocket.subprotocol != SUBPROTOCOL:
+                        raise Unsupported(f"{address} does not speak {SUBPROTOCOL}")
+                    return Link(websocket, _hello(await websocket.recv()), address)
+                except BaseException:
+                    websocket.transport.abort()
+                    raise
+        except TimeoutError:
+            raise DeadlineExceeded(what=f"the connection to {address}", seconds=settings.connect_timeout) from None
+        except InvalidStatus as error:
+            raise _refusal(address, error) from None
+        except (InvalidHandshake, ConnectionClosed, EOFError) as error:
+            raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {_shown(error)}") from None
+        except OSError as error:
+            raise ConnectionLost(f"{address} cannot be reached: {_shown(error)}") from None
+
+
+def _endpoint(url: str) -> str:
+    """Return the URL of the endpoint of the server at ``url``; a path in it is kept as a prefix."""
+    scheme = url_scheme(url)
+    if scheme not in ("ws", "wss"):
+        raise ConfigurationError(field="url", problem=f"{url!a} is not a ws:// or wss:// URL")
+    parts = urlsplit(url)
+    try:
+        has_port = parts.port is None or parts.port > 0
+    except ValueError:
+        has_port = False
+    if not has_port or parts.query or parts.fragment or parts.username is not None:
+        raise ConfigurationError(field="url", problem=f"{url!a} is not {scheme}://HOST[:PORT][/PREFIX]")
+    return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{PATH}"
+
+
+def _hello(frame: str | bytes) -> Hello:
+    """Return the server's first message.
+
+    Raises:
+        TailraceError: What the server says instead, or ``ProtocolError``.
+    """
+    if isinstance(frame, bytes):
+        raise ProtocolError("the server's first message is not a hello")
+    try:
+        message = decode_from_server(frame).message
+    except Malformed as malformed:
+        raise malformed.error from None
+    if isinstance(message, Failure):
+        raise message.error
+    if not isinstance(message, Hello):
+        raise ProtocolError("the server's first message is not a hello")
+    return message
+
+
+def _refusal(address: str, refusal: InvalidStatus) -> TailraceError:
+    """Return the error with which a server refused the handshake."""
+    response = refusal.response
+    lost = ConnectionLost(f"{address} refused the connection with HTTP status {response.status_code}")
+    try:
+        return read_error(parse_object((response.body or b"").decode()))
+    except (UnicodeDecodeError, ProtocolError):
+        return lost
+
+
+def _shown(error: Exception) -> str:
+    return ascii(str(error))[1:-1] or type(error).__name__

@@ -1,0 +1,358 @@
+"""One connection to a server, seen from the client: many conversations over one WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import replace
+
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
+
+from tailrace_common_api import (
+    ConnectionLost,
+    MessageTooLarge,
+    ProtocolError,
+    TailraceError,
+    error_from_wire,
+)
+from tailrace_impl_common import ClientStream, ReceiveWindow, cancel_and_wait
+from tailrace_impl_common.messages import (
+    DOWNLOAD_REQUESTS,
+    UNARY_REQUESTS,
+    Checkpoint,
+    Chunk,
+    ClientMessage,
+    DownloadRequest,
+    End,
+    Finished,
+    Opened,
+    Request,
+    ServerMessage,
+    Started,
+    Status,
+    Watched,
+    Window,
+)
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE, data_size, frame_chunk, frame_request, parse_chunk
+from tailrace_impl_websocket._codec import (
+    MAX_REQUEST,
+    Cancel,
+    Failure,
+    Hello,
+    Malformed,
+    Pong,
+    decode_from_server,
+    encode_from_client,
+)
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONTROL = 4096
+"""Control messages of one conversation that may wait; a server that obeys the protocol sends a handful."""
+
+
+class WebSocketClientStream(ClientStream):
+    """One conversation: what arrived and was not taken yet.
+
+    A reader always has a window, so that one that takes nothing holds up no other conversation on the connection. Where
+    the request asks for none, the stream has one of its own and renews it as its chunks are taken.
+    """
+
+    def __init__(self, link: Link, number: int, request: Request, window: int) -> None:
+        """Begin as request ``number`` on ``link``; ``window`` is used where ``request`` has none, in bytes."""
+        self._link = link
+        self._number = number
+        self._own_window: ReceiveWindow | None = None
+        self._own_size = 0
+        self._first_window = 0
+        self._room = 0
+        self._until = 0
+        if isinstance(request, DOWNLOAD_REQUESTS):
+            request = self._with_window(request, window)
+        self.request = request
+        """First message of the conversation, as it is sent."""
+        self._unary = isinstance(request, UNARY_REQUESTS)
+        # Binary frames are kept as they arrived: they are decoded by who takes them, and small until then.
+        self._inbound: deque[bytes | ServerMessage] = deque()
+        self._control = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: TailraceError | None = None
+        self._complete = False
+
+    def _with_window(self, request: DownloadRequest, window: int) -> DownloadRequest:
+        if not request.window:
+            self._own_size = window
+            request = replace(request, window=window)
+        self._first_window = self._room = request.window
+        return request
+
+    # The conversation's side
+
+    async def send(self, message: ClientMessage) -> None:
+        if self._failure is not None:
+            raise self._failure
+        if self._complete:
+            raise ConnectionLost("the conversation has ended")
+        if type(message) is Chunk:
+            await self._link.send(frame_chunk(self._number, message))
+            return
+        if isinstance(message, Window):
+            self._grant(message.until)
+        await self._link.send(encode_from_client(self._number, message))
+
+    async def receive(self) -> ServerMessage | None:
+        while not self._inbound:
+            if self._failure is not None:
+                raise self._failure
+            if self._complete:
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = self._inbound.popleft()
+        if isinstance(message, bytes):
+            chunk = parse_chunk(message)
+            if self._own_window is not None:
+                await self._renew(self._own_window, chunk.end)
+            return chunk
+        self._control -= 1
+        return message
+
+    async def close(self) -> None:
+        if self._failure is None:
+            self._failure = ConnectionLost("the conversation was closed")
+        self._inbound.clear()
+        self._wake()
+        if self._link.forget(self._number) and not self._complete:
+            try:
+                await self._link.send(encode_from_client(self._number, Cancel()))
+            except ConnectionLost:
+                logger.debug("the connection was lost before request %d was cancelled", self._number)
+
+    async def _renew(self, window: ReceiveWindow, consumed: int) -> None:
+        until = window.consume(consumed)
+        if until is not None and not self._complete:
+            self._grant(until)
+            await self._link.send(encode_from_client(self._number, Window(until)))
+
+    def _grant(self, until: int) -> None:
+        # Before it is sent: the answer may be there before the call returns.
+        self._room += max(0, until - self._until)
+        self._until = max(self._until, until)
+
+    # The connection's side
+
+    def put_frame(self, frame: bytes) -> None:
+        """Take a binary frame of the server."""
+        if self._failure is not None or self._complete:
+            return
+        if self._room <= 0:
+            self._refuse(ProtocolError(f"a chunk where the window was used up {-self._room} bytes ago"))
+        elif len(frame) > MAX_FRAME_SIZE:
+            self._refuse(MessageTooLarge(size=len(frame), maximum=MAX_FRAME_SIZE))
+        else:
+            # The last chunk may go beyond the window.
+            self._room -= data_size(frame)
+            self._inbound.append(frame)
+            self._wake()
+
+    def put_message(self, message: ServerMessage) -> None:
+        """Take a control message of the server."""
+        if self._failure is not None or self._complete:
+            return
+        if isinstance(message, Started):
+            self._until = message.offset + self._first_window
+            if self._own_size:
+                self._own_window = ReceiveWindow(self._own_size, offset=message.offset)
+        if (
+            self._unary
+            or isinstance(message, Finished | End | Watched)
+            or (isinstance(message, Opened) and message.status.state.terminal)
+        ):
+            self._complete = True
+            self._link.forget(self._number)
+        if self._inbound and isinstance(message, Status | Checkpoint | Window):
+            # The newest of these says all that an older one said.
+            last = self._inbound[-1]
+            if type(last) is type(message):
+                self._inbound[-1] = message
+                return
+        if self._control >= _MOST_CONTROL:
+            self._refuse(ProtocolError(f"more than {_MOST_CONTROL} messages that nobody asked for"))
+            return
+        self._control += 1
+        self._inbound.append(message)
+        self._wake()
+
+    def fail(self, error: TailraceError) -> None:
+        """End the conversation with ``error``, behind what arrived before."""
+        if self._failure is None and not self._complete:
+            self._failure = error
+            self._wake()
+
+    def _refuse(self, error: TailraceError) -> None:
+        self.fail(error)
+        self._link.refuse(self._number)
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class Link:
+    """One open WebSocket and the conversations over it.
+
+    Its task reads all the time: what a conversation may be sent is what it can hold.
+    """
+
+    def __init__(self, websocket: ClientConnection, hello: Hello, address: str) -> None:
+        """Read from ``websocket``, on which ``hello`` was received; ``address`` is for error texts."""
+        self.hello = hello
+        self._websocket = websocket
+        self._address = address
+        self._streams: dict[int, WebSocketClientStream] = {}
+        self._last = 0
+        self._farewell: TailraceError | None = None
+        self._closing = False
+        self._cancelling: set[asyncio.Task[None]] = set()
+        self._reader = asyncio.create_task(self._read(), name="tailrace websocket reader")
+
+    @property
+    def usable(self) -> bool:
+        """Whether new requests can be sent over it."""
+        return not self._closing and self._farewell is None and self._websocket.state is State.OPEN
+
+    async def begin(self, request: Request, window: int) -> WebSocketClientStream:
+        """Send the first message of a conversation.
+
+        Raises:
+            ConnectionLost: The connection ended.
+            MessageTooLarge: The request does not fit into a control message.
+        """
+        number = self._next_number()
+        stream = WebSocketClientStream(self, number, request, window)
+        text = encode_from_client(number, stream.request)
+        # Before it is sent: the answer may be there before the call returns.
+        self._streams[number] = stream
+        try:
+            await self.send(text)
+        except BaseException:
+            await stream.close()
+            raise
+        return stream
+
+    def _next_number(self) -> int:
+        number = self._last % MAX_REQUEST + 1
+        while number in self._streams:
+            number = number % MAX_REQUEST + 1
+        self._last = number
+        return number
+
+    async def send(self, frame: str | bytes) -> None:
+        """Send a frame; waits for the transport.
+
+        Raises:
+            ConnectionLost: The connection ended.
+        """
+        try:
+            await self._websocket.send(frame)
+        except ConnectionClosed:
+            raise self._lost() from None
+
+    def forget(self, number: int) -> bool:
+        """Hand out nothing more for a request; return whether it was running."""
+        return self._streams.pop(number, None) is not None
+
+    def refuse(self, number: int) -> None:
+        """Cancel a request whose server breaks the protocol, without waiting for that."""
+        if self.forget(number):
+            task = asyncio.create_task(self._cancel(number))
+            self._cancelling.add(task)
+            task.add_done_callback(self._cancelling.discard)
+
+    async def _cancel(self, number: int) -> None:
+        try:
+            await self.send(encode_from_client(number, Cancel()))
+        except ConnectionLost:
+            logger.debug("the connection was lost before request %d was cancelled", number)
+
+    async def close(self) -> None:
+        """End every conversation and the connection. Idempotent."""
+        self._closing = True
+        self._fail_all()
+        await self._websocket.close()
+        await cancel_and_wait(self._reader)
+        for task in tuple(self._cancelling):
+            await cancel_and_wait(task)
+
+    def _lost(self) -> TailraceError:
+        """Return why the connection is of no more use, a new error each time."""
+        if self._farewell is not None:
+            return error_from_wire(self._farewell.code, self._farewell.message, self._farewell.details())
+        if self._closing:
+            return ConnectionLost(f"the connection to {self._address} was closed")
+        code, reason = self._websocket.close_code, self._websocket.close_reason
+        why = f"closed with code {code}" + (f", {reason!a}" if reason else "") if code else "broken"
+        return ConnectionLost(f"the connection to {self._address} was lost: {why}")
+
+    def _fail_all(self) -> None:
+        streams = tuple(self._streams.values())
+        self._streams.clear()
+        for stream in streams:
+            stream.fail(self._lost())
+
+    async def _read(self) -> None:
+        """Hand out what arrives, until the connection ends."""
+        receive, streams = self._websocket.recv, self._streams
+        try:
+            while True:
+                frame = await receive()
+                if isinstance(frame, bytes):
+                    stream = streams.get(frame_request(frame))
+                    # Late messages of requests that were cancelled belong to nobody.
+                    if stream is not None:
+                        stream.put_frame(frame)
+                else:
+                    self._take_text(frame)
+                # Nothing may keep the frame alive while the next one is awaited.
+                del frame
+        except ConnectionClosed:
+            pass
+        except TailraceError as error:
+            # A server that cannot be understood; the connection is of no more use.
+            self._farewell = self._farewell or error
+        self._closing = True
+        self._fail_all()
+        await self._websocket.close()
+
+    def _take_text(self, text: str) -> None:
+        try:
+            number, message = decode_from_server(text)
+        except Malformed as malformed:
+            stream = None if malformed.request is None else self._streams.get(malformed.request)
+            if malformed.request is None:
+                raise malformed.error from None
+            if stream is not None:
+                stream.fail(malformed.error)
+                self.refuse(malformed.request)
+            return
+        if number is None:
+            if isinstance(message, Failure):
+                self._farewell = message.error
+                logger.info("%s ends the connection: %s", self._address, ascii(message.error.message))
+            elif isinstance(message, Hello):
+                raise ProtocolError("a second hello on one connection")
+            return
+        stream = self._streams.get(number)
+        if stream is None:
+            return
+        if isinstance(message, Failure):
+            stream.fail(message.error)
+            self.forget(number)
+        elif not isinstance(message, Hello | Pong):
+            stream.put_message(message)

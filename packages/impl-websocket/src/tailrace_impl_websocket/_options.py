@@ -1,0 +1,98 @@
+"""Options of this transport, beyond what the settings of every transport have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+from tailrace_common_api import ConfigurationError
+
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketClientOptions:
+    """Options of a client."""
+
+    compression: bool = False
+    """Whether to offer per-message deflate: worth it on slow networks only."""
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> Self:
+        """Read options by name.
+
+        Raises:
+            ConfigurationError: One is unknown, or its value is not one that it can have.
+        """
+        _check_names(options, ("compression",))
+        defaults = cls()
+        return cls(compression=_flag(options, "compression", defaults.compression))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebSocketServerOptions:
+    """Options of a server."""
+
+    compression: bool = False
+    """Whether to accept per-message deflate where a client offers it; costs 34 KiB per connection."""
+    prefix: str | None = None
+    """Path below which everything is served, such as ``/tailrace``; ``None`` for the path of the public base."""
+    max_requests: int = 1024
+    """Most requests that run on one connection at the same time."""
+
+    def __post_init__(self) -> None:
+        if self.prefix is not None and not _is_prefix(self.prefix):
+            raise ConfigurationError(field="prefix", problem=f"{self.prefix!a} is not a path that starts with a slash")
+        if self.max_requests < 1:
+            raise ConfigurationError(field="max_requests", problem=f"{self.max_requests} is below 1")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, str]) -> Self:
+        """Read options by name.
+
+        Raises:
+            ConfigurationError: One is unknown, or its value is not one that it can have.
+        """
+        _check_names(options, ("compression", "prefix", "max_requests"))
+        defaults = cls()
+        return cls(
+            compression=_flag(options, "compression", defaults.compression),
+            prefix=_prefix(options.get("prefix")),
+            max_requests=_integer(options, "max_requests", defaults.max_requests),
+        )
+
+
+def _check_names(options: Mapping[str, str], known: tuple[str, ...]) -> None:
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(field="options", problem=f"unknown option {name!a}; known are {', '.join(known)}")
+
+
+def _flag(options: Mapping[str, str], name: str, default: bool) -> bool:
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        return _FLAGS[text.lower()]
+    except KeyError:
+        raise ConfigurationError(field=name, problem=f"{text!a} is neither true nor false") from None
+
+
+def _integer(options: Mapping[str, str], name: str, default: int) -> int:
+    text = options.get(name)
+    if text is None:
+        return default
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigurationError(field=name, problem=f"{text!a} is not an integer") from None
+
+
+def _prefix(text: str | None) -> str | None:
+    """Return a prefix without its last slash: ``/`` stands for none."""
+    return None if text is None else text.rstrip("/")
+
+
+def _is_prefix(text: str) -> bool:
+    return text == "" or (text.startswith("/") and not text.endswith("/") and text.isascii() and text.isprintable())

@@ -1,0 +1,191 @@
+"""The server: the application, run by uvicorn in the event loop of the caller."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import cast
+from urllib.parse import urlsplit
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from tailrace_common_api import ConfigurationError
+from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
+from tailrace_impl_websocket._http_door import ABORT_EXTENSION
+from tailrace_impl_websocket._options import WebSocketServerOptions
+from tailrace_impl_websocket._server_streams import ServerContext
+from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
+
+logger = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_LINGER = 10.0
+"""Time that a client may take to read the end of a connection, in seconds; then it is cut."""
+_LAST_CHANCE = 1.0
+"""Least time that connections get to end by themselves when the server closes, in seconds."""
+
+
+class WebSocketServer(TransportServer):
+    """Listens for WebSocket and HTTP on one port."""
+
+    def __init__(self) -> None:
+        """Prepare; :meth:`start` listens."""
+        self._endpoints: Endpoints | None = None
+        self._server: _Server | None = None
+        self._serving: asyncio.Task[None] | None = None
+        self._urls: Mapping[str, str] = MappingProxyType({})
+        self._closing: asyncio.Future[None] | None = None
+
+    async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
+        options = WebSocketServerOptions.parse(settings.options)
+        listener = await _listen(settings.host, settings.port)
+        try:
+            prefix = options.prefix
+            if prefix is None:
+                prefix = urlsplit(settings.public_base or "").path.rstrip("/")
+            port: int = listener.getsockname()[1]
+            address = f"{_in_url(settings.host)}:{port}{prefix}"
+            base = settings.public_base or f"ws://{address}"
+            self._endpoints = Endpoints(
+                ServerContext(
+                    manager=manager,
+                    base=base,
+                    chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
+                    keepalive_interval=settings.keepalive_interval,
+                    max_requests=options.max_requests,
+                )
+            )
+            self._server = _Server(
+                uvicorn.Config(
+                    self._endpoints.application(prefix),
+                    http=_HttpProtocol,
+                    ws=_WebSocketProtocol,
+                    # Above the largest frame, so that a frame that is too large fails its request and no other one.
+                    ws_max_size=2 * MAX_FRAME_SIZE,
+                    ws_ping_interval=settings.keepalive_interval,
+                    ws_ping_timeout=settings.keepalive_timeout,
+                    ws_per_message_deflate=options.compression,
+                    loop="none",
+                    lifespan="off",
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    proxy_headers=False,
+                    timeout_keep_alive=30,
+                )
+            )
+            self._serving = asyncio.create_task(self._server.serve([listener]), name="tailrace websocket server")
+            await self._server.started_or_failed.wait()
+            if not self._server.started:
+                await self._serving
+        except BaseException:
+            listener.close()
+            raise
+        manager.add_base(base)
+        self._urls = MappingProxyType({"ws": f"ws://{address}", "http": f"http://{address}"})
+
+    @property
+    def urls(self) -> Mapping[str, str]:
+        return self._urls
+
+    async def close(self, grace: float) -> None:
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(grace))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, grace: float) -> None:
+        if self._server is None or self._endpoints is None or self._serving is None:
+            return
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        self._server.stop_listening()
+        await self._endpoints.close(grace)
+        self._server.should_exit = True
+        await asyncio.wait((self._serving,), timeout=max(_LAST_CHANCE, deadline - loop.time()))
+        self._server.cut_connections()
+        await self._serving
+
+
+class _Server(uvicorn.Server):
+    """uvicorn in a loop that is not its own: the application handles signals, and knows when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.started_or_failed = asyncio.Event()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        try:
+            await super().startup(sockets)
+        finally:
+            self.started_or_failed.set()
+
+    def stop_listening(self) -> None:
+        for server in self.servers:
+            server.close()
+
+    def cut_connections(self) -> None:
+        for connection in tuple(self.server_state.connections):
+            connection.transport.abort()
+
+
+class _HttpProtocol(HttpToolsProtocol):
+    """Lets the application cut a response off, and notices clients that are gone without a word."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
+        super().connection_made(transport)
+        connection: socket.socket | None = transport.get_extra_info("socket")
+        if connection is not None:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {ABORT_EXTENSION: {"abort": self._cut_off}}
+
+    def _cut_off(self) -> None:
+        self.transport.close()
+        self.loop.call_later(_LINGER, self.transport.abort)
+
+
+class _WebSocketProtocol(WebSocketsSansIOProtocol):
+    """Ends connections whose clients do not read: closing alone waits for them for ever."""
+
+    def keepalive_timeout(self) -> None:
+        super().keepalive_timeout()
+        if self.transport.get_write_buffer_size():
+            self.transport.abort()
+
+    async def run_asgi(self) -> None:
+        await super().run_asgi()
+        if not self.disconnected:
+            self.loop.call_later(_LINGER, self.transport.abort)
+
+
+async def _listen(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound to the first address of ``host``.
+
+    Raises:
+        ConfigurationError: The address cannot be listened on.
+    """
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(
+            host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+        family, _, _, _, address = found[0]
+        return socket.create_server(cast(tuple[str, int], address[:2]), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigurationError(field="host", problem=f"cannot listen on {host}:{port}: {error}") from None
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host or "localhost"

@@ -1,0 +1,472 @@
+"""One connection of a client, seen from the server: many conversations over one WebSocket."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Message, Receive, Scope, Send
+
+from tailrace_common_api import ConnectionLost, GoingAway, MessageTooLarge, Overloaded, ProtocolError, TailraceError
+from tailrace_impl_common import MessageStream, answer_request, cancel_and_wait, serve_conversation
+from tailrace_impl_common.messages import (
+    UNARY_REQUESTS,
+    UPLOAD_REQUESTS,
+    Chunk,
+    ClientMessage,
+    Opened,
+    Request,
+    ServerMessage,
+    Watch,
+    Window,
+)
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE, data_size, frame_chunk, frame_request, parse_chunk
+from tailrace_impl_websocket._codec import (
+    MAX_TEXT_SIZE,
+    PROTOCOL_VERSION,
+    REQUESTS,
+    SUBPROTOCOL,
+    Cancel,
+    Failure,
+    Hello,
+    Malformed,
+    Ping,
+    Pong,
+    close_reason,
+    decode_from_client,
+    encode_from_server,
+    text_size,
+)
+from tailrace_impl_websocket._error_table import wire_status
+from tailrace_server_api import ResourceManager
+
+logger = logging.getLogger(__name__)
+
+_MOST_CONTROL = 1024
+"""Control messages of one conversation that may wait; a client that obeys the protocol needs a handful."""
+_MOST_REPLIES = 256
+"""Answers of the connection itself that may wait for a client that does not read."""
+_BATCH = 64
+"""Messages to take in before other tasks run, where they arrive faster than they are asked for."""
+_CLOSE_TIMEOUT = 5.0
+"""Time that the last words to a client may take, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerContext:
+    """What every connection of one server shares."""
+
+    manager: ResourceManager
+    base: str
+    """Public base URL, for references."""
+    chunk_size: int
+    """Bytes of a full chunk on the way to readers."""
+    keepalive_interval: float
+    """Announced to clients that cannot send protocol pings, in seconds."""
+    max_requests: int
+    """Most requests that run on one connection at the same time."""
+
+
+class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
+    """One conversation: what arrived and was not taken yet, and how much more may arrive."""
+
+    __slots__ = (
+        "_connection",
+        "_control",
+        "_failure",
+        "_inbound",
+        "_is_upload",
+        "_number",
+        "_room",
+        "_until",
+        "_waiter",
+        "dismissal",
+        "dismissed",
+        "request",
+        "started",
+        "task",
+    )
+
+    def __init__(self, connection: ServerConnection, number: int, request: Request) -> None:
+        self._connection = connection
+        self._number = number
+        self.request = request
+        self.task: asyncio.Task[None] | None = None
+        self.started = False
+        """Whether the task runs: one that is cancelled before would not even clean up."""
+        self.dismissed = False
+        """Whether the conversation was ended from outside."""
+        self.dismissal: TailraceError | None = None
+        """What to tell the client of that; ``None``: nothing."""
+        # Binary frames are kept as they arrived: they are decoded by who takes them, and small until then.
+        self._inbound: deque[bytes | ClientMessage] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._failure: TailraceError | None = None
+        self._control = 0
+        self._is_upload = isinstance(request, UPLOAD_REQUESTS)
+        self._room = 0
+        self._until = 0
+
+    # The conversation's side
+
+    async def send(self, message: ServerMessage) -> None:
+        if type(message) is Chunk:
+            await self._connection.send_chunk(self._number, message)
+            return
+        # Granted before it is sent: the client may answer before the call returns.
+        if isinstance(message, Opened):
+            self._until = message.until
+            self._room = message.until - message.offset
+        elif isinstance(message, Window):
+            self._room += max(0, message.until - self._until)
+            self._until = max(self._until, message.until)
+        await self._connection.send_text(encode_from_server(self._number, message))
+
+    async def receive(self) -> ClientMessage | None:
+        while not self._inbound:
+            if self._failure is not None:
+                raise self._failure
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        message = self._inbound.popleft()
+        if not isinstance(message, bytes):
+            self._control -= 1
+            return message
+        chunk = parse_chunk(message)
+        if chunk.checkpoint is not None:
+            raise ProtocolError("a checkpoint in a chunk of an upload")
+        return chunk
+
+    # The connection's side
+
+    def put_frame(self, frame: bytes) -> None:
+        """Take a binary frame of the client."""
+        if self._failure is not None:
+            return
+        # Counted by size and not by what the frame says of its offset: what is held must be what was granted.
+        self._room -= data_size(frame)
+        if not self._is_upload:
+            self.fail(ProtocolError("a chunk in a request that is no upload"))
+        elif len(frame) > MAX_FRAME_SIZE:
+            self.fail(MessageTooLarge(size=len(frame), maximum=MAX_FRAME_SIZE))
+        elif self._room < 0:
+            self.fail(ProtocolError(f"{-self._room} bytes more than the window allows"))
+        else:
+            self._inbound.append(frame)
+            self._wake()
+
+    def put_message(self, message: ClientMessage) -> None:
+        """Take a control message of the client."""
+        if self._failure is not None:
+            return
+        if isinstance(message, Window) and self._inbound and type(self._inbound[-1]) is Window:
+            # The later grant includes the earlier one.
+            self._inbound[-1] = message
+            return
+        if self._control >= _MOST_CONTROL:
+            self.fail(ProtocolError(f"more than {_MOST_CONTROL} messages without waiting for an answer"))
+            return
+        self._control += 1
+        self._inbound.append(message)
+        self._wake()
+
+    def fail(self, error: TailraceError) -> None:
+        """End the conversation with ``error``, behind what arrived before."""
+        if self._failure is not None:
+            return
+        self._failure = error
+        self._wake()
+        if isinstance(self.request, (Watch, *UNARY_REQUESTS)):
+            # Nobody receives there, since the client has nothing to say.
+            self.dismiss(error)
+
+    def dismiss(self, error: TailraceError | None) -> None:
+        """Cancel the conversation, and tell the client why unless it was the client who left."""
+        self._failure = self._failure or error or ConnectionLost("the client left")
+        if not self.dismissed:
+            self.dismissed = True
+            self.dismissal = error
+            if self.started and self.task is not None:
+                self.task.cancel()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+class ServerConnection:
+    """One WebSocket: a task that reads and hands out, and a task for each request.
+
+    Reading never waits for sending, so that a client that stops taking data can still cancel, and is still heard by
+    the keep-alive.
+    """
+
+    def __init__(self, context: ServerContext, receive: Receive, send: Send) -> None:
+        """Serve the connection of an ASGI scope; :meth:`run` does it."""
+        self._context = context
+        self._receive = receive
+        self._send = send
+        self._streams: dict[int, _ServerStream] = {}
+        self._last_request = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._replies: deque[str] = deque()
+        self._replying = False
+        self._closed = False
+        self._sending_chunk = asyncio.Lock()
+        self._going_away: GoingAway | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    async def run(self) -> None:
+        """Serve until the client leaves, or :meth:`end` was called."""
+        self._task = asyncio.current_task()
+        try:
+            await self._transmit({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+            await self.send_text(
+                encode_from_server(
+                    None, Hello(PROTOCOL_VERSION, self._context.manager.limits, self._context.keepalive_interval)
+                )
+            )
+            await self._read()
+        except ConnectionLost:
+            pass
+        except Malformed as malformed:
+            await self.end(malformed.error)
+        except asyncio.CancelledError:
+            if not self._closed:
+                raise
+        finally:
+            self._closed = True
+            tasks = tuple(self._tasks)
+            for task in tasks:
+                task.cancel()
+            for task in tasks:
+                await cancel_and_wait(task)
+
+    # Sending
+
+    async def send_chunk(self, request: int, chunk: Chunk) -> None:
+        """Send a chunk; waits for the transport.
+
+        Raises:
+            ConnectionLost: The client is gone.
+        """
+        if len(self._streams) < 2:
+            await self._transmit({"type": "websocket.send", "bytes": frame_chunk(request, chunk)})
+            return
+        # What many conversations want to send to a client that does not read is not encoded before it is its turn.
+        async with self._sending_chunk:
+            await self._transmit({"type": "websocket.send", "bytes": frame_chunk(request, chunk)})
+
+    async def send_text(self, text: str) -> None:
+        """Send a text frame; waits for the transport.
+
+        Raises:
+            ConnectionLost: The client is gone.
+        """
+        await self._transmit({"type": "websocket.send", "text": text})
+
+    async def _transmit(self, message: Message) -> None:
+        if self._closed:
+            raise ConnectionLost("the connection is closed")
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:
+            # ASGI says OSError. Servers also raise RuntimeError, for what comes behind a close of their own.
+            raise ConnectionLost(f"the connection is closed: {type(error).__name__}") from None
+
+    def _reply(self, request: int | None, message: Pong | Failure) -> None:
+        """Queue a message that is sent beside the reading.
+
+        Raises:
+            Malformed: The client asks for more than it reads.
+        """
+        if len(self._replies) >= _MOST_REPLIES:
+            raise Malformed(None, ProtocolError(f"more than {_MOST_REPLIES} answers that are not read"))
+        self._replies.append(encode_from_server(request, message))
+        if not self._replying:
+            self._replying = True
+            self._spawn(self._send_replies())
+
+    async def _send_replies(self) -> None:
+        try:
+            while self._replies:
+                await self.send_text(self._replies.popleft())
+        except ConnectionLost:
+            pass
+        finally:
+            self._replying = False
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    # Reading
+
+    async def _read(self) -> None:
+        receive, streams = self._receive, self._streams
+        taken = 0
+        while True:
+            event = await receive()
+            frame = event.get("bytes")
+            if frame is not None:
+                try:
+                    number = frame_request(frame)
+                except ProtocolError as error:
+                    raise Malformed(None, error) from None
+                stream = streams.get(number)
+                if stream is not None:
+                    stream.put_frame(frame)
+                else:
+                    self._refuse_unknown(number)
+                # Nothing may keep the frame alive while the next one is awaited.
+                del frame, event
+            elif event["type"] == "websocket.disconnect":
+                return
+            else:
+                self._take_text(event["text"])
+            taken += 1
+            if not taken % _BATCH:
+                # A receive that finds something waiting returns at once, for as long as the client keeps sending.
+                await asyncio.sleep(0)
+
+    def _take_text(self, text: str) -> None:
+        size = text_size(text)
+        if size > MAX_TEXT_SIZE:
+            raise Malformed(None, MessageTooLarge(size=size, maximum=MAX_TEXT_SIZE))
+        try:
+            number, message = decode_from_client(text)
+        except Malformed as malformed:
+            if malformed.request is None:
+                raise
+            self._fail(malformed.request, malformed.error)
+            return
+        if isinstance(message, Ping):
+            self._reply(None, Pong())
+            return
+        assert number is not None
+        if isinstance(message, REQUESTS):
+            self._begin(number, message)
+            return
+        stream = self._streams.get(number)
+        if stream is None:
+            self._refuse_unknown(number)
+        elif isinstance(message, Cancel):
+            stream.dismiss(None)
+        else:
+            stream.put_message(message)
+
+    def _begin(self, number: int, request: Request) -> None:
+        if number in self._streams:
+            self._fail(number, ProtocolError(f"request {number} is running already"))
+            return
+        self._last_request = max(self._last_request, number)
+        try:
+            if self._going_away is not None:
+                raise self._going_away
+            if len(self._streams) >= self._context.max_requests:
+                raise Overloaded(what="requests on one connection", retry_after=1.0)
+            self._context.manager.admit()
+        except TailraceError as error:
+            self._reply(number, Failure(error))
+            return
+        stream = _ServerStream(self, number, request)
+        self._streams[number] = stream
+        stream.task = self._spawn(self._serve(number, stream))
+
+    def _fail(self, number: int, error: TailraceError) -> None:
+        """Answer a message that cannot be understood; it ends the request that it names."""
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.fail(error)
+        else:
+            self._last_request = max(self._last_request, number)
+            self._reply(number, Failure(error))
+
+    def _refuse_unknown(self, number: int) -> None:
+        """Take a message of a request that does not run: late, when the request has ended; else a mistake."""
+        if number > self._last_request:
+            self._last_request = number
+            self._reply(number, Failure(ProtocolError(f"request {number} was never begun")))
+
+    # Requests
+
+    async def _serve(self, number: int, stream: _ServerStream) -> None:
+        stream.started = True
+        failure: TailraceError | None = None
+        try:
+            if not stream.dismissed:
+                await self._drive(number, stream)
+        except TailraceError as error:
+            failure = error
+        except asyncio.CancelledError:
+            if not stream.dismissed or self._closed:
+                raise
+        finally:
+            if self._streams.get(number) is stream:
+                del self._streams[number]
+        if stream.dismissed:
+            failure = stream.dismissal
+        if failure is not None:
+            await self._tell(number, failure)
+
+    async def _tell(self, number: int, failure: TailraceError) -> None:
+        try:
+            await self.send_text(encode_from_server(number, Failure(failure)))
+        except ConnectionLost:
+            logger.debug("a client left before it was told: %s", failure.code)
+
+    async def _drive(self, number: int, stream: _ServerStream) -> None:
+        context, request = self._context, stream.request
+        if isinstance(request, UNARY_REQUESTS):
+            answer = await answer_request(request, manager=context.manager, base=context.base)
+            await self.send_text(encode_from_server(number, answer))
+        else:
+            await serve_conversation(
+                request, stream, manager=context.manager, base=context.base, chunk_size=context.chunk_size
+            )
+
+    # Ending
+
+    def go_away(self, error: GoingAway) -> set[asyncio.Task[None]]:
+        """Refuse new requests, tell streaming conversations ``error``, and return the tasks that still run."""
+        self._going_away = error
+        for stream in tuple(self._streams.values()):
+            if not isinstance(stream.request, UNARY_REQUESTS):
+                stream.dismiss(error)
+        return set(self._tasks)
+
+    async def end(self, error: TailraceError) -> None:
+        """Tell the client why the connection ends, and close it; :meth:`run` then returns. Idempotent."""
+        if self._closed:
+            return
+        try:
+            async with asyncio.timeout(_CLOSE_TIMEOUT):
+                await self.send_text(encode_from_server(None, Failure(error)))
+                self._closed = True
+                await self._send(
+                    {
+                        "type": "websocket.close",
+                        "code": wire_status(error).close_code,
+                        "reason": close_reason(error.message),
+                    }
+                )
+        except (ConnectionLost, OSError, RuntimeError, TimeoutError):
+            logger.debug("a client was gone before it was told: %s", error.code)
+        self._closed = True
+        if self._task is not None and self._task is not asyncio.current_task():
+            # It waits for a client that may never answer.
+            self._task.cancel()
+
+
+def offers_subprotocol(scope: Scope) -> bool:
+    """Return whether the client speaks the protocol of this server."""
+    return SUBPROTOCOL in scope.get("subprotocols", ())
