@@ -16,11 +16,13 @@ from tailrace_common_api import (
     InvalidArgument,
     Limits,
     ProtocolError,
+    ResourceState,
     SourceChanged,
     Status,
     TailraceError,
     UploadAborted,
 )
+from tailrace_impl_common._buffers import flat
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._head import HeadHasher
 from tailrace_impl_common._signal import Signal
@@ -123,8 +125,8 @@ class ConnectedUpload(UploadSession):
             await self._end()
             return
         self._tasks = [
-            asyncio.create_task(self._run(self._send_chunks()), name="tailrace upload sender"),
-            asyncio.create_task(self._run(self._receive_messages()), name="tailrace upload receiver"),
+            asyncio.create_task(self._run(self._send_chunks), name="tailrace upload sender"),
+            asyncio.create_task(self._run(self._receive_messages), name="tailrace upload receiver"),
         ]
 
     async def _continue(self, opened: Opened) -> None:
@@ -164,10 +166,10 @@ class ConnectedUpload(UploadSession):
         agreed = [size for (size, mine), theirs in zip(known, answer.heads, strict=True) if mine == theirs]
         return max(agreed, default=0)
 
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Run one of the two tasks; what ends it early ends the upload."""
         try:
-            await work
+            await work()
         except TailraceError as exc:
             self._fail(exc)
         except Exception as exc:  # noqa: BLE001 - a defect ends the upload with its cause, and is raised by the next call
@@ -228,7 +230,7 @@ class ConnectedUpload(UploadSession):
         self._answer()
         self._check()
         machine = self._machine
-        machine.write(data if type(data) is bytes else bytes(data))
+        machine.write(data if type(data) is bytes else bytes(flat(data)))
         self._work.set()
         while machine.pending > machine.chunk_size:
             await self._changed.wait()
@@ -257,6 +259,8 @@ class ConnectedUpload(UploadSession):
         final = self._machine.final
         if final is None or final.status is None:
             raise self._error or UploadAborted(reason="the upload has ended")
+        if final.status.state is not ResourceState.COMPLETED:
+            raise self._error or UploadAborted(reason=final.status.reason or "the upload has failed")
         return final.status
 
     async def _wait_for_end(self) -> None:

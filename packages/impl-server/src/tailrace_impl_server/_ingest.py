@@ -225,7 +225,8 @@ class UploadSession(UploadIngest):
         self._request = request
         self._wake()
         await self.ended()
-        if self._result is None and self._error is not None:
+        kept = self._result is not None and (isinstance(request, _Abort) or self._result.state is ResourceState.COMPLETED)
+        if self._error is not None and not kept:
             raise copy.copy(self._error)
         return self._result
 
@@ -233,7 +234,12 @@ class UploadSession(UploadIngest):
 
     async def _run(self) -> None:
         try:
-            await self._store_until_asked_to_end()
+            try:
+                await self._store_until_asked_to_end()
+            except TailraceError:
+                # An abort fails the resource all the same.
+                if not isinstance(self._request, _Abort):
+                    raise
             await self._end()
         except NotFound:
             self._fail(Deleted(id=self.id))
