@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 from tailrace_client_download_api import FROM_START, DataChunk, RemoteResource
@@ -20,6 +20,7 @@ from tailrace_common_api import (
     ResourceState,
     Start,
     Status,
+    TailraceError,
 )
 from tailrace_impl_common._download_machine import DownloadReceiver
 from tailrace_impl_common._saving import save_resource
@@ -164,7 +165,9 @@ class ConnectedResource(RemoteResource):
                         del message
                         window = machine.consume(machine.offset)
                         if window is not None:
-                            await stream.send(window)
+                            # A server that has sent everything has hung up already; what it said is still to be read.
+                            with suppress(TailraceError):
+                                await stream.send(window)
             finally:
                 self._streams.discard(stream)
         status = machine.end.status
