@@ -1,6 +1,84 @@
-"""Makes the modules beside the tests importable, whatever pytest's import mode."""
+"""A server on a free port of this machine, in front of a manager in memory, and a client of it."""
 
+from __future__ import annotations
+
+import asyncio
+import logging
 import sys
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
+import pytest
+
+from tailrace_common_api import ClientSettings
+from tailrace_impl_common import ConnectedClient
+from tailrace_impl_grpc import GrpcServer, connect
+from tailrace_impl_server import create_manager
+from tailrace_server_api import ResourceManager, TransportServerSettings
+
+# Modules beside the tests are importable, whatever pytest's import mode.
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """gRPC and asyncio report defects in callbacks nowhere but in the log."""
+    yield
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    # grpc.aio ends its own tasks by itself a few turns of the loop after the calls have ended.
+    for _ in range(50):
+        left = [task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()]
+        if not left:
+            return
+        await asyncio.wait(left, timeout=0.1)
+    pytest.fail(f"tasks are left: {left}")
+
+
+@pytest.fixture
+async def manager(no_task_is_left: None) -> AsyncIterator[ResourceManager]:
+    async with create_manager(None, {}) as managed:
+        yield managed.manager
+
+
+@pytest.fixture
+async def server(manager: ResourceManager) -> AsyncIterator[GrpcServer]:
+    server = GrpcServer()
+    await server.start(manager, TransportServerSettings())
+    yield server
+    await server.close(5.0)
+
+
+@pytest.fixture
+def url(server: GrpcServer) -> str:
+    return server.urls["grpc"]
+
+
+@pytest.fixture
+def address(url: str) -> str:
+    return url.removeprefix("grpc://")
+
+
+@pytest.fixture
+async def new_client(url: str) -> AsyncIterator[Callable[..., ConnectedClient]]:
+    clients: list[ConnectedClient] = []
+
+    def new(**settings: object) -> ConnectedClient:
+        build: Callable[..., ClientSettings] = ClientSettings
+        clients.append(connect(url, build(**settings)))
+        return clients[-1]
+
+    yield new
+    for client in clients:
+        await client.close()
+
+
+@pytest.fixture
+def client(new_client: Callable[..., ConnectedClient]) -> ConnectedClient:
+    return new_client()

@@ -1,0 +1,283 @@
+"""The server's side: the services over ``grpc.aio``, with health and reflection."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from tailrace_common_api import (
+    ConfigurationError,
+    ConnectionLost,
+    GoingAway,
+    InternalError,
+    ProtocolError,
+    TailraceError,
+    url_scheme,
+)
+from tailrace_impl_common import MessageStream, answer_request, serve_conversation
+from tailrace_impl_common.messages import (
+    DOWNLOAD_REQUESTS,
+    UNARY_REQUESTS,
+    UPLOAD_REQUESTS,
+    Abort,
+    ClientMessage,
+    Finish,
+    Request,
+    ServerMessage,
+    Watch,
+    Watched,
+)
+from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, RESOURCES, UPLOAD, UPLOADS, WATCH, Method
+from tailrace_impl_grpc._error_table import error_to_status
+from tailrace_impl_grpc._health import HealthServicer
+from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
+from tailrace_impl_grpc._poller import keep_poller
+from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER = 1.0
+"""What a client is told to wait when the server goes away, in seconds."""
+
+ResultT = TypeVar("ResultT")
+
+_Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class GrpcServer(TransportServer):
+    """Serves a manager's resources over gRPC."""
+
+    def __init__(self) -> None:
+        """Prepare a server; :meth:`start` makes it listen."""
+        self._server: grpc.aio.Server | None = None
+        self._health = HealthServicer()
+        self._running: dict[asyncio.Task[object], _Call] = {}
+        self._manager: ResourceManager | None = None
+        self._base = ""
+        self._url = ""
+        self._chunk_size = BEST_CHUNK_SIZE
+        self._closing = False
+
+    async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
+        options = GrpcServerOptions.parse(settings.options)
+        if settings.public_base is not None:
+            _check_base(settings.public_base)
+        keep_poller()
+        server = grpc.aio.server(options=server_options(settings), compression=compression_of(options))
+        self._add_services(server)
+        address = _address(settings.host, settings.port)
+        try:
+            port = server.add_insecure_port(address)
+        except RuntimeError:
+            port = 0
+        if not port:
+            raise ConfigurationError(field="port", problem=f"cannot listen on {address}")
+        self._url = f"grpc://{_address(settings.host, port)}"
+        self._base = (settings.public_base or self._url).rstrip("/")
+        self._chunk_size = min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size)
+        self._manager = manager
+        manager.add_base(self._base)
+        for service in ("", UPLOADS, RESOURCES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await server.start()
+        self._server = server
+
+    @property
+    def urls(self) -> Mapping[str, str]:
+        return {"grpc": self._url}
+
+    async def close(self, grace: float) -> None:
+        server = self._server
+        if server is None or self._closing:
+            return
+        self._closing = True
+        await self._health.dismiss()
+        for call in self._running.values():
+            call.dismiss()
+        await server.stop(grace)
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _add_services(self, server: grpc.aio.Server) -> None:
+        handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {UPLOADS: {}, RESOURCES: {}}
+        for method in CONVERSATIONS:
+            handlers[method.service][method.name] = grpc.stream_stream_rpc_method_handler(self._conversing(method))
+        handlers[WATCH.service][WATCH.name] = grpc.unary_stream_rpc_method_handler(self._watching())
+        for method in ANSWERS:
+            handlers[method.service][method.name] = grpc.unary_unary_rpc_method_handler(self._answering(method))
+        server.add_generic_rpc_handlers(
+            [grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items()]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection([UPLOADS, RESOURCES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+
+    # gRPC asks whether a handler is a coroutine function, so each of these returns one.
+
+    def _conversing(self, method: Method) -> Callable[[object, _Context], Awaitable[None]]:
+        expected = UPLOAD_REQUESTS if method is UPLOAD else DOWNLOAD_REQUESTS
+
+        async def handle(_messages: object, context: _Context) -> None:
+            stream = _GrpcServerStream(method, context)
+
+            async def serve() -> None:
+                request = await stream.receive()
+                if request is None:
+                    raise ProtocolError(f"{method.name} was called without a request")
+                if not isinstance(request, expected):
+                    raise ProtocolError(f"{type(request).__name__} does not begin {method.name}")
+                await self._serve(request, stream)
+                if stream.abandoned:
+                    raise ConnectionLost("the client left the upload open")
+
+            await self._run(context, serve, ends_when_closing=True)
+
+        return handle
+
+    def _watching(self) -> Callable[[bytes, _Context], Awaitable[None]]:
+        async def handle(data: bytes, context: _Context) -> None:
+            async def serve() -> None:
+                request = WATCH.decode_request(data)
+                assert isinstance(request, Watch)
+                await self._serve(request, _GrpcServerStream(WATCH, context))
+
+            await self._run(context, serve, ends_when_closing=True)
+
+        return handle
+
+    def _answering(self, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: _Context) -> bytes:
+            async def answer() -> bytes:
+                request = method.decode_request(data)
+                assert isinstance(request, UNARY_REQUESTS)
+                assert self._manager is not None
+                return method.encode_response(await answer_request(request, manager=self._manager, base=self._base))
+
+            # Empty only when the client is gone, and then nobody gets it.
+            return await self._run(context, answer, ends_when_closing=False) or b""
+
+        return handle
+
+    async def _serve(self, request: Request, stream: _GrpcServerStream) -> None:
+        assert self._manager is not None
+        await serve_conversation(request, stream, manager=self._manager, base=self._base, chunk_size=self._chunk_size)
+
+    def _admit(self) -> None:
+        assert self._manager is not None
+        if self._closing:
+            raise GoingAway(retry_after=_RETRY_AFTER)
+        self._manager.admit()
+
+    async def _run(
+        self, context: _Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
+    ) -> ResultT | None:
+        """Do the work of one call and tell the client what went wrong with it, if something did."""
+        task = asyncio.current_task()
+        assert task is not None
+        call = self._running[task] = _Call(task, ends_when_closing)
+        error: TailraceError
+        try:
+            try:
+                self._admit()
+                return await work()
+            except TailraceError as exc:
+                error = exc
+            except asyncio.CancelledError:
+                if not call.dismissed:
+                    # The client is gone.
+                    raise
+                task.uncancel()
+                error = GoingAway(retry_after=_RETRY_AFTER)
+            except Exception:
+                logger.exception("a call failed")
+                error = InternalError("the call failed; the server's log says why")
+            call.over = True
+            await _abort(context, error)
+            return None
+        finally:
+            del self._running[task]
+
+
+class _Call:
+    """A call that is being served."""
+
+    __slots__ = ("_ends_when_closing", "_task", "dismissed", "over")
+
+    def __init__(self, task: asyncio.Task[object], ends_when_closing: bool) -> None:
+        self._task = task
+        self._ends_when_closing = ends_when_closing
+        self.dismissed = False
+        """Whether the server, and not the client, has ended it."""
+        self.over = False
+        """Whether only its status is still to be sent."""
+
+    def dismiss(self) -> None:
+        """End it because the server goes away, unless it ends soon by itself."""
+        if self._ends_when_closing and not self.over and not self.dismissed:
+            self.dismissed = True
+            self._task.cancel()
+
+
+class _GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
+    """A conversation over one call."""
+
+    def __init__(self, method: Method, context: _Context) -> None:
+        self._context = context
+        self._encode = method.encode_response
+        self._decode = method.decode_request
+        self._open_ended = method is UPLOAD
+        self.abandoned = False
+        """Whether the client has stopped sending without saying that its upload is over."""
+
+    async def send(self, message: ServerMessage) -> None:
+        if type(message) is Watched:
+            # The status of the call says it.
+            return
+        data = self._encode(message)
+        del message
+        try:
+            await self._context.write(data)
+        except grpc.aio.BaseError:
+            raise ConnectionLost("the client is gone") from None
+
+    async def receive(self) -> ClientMessage | None:
+        try:
+            data: object = await self._context.read()
+        except grpc.aio.BaseError:
+            raise ConnectionLost("the client is gone") from None
+        if not isinstance(data, bytes):
+            self.abandoned = self._open_ended
+            return None
+        message = self._decode(data)
+        if isinstance(message, Finish | Abort):
+            self._open_ended = False
+        return message
+
+
+async def _abort(context: _Context, error: TailraceError) -> None:
+    """End a call with an error."""
+    status, message, metadata = error_to_status(error)
+    try:
+        await context.abort(status, message, metadata)
+    except grpc.aio.AbortError:
+        raise
+    except grpc.aio.BaseError:
+        logger.debug("the client left before it could be told: %s", ascii(message))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _check_base(base: str) -> None:
+    """Refuse a public base that no client of this transport can connect to."""
+    parts = urlsplit(base)
+    if url_scheme(base) not in ("grpc", "grpcs") or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigurationError(field="public_base", problem=f"{base!a} is not grpc://HOST[:PORT]")

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import pytest
+
+from tailrace_client_download_api.contracts import DownloadClientContract, Producer
+from tailrace_client_upload_api import UploadSession
+from tailrace_client_upload_api.contracts import UploadClientContract
+from tailrace_impl_common import ConnectedClient, InProcessConnection
+from tailrace_server_api import ResourceManager
+
+
+@pytest.fixture
+def local(manager: ResourceManager) -> ConnectedClient:
+    """A client that reaches the same resources without gRPC."""
+    return ConnectedClient(InProcessConnection(manager))
+
+
+class LocalProducer(Producer):
+    def __init__(self, client: ConnectedClient) -> None:
+        self._client = client
+        self._uploads: dict[str, UploadSession] = {}
+
+    async def create(self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None) -> str:
+        upload = self._client.upload(name, lines=lines, labels=labels)
+        await upload.open()
+        self._uploads[upload.id] = upload
+        return upload.id
+
+    async def append(self, reference: str, data: bytes) -> None:
+        await self._uploads[reference].write(data)
+        await self._uploads[reference].flush()
+
+    async def complete(self, reference: str) -> None:
+        await self._uploads.pop(reference).finish()
+
+    async def fail(self, reference: str, reason: str) -> None:
+        await self._uploads.pop(reference).abort(reason)
+
+    async def close(self) -> None:
+        for upload in self._uploads.values():
+            await upload.abort()
+
+
+class TestGrpcUploads(UploadClientContract):
+    @pytest.fixture
+    def upload_client(self, client: ConnectedClient, local: ConnectedClient) -> ConnectedClient:
+        self.local = local
+        return client
+
+    async def stored_bytes(self, upload: UploadSession) -> bytes:
+        async with self.local.open(upload.id, token=upload.token) as resource:
+            return await resource.read()
+
+
+class TestGrpcDownloads(DownloadClientContract):
+    @pytest.fixture
+    def download_client(self, client: ConnectedClient) -> ConnectedClient:  # type: ignore[override]
+        return client
+
+    @pytest.fixture
+    async def producer(self, local: ConnectedClient) -> Producer:
+        return LocalProducer(local)
