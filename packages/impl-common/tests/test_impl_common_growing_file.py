@@ -3,6 +3,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from pathlib import Path
@@ -176,6 +177,24 @@ async def test_the_source_ends_when_asked_to(tmp_path: Path) -> None:
     assert await rest(GrowingFile(path, poll_interval=POLL, until=until, notify=False).pieces()) == b"abcdef"
 
 
+async def test_what_was_written_just_before_the_end_belongs_to_the_source(tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"abc")
+    asked = 0
+
+    def until() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked == 4:
+            writer = threading.Thread(target=grow, args=(path, b"def"))
+            writer.start()
+            while writer.is_alive():  # Joining would be a blocking call on the loop, which is an error in every test.
+                pass
+        return asked >= 4
+
+    assert await rest(GrowingFile(path, poll_interval=POLL, until=until, notify=False).pieces()) == b"abcdef"
+
+
 async def spawn(path: Path) -> asyncio.subprocess.Process:
     """Start a process that appends each line it is sent to a file, and ends with its input."""
     code = "import sys\nfor line in sys.stdin.buffer:\n    open(sys.argv[1], 'ab').write(line)"
@@ -215,6 +234,21 @@ async def test_a_process_that_nobody_waited_for_has_ended(tmp_path: Path) -> Non
         assert await rest(GrowingFile(path, poll_interval=POLL, until_exit=process.pid).pieces()) == b"all"
     finally:
         process.wait()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of the end of any process")
+async def test_the_end_of_a_process_is_told(tmp_path: Path) -> None:
+    process = await spawn(tmp_path / "log")
+    assert process.stdin is not None
+    told = asyncio.Event()
+    watched = ProcessExit(process.pid, told.set)
+    assert watched.notifies
+    assert not watched.ended()
+    process.stdin.close()
+    await told.wait()
+    assert watched.ended()
+    watched.close()
+    await process.wait()
 
 
 async def test_a_process_that_does_not_exist_has_ended() -> None:
@@ -335,6 +369,29 @@ async def test_a_rotated_file_is_read_to_its_end_first(tmp_path: Path, rotation:
     # The end comes while the new file is unread: it is part of the source all the same.
     file.stop()
     assert await rest(pieces) == b"the new file"
+
+
+async def test_a_writer_that_goes_over_between_read_and_look_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(b"head ")
+    file = GrowingFile(path, poll_interval=POLL, rotation=RotationPolicy.CONTINUE, notify=False)
+    pieces = file.pieces()
+    assert await take(pieces, 5) == b"head "
+    stat = os.stat
+
+    def racing(looked_at: Any, **options: Any) -> os.stat_result:
+        # The reader has seen the end of the file and asks for its name: the writer is that much faster.
+        if looked_at == path and not path.with_name("log.1").exists():
+            grow(path, b"last words ")
+            rename_and_write(path, b"new")
+        return stat(looked_at, **options)
+
+    monkeypatch.setattr(os, "stat", racing)
+    assert await take(pieces, 14) == b"last words new"
+    file.stop()
+    assert await rest(pieces) == b""
 
 
 async def test_a_removed_file_is_an_error_by_default(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ async def test_reading_ahead_is_bounded_and_ends_with_the_reader() -> None:
         await anext(pieces)
         assert given_out <= taken + 2
     await pieces.aclose()
-    await asyncio.to_thread(closed.wait)
+    assert await asyncio.to_thread(closed.wait, 10)
     assert given_out <= 52
 
 
@@ -173,7 +173,7 @@ async def test_cancelling_does_not_wait_for_a_read_that_blocks() -> None:
     with open(writing, "wb", buffering=0) as sink:
         source: BinaryIO = Watched(reading, "rb")
         task = asyncio.create_task(collect(source))
-        await asyncio.to_thread(started.wait)
+        assert await asyncio.to_thread(started.wait, 10)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -181,7 +181,8 @@ async def test_cancelling_does_not_wait_for_a_read_that_blocks() -> None:
         assert all(thread.daemon for thread in threads)
         sink.close()
         for thread in threads:
-            await asyncio.to_thread(thread.join)
+            await asyncio.to_thread(thread.join, 10)
+            assert not thread.is_alive()
         source.close()
 
 
