@@ -125,6 +125,7 @@ class UploadSession(UploadIngest):
         self._work: asyncio.Future[None] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._request: _Finish | _Abort | None = None
+        # What ``finish`` or ``abort`` asked for and got; an error that came meanwhile does not undo it.
         self._result: Status | None = None
         self._stopping = False
         self._error: TailraceError | None = None
@@ -225,8 +226,7 @@ class UploadSession(UploadIngest):
         self._request = request
         self._wake()
         await self.ended()
-        kept = self._result is not None and (isinstance(request, _Abort) or self._result.state is ResourceState.COMPLETED)
-        if self._error is not None and not kept:
+        if self._result is None and self._error is not None:
             raise copy.copy(self._error)
         return self._result
 
@@ -267,6 +267,8 @@ class UploadSession(UploadIngest):
             elif self._writer.stored < self._submitted:
                 await self._store()
             else:
+                # It may have been stored in a thread since it was submitted.
+                self._renew_window()
                 # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
                 await self._wait_for_work(self._due - now)
 
@@ -278,6 +280,7 @@ class UploadSession(UploadIngest):
             await self._fail_resource(request.reason)
             if request.error is not None:
                 raise request.error
+            self._result = None if self.live.deleted else self.live.status()
         elif not isinstance(self._error, Deleted) and self._progress.checkpoint.size < self._submitted:
             await self._announce()
 
@@ -293,6 +296,7 @@ class UploadSession(UploadIngest):
             await self._fail_resource(error.message)
             raise error
         await self._publish_end(self._accept(await self._writer.complete()))
+        self._result = self.live.status()
 
     async def _broken_promise(self, request: _Finish, end: Checkpoint) -> TailraceError | None:
         """Return what the uploader said and did not keep."""
@@ -363,7 +367,6 @@ class UploadSession(UploadIngest):
         # The catalog first: whoever sees the status finds it in a listing too.
         await self._host.record_state(self.live, snapshot.state)
         self._publish(snapshot)
-        self._result = self.live.status()
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.live.publish(snapshot)

@@ -57,7 +57,7 @@ from tailrace_server_api import (
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_KEY = 256
+_LONGEST_KEY = 255
 _LEAST_WINDOW = 64 * 1024
 UPLOADER_LOST = "uploader lost"
 """Reason of resources whose uploader did not come back."""
@@ -84,6 +84,7 @@ class Manager(ResourceManager):
         self._keys = KeyedLocks()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sessions: set[UploadSession] = set()
+        self._session_count = 0
         self._closing = False
         self._closed = False
 
@@ -277,6 +278,7 @@ class Manager(ResourceManager):
             raise
         self._sweeper.cancel_grace(live.id)
         live.publish(writer.snapshot)
+        self._session_count += 1
         session = UploadSession(self._registry.retain(live), writer, token, self)
         live.session = session
         self._sessions.add(session)
@@ -420,7 +422,7 @@ class Manager(ResourceManager):
 
     def window(self) -> int:
         """Return the window that each upload gets at the moment, in bytes."""
-        share = self.settings.upload_windows_total // max(1, len(self._sessions))
+        share = self.settings.upload_windows_total // max(1, self._session_count)
         return min(self.settings.upload_window, max(_LEAST_WINDOW, share))
 
     def announced(self, id: str) -> None:
@@ -437,6 +439,7 @@ class Manager(ResourceManager):
     def session_ended(self, session: UploadSession) -> None:
         """Begin the grace period, unless the upload has ended."""
         self._sessions.discard(session)
+        self._session_count -= 1
         live = session.live
         if live.session is session:
             live.session = None
