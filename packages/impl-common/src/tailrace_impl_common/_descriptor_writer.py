@@ -60,10 +60,7 @@ class DescriptorWriter:
 
         A cancelled call leaves that to the thread.
         """
-        if self._running is not None:
-            # Who did not flush does not ask how the last write went.
-            self._running.add_done_callback(lambda running: running.cancelled() or running.exception())
-            self._running = None
+        self._running = None
         closed = self._submit(lambda: os.close(self._descriptor))
         self.release()
         await asyncio.shield(closed)
@@ -117,3 +114,5 @@ def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
         done.set_result(None)
     else:
         done.set_exception(error)
+        # Who does not flush does not ask how the last write went; that is no defect to be logged.
+        done.exception()

@@ -1,0 +1,92 @@
+"""The command line as a whole: its commands, and what its errors become."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from tailrace._exit_codes import ExitCode, exit_code_of
+from tailrace._running import Interrupted
+from tailrace_common_api import TailraceError
+
+# Module and attribute by command, in the order of the help.
+_COMMANDS = {
+    "serve": "serve:serve",
+    "upload": "upload:upload",
+    "follow": "follow:follow",
+    "download": "download:download",
+    "lines": "lines:lines",
+    "status": "status:status",
+    "list": "list:list_resources",
+    "delete": "delete:delete",
+    "head": "head:head",
+    "demo": "demo:demo",
+}
+
+
+class _LazyGroup(click.Group):
+    """Imports a command when it is used, so that none pays for the others."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module, _, name = _COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(f"tailrace._commands.{module}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tailrace")
+def tailrace() -> None:
+    """Live byte streams: upload while it is produced, follow while it grows.
+
+    REF is a reference, such as grpc://host:7070/r/ID or http://host:7080/r/ID, or a bare ID. A bare ID needs --server
+    or TAILRACE_SERVER.
+
+    Exit codes: 0 success, 1 failed, 2 wrong usage, 3 unknown, deleted or malformed reference, 4 integrity, 5 quota or
+    access, 130 interrupted.
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line and return its exit code.
+
+    Args:
+        arguments: Arguments without the name of the program; ``None`` for those of the process.
+    """
+    try:
+        code = tailrace.main(arguments, prog_name="tailrace", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
+    except TailraceError as error:
+        _complain(str(error))
+        return exit_code_of(error)
+    except (Interrupted, click.Abort, KeyboardInterrupt):
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        _discard_output()
+        return ExitCode.SUCCESS
+    except OSError as error:
+        _complain(str(error))
+        return ExitCode.FAILED
+    return code if isinstance(code, int) else ExitCode.SUCCESS
+
+
+def _complain(text: str) -> None:
+    click.echo(f"tailrace: {text}", err=True)
+
+
+def _discard_output() -> None:
+    """Let what is left in the buffer of standard output go nowhere: its flush at exit would complain."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

@@ -1,0 +1,56 @@
+"""`tailrace serve`."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+import click
+
+from tailrace._logging import configure_logging
+from tailrace._running import Interruption, run_async
+from tailrace._settings import Settings, load_settings
+from tailrace._status_report import json_line
+
+
+@click.command()
+@click.option("--data", metavar="DIR", help="Folder of the resources; ./tailrace-data by default.")
+@click.option("--grpc", metavar="HOST:PORT", help="Address for gRPC; 127.0.0.1:7070 by default, port 0 for any.")
+@click.option("--http", metavar="HOST:PORT", help="Address for WebSocket and HTTP; 127.0.0.1:7080 by default.")
+@click.option("--config", metavar="FILE", help="Settings file; TAILRACE_CONFIG or ./tailrace.toml by default.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the server is ready.")
+def serve(data: str | None, grpc: str | None, http: str | None, config: str | None, as_json: bool) -> None:
+    """Serve resources over gRPC, WebSocket and HTTP until SIGINT or SIGTERM."""
+    settings = load_settings({"serve": {"data": data, "grpc": grpc, "http": http}}, config=config)
+    configure_logging(settings.serve.log_level)
+    _raise_descriptor_limit()
+    interruption = Interruption()
+    run_async(_serve(settings, as_json, interruption), interruption)
+
+
+async def _serve(settings: Settings, as_json: bool, interruption: Interruption) -> None:
+    from tailrace._serving import serve_resources
+
+    stop = asyncio.Event()
+    # The first signal ends the server in order, the second one at once.
+    interruption.handlers.append(stop.set)
+    async with serve_resources(settings, grace=settings.serve.grace) as urls:
+        if as_json:
+            click.echo(json_line({"event": "ready", **urls}))
+        else:
+            click.echo(f"gRPC on {urls['grpc']}")
+            click.echo(f"WebSocket on {urls['ws']}, HTTP on {urls['http']}")
+        await stop.wait()
+
+
+def _raise_descriptor_limit() -> None:
+    """Allow as many open files and connections as the system lets this user have."""
+    try:
+        import resource
+    except ImportError:  # Not on this system.
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        # Some systems announce a limit that they then refuse.
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,93 @@
+"""`tailrace upload`."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from tailrace._content_types import UNKNOWN, guess_content_type, has_lines
+from tailrace._labels import parse_labels
+from tailrace._output import STANDARD
+from tailrace._references import resolve_server, server_option
+from tailrace._running import Interruption, run_async
+
+
+@click.command()
+@click.argument("path", metavar="PATH|-")
+@server_option
+@click.option("--name", metavar="N", help="Name of the resource; that of the file by default.")
+@click.option("--content-type", metavar="T", help="Media type; guessed from the name by default.")
+@click.option("--lines/--no-lines", default=None, help="Line access; on by default for text, JSON and standard input.")
+@click.option("--encoding", metavar="E", help="Encoding of the input, which is uploaded as UTF-8.")
+@click.option("--follow", is_flag=True, help="Go on as the file grows; it need not exist yet.")
+@click.option("--until-exit", type=click.IntRange(min=1), metavar="PID", help="With --follow: end when PID has ended.")
+@click.option("--atomic", is_flag=True, help="Let nobody see the resource before it is complete.")
+@click.option("--label", "labels", metavar="K=V", multiple=True, help="Label; repeatable.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one event in a line.")
+def upload(
+    path: str,
+    server: str | None,
+    name: str | None,
+    content_type: str | None,
+    lines: bool | None,
+    encoding: str | None,
+    follow: bool,
+    until_exit: int | None,
+    atomic: bool,
+    labels: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Upload a file, or standard input (-) as it comes.
+
+    The first line of output is the reference, printed as soon as it exists: others can follow the resource from then
+    on. The first SIGINT or SIGTERM ends the input and completes the upload (with --atomic it aborts it), the second
+    one aborts it.
+    """
+    if until_exit is not None and not follow:
+        raise click.UsageError("--until-exit needs --follow")
+    if path == STANDARD and follow:
+        raise click.UsageError("standard input is followed anyway; --follow is for files")
+    if path != STANDARD and not follow:
+        if not os.path.exists(path):
+            raise click.UsageError(f"{path} does not exist; --follow waits for it")
+        if os.path.isdir(path):
+            raise click.UsageError(f"{path} is a folder")
+    parsed_labels = parse_labels(labels)
+    url = resolve_server(server)
+
+    from tailrace._uploading import Job, upload_job
+    from tailrace_common_api import Metadata, Visibility
+    from tailrace_impl_common import Transcoder
+
+    if encoding is not None:
+        Transcoder(encoding)  # Refuses an unknown one before anything is sent.
+    chosen_name = name or ("stdin" if path == STANDARD else os.path.basename(os.path.abspath(path)))
+    chosen_type = content_type or _guess(chosen_name, path, encoding)
+    metadata = Metadata(
+        name=chosen_name,
+        content_type=chosen_type,
+        lines=lines if lines is not None else path == STANDARD or has_lines(chosen_type),
+        labels=parsed_labels,
+    )
+    job = Job(
+        path=None if path == STANDARD else path,
+        metadata=metadata,
+        visibility=Visibility.ATOMIC if atomic else Visibility.LIVE,
+        encoding=encoding,
+        follow=follow,
+        until_exit=until_exit,
+        as_json=as_json,
+    )
+    interruption = Interruption()
+    run_async(upload_job(url, job, interruption), interruption)
+
+
+def _guess(name: str, path: str, encoding: str | None) -> str:
+    """Guess the media type: what is piped in without a telling name is mostly text."""
+    guessed = guess_content_type(name)
+    if guessed == UNKNOWN and (path == STANDARD or encoding is not None):
+        guessed = "text/plain"
+    if encoding is not None and guessed.startswith("text/") and "charset" not in guessed:
+        guessed += "; charset=utf-8"
+    return guessed

@@ -1,0 +1,50 @@
+"""Progress on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+
+from tailrace._status_report import printable
+
+Report = Callable[[int], None]
+"""Takes the number of bytes so far."""
+
+
+def _ignore(size: int) -> None:
+    """Show nothing."""
+
+
+@contextmanager
+def transfer_progress(name: str, total: int | None) -> Generator[Report, None, None]:
+    """Show how a transfer goes, on standard error if that is a terminal; elsewhere nothing is shown.
+
+    Args:
+        name: What is transferred.
+        total: Bytes in all; ``None`` when that is not known.
+    """
+    if not sys.stderr.isatty():
+        yield _ignore
+        return
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TransferSpeedColumn,
+    )
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(escape(printable(name)), total=total)
+        yield lambda size: progress.update(task, completed=size)

@@ -1,0 +1,55 @@
+"""From what the user names to a server and a resource on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import click
+
+from tailrace._connect import client_url
+from tailrace._settings import load_settings
+from tailrace_common_api import Reference
+
+server_option = click.option(
+    "--server", metavar="URL", help="Server, whatever the reference says; bare IDs need it or TAILRACE_SERVER."
+)
+reference_argument = click.argument("reference", metavar="REF")
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A resource on a server."""
+
+    url: str
+    """URL to connect to."""
+    id: str
+    """Resource id."""
+
+
+def resolve_reference(reference: str, server: str | None) -> Target:
+    """Find out which resource on which server is meant.
+
+    Args:
+        reference: A reference or a bare id.
+        server: Value of ``--server``; comes before the server that the reference names.
+
+    Raises:
+        InvalidReference: ``reference`` is malformed.
+        click.UsageError: No server is known.
+        ConfigurationError: ``server`` is no URL, or the settings cannot work.
+    """
+    parsed = Reference.parse(reference)
+    return Target(resolve_server(server or parsed.base), parsed.id)
+
+
+def resolve_server(server: str | None) -> str:
+    """Return the URL of the server to use: the one given, or the one of the settings.
+
+    Raises:
+        click.UsageError: Neither is there.
+        ConfigurationError: It is no URL, or the settings cannot work.
+    """
+    url = server or load_settings().server
+    if url is None:
+        raise click.UsageError("no server is named; give --server URL or set TAILRACE_SERVER")
+    return client_url(url)

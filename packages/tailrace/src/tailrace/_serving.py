@@ -1,0 +1,130 @@
+"""A server with both transports in one process."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from tailrace._settings import Settings, TransportSettings
+from tailrace_common_api import (
+    SERVER_TRANSPORTS,
+    SERVERS,
+    ConfigurationError,
+    find_transport,
+)
+from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
+
+_logger = logging.getLogger(__name__)
+
+# Name of the transport by the name of its setting.
+_TRANSPORTS = {"grpc": "grpc", "http": "ws"}
+
+
+class ManagedServer(Protocol):
+    """What the entry point of a server returns when it is called with a folder and options."""
+
+    @property
+    def manager(self) -> ResourceManager: ...
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+
+@asynccontextmanager
+async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator[Mapping[str, str], None]:
+    """Serve a folder over every transport while the block runs, and yield the URLs by scheme.
+
+    When the block is left, running requests are told that the server is going away and have ``grace`` seconds to end;
+    uploads stay resumable.
+
+    Raises:
+        ConfigurationError: A setting cannot work, an address cannot be listened on, the folder is in use, or a package
+            is missing.
+    """
+    create, transports = await asyncio.to_thread(_load, settings)
+    server = create(settings.serve.data, settings.storage)
+    async with AsyncExitStack() as stack:
+        # Closed even when starting fails half-way; closing is harmless then.
+        stack.push_async_callback(server.close)
+        await server.start()
+        urls: dict[str, str] = {}
+        closing = [transport for transport, _ in transports]
+        stack.push_async_callback(_close_all, closing, grace)
+        for transport, transport_settings in transports:
+            await transport.start(server.manager, transport_settings)
+            urls.update(transport.urls)
+        _logger.info("serving %s on %s", ascii(str(settings.serve.data)), ", ".join(urls.values()))
+        yield urls
+        _logger.info("stopping")
+
+
+async def _close_all(transports: list[TransportServer], grace: float) -> None:
+    await asyncio.gather(*(transport.close(grace) for transport in transports))
+
+
+def _load(
+    settings: Settings,
+) -> tuple[
+    Callable[[Path, Mapping[str, object]], ManagedServer], list[tuple[TransportServer, TransportServerSettings]]
+]:
+    """Import server and transports; blocking."""
+    found = next(iter(entry_points(group=SERVERS, name="default")), None)
+    if found is None:
+        raise ConfigurationError(field="server", problem="no server is installed; install tailrace-impl-server")
+    transports = []
+    for setting, name in _TRANSPORTS.items():
+        transport_settings = _transport_settings(
+            f"serve.{setting}", getattr(settings.serve, setting), getattr(settings, setting)
+        )
+        transport = find_transport(name, group=SERVER_TRANSPORTS)()
+        assert isinstance(transport, TransportServer)
+        transports.append((transport, transport_settings))
+    return found.load(), transports
+
+
+def _transport_settings(name: str, address: str, settings: TransportSettings) -> TransportServerSettings:
+    host, port = parse_address(name, address)
+    return TransportServerSettings(
+        host=host,
+        port=port,
+        public_base=settings.public_base,
+        chunk_size=settings.chunk_size,
+        keepalive_interval=settings.keepalive_interval,
+        keepalive_timeout=settings.keepalive_timeout,
+        options=settings.options,
+    )
+
+
+def parse_address(name: str, text: str) -> tuple[str, int]:
+    """Return host and port of ``HOST:PORT`` or ``[IPV6]:PORT``.
+
+    Raises:
+        ConfigurationError: It is neither, or the host is not this machine's loopback: whoever reaches the port can
+            read, write and delete everything.
+    """
+    try:
+        parts = urlsplit(f"//{text}")
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host = port = None
+    if not host or port is None or parts.netloc != text or "@" in text:
+        raise ConfigurationError(field=name, problem=f"{text!a} is not HOST:PORT with a port of 0 to 65535")
+    if not _is_loopback(host):
+        problem = f"{text!a} is not a loopback address; without access control a server listens on nothing else"
+        raise ConfigurationError(field=name, problem=problem)
+    return host, port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
