@@ -54,7 +54,7 @@ class TestGrpcUploads(UploadClientContract):
 
 class TestGrpcDownloads(DownloadClientContract):
     @pytest.fixture
-    def download_client(self, client: ConnectedClient) -> ConnectedClient:  # type: ignore[override]
+    def download_client(self, client: ConnectedClient) -> ConnectedClient:
         return client
 
     @pytest.fixture

@@ -1,0 +1,371 @@
+"""The server as any gRPC client sees it: generated classes and raw bytes, without this package's client."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import grpc
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from tailrace_common_api import (
+    ConfigurationError,
+    GoingAway,
+    MessageTooLarge,
+    NotFound,
+    ProtocolError,
+    RangeNotSatisfiable,
+    ResourceState,
+    TailraceError,
+    Unsupported,
+)
+from tailrace_impl_common import HASH_SIZE, chunk_hash, head_of
+from tailrace_impl_grpc import GrpcServer
+from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
+from tailrace_impl_grpc._error_table import error_from_status
+from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
+from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
+from tailrace_server_api import ResourceManager, TransportServerSettings
+
+if TYPE_CHECKING:
+    UploadsStub = services.UploadsAsyncStub
+    ResourcesStub = services.ResourcesAsyncStub
+
+Bidirectional = grpc.aio.StreamStreamCall[bytes, bytes]
+RequestT = TypeVar("RequestT")
+ResponseT = TypeVar("ResponseT")
+
+
+@pytest.fixture
+async def channel(address: str) -> AsyncIterator[grpc.aio.Channel]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        yield channel
+
+
+def uploads_of(channel: grpc.aio.Channel) -> UploadsStub:
+    return cast("UploadsStub", services.UploadsStub(channel))
+
+
+def resources_of(channel: grpc.aio.Channel) -> ResourcesStub:
+    return cast("ResourcesStub", services.ResourcesStub(channel))
+
+
+def health_of(channel: grpc.aio.Channel) -> Any:
+    stub: Any = health_pb2_grpc.HealthStub
+    return stub(channel)
+
+
+def reflection_of(channel: grpc.aio.Channel) -> Any:
+    stub: Any = reflection_pb2_grpc.ServerReflectionStub
+    return stub(channel)
+
+
+async def rest_of(call: grpc.aio.StreamStreamCall[RequestT, ResponseT]) -> list[ResponseT]:
+    """Return what is left to read of a call that ends in order."""
+    messages = []
+    while (message := await call.read()) is not grpc.aio.EOF:
+        messages.append(cast("ResponseT", message))
+    assert await call.code() is grpc.StatusCode.OK
+    return messages
+
+
+async def answer_of(call: grpc.aio.StreamStreamCall[RequestT, ResponseT]) -> ResponseT:
+    """Return the next message of a call."""
+    message = await call.read()
+    assert message is not grpc.aio.EOF
+    return cast("ResponseT", message)
+
+
+def raw(channel: grpc.aio.Channel, path: str) -> Bidirectional:
+    multicallable: grpc.aio.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(path)
+    return multicallable()
+
+
+async def error_of(call: grpc.aio.Call) -> TailraceError:
+    """Return the error with which a call ended."""
+    code = await call.code()
+    assert code is not grpc.StatusCode.OK
+    return error_from_status(code, await call.details(), await call.trailing_metadata(), address="test")
+
+
+async def upload(channel: grpc.aio.Channel, data: bytes, **metadata: Any) -> pb.Status:
+    """Upload with the generated classes alone, in chunks of 1,000 bytes."""
+    call = uploads_of(channel).Upload()
+    await call.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a", **metadata))))
+    opened = (await answer_of(call)).opened
+    assert len(opened.token) > 10
+    previous = b""
+    for offset in range(0, len(data), 1000):
+        piece = data[offset : offset + 1000]
+        chunk = pb.Chunk(offset=offset, hash=chunk_hash(piece), previous=previous, data=piece)
+        await call.write(pb.UploadRequest(chunk=chunk))
+        previous = chunk.hash
+    await call.write(pb.UploadRequest(finish=pb.Finish(size=len(data), head=head_of(data))))
+    await call.done_writing()
+    messages = await rest_of(call)
+    assert {message.WhichOneof("message") for message in messages[:-1]} <= {"checkpoint", "window"}
+    assert messages[-1].WhichOneof("message") == "finished"
+    return messages[-1].finished.status
+
+
+async def test_generated_classes_are_enough_to_upload_and_read(channel: grpc.aio.Channel) -> None:
+    data = bytes(range(256)) * 20
+    status = await upload(channel, data, lines=True, labels={"a": "b"})
+    assert (status.state, status.size, status.head) == (pb.RESOURCE_STATE_COMPLETED, len(data), head_of(data))
+    assert status.reference == status.alternatives[0] == f"grpc://{status.reference.split('/')[2]}/r/{status.id}"
+    resources = resources_of(channel)
+    call = resources.Read()
+    await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id, start=10, end=5000, window=1)))
+    started = (await answer_of(call)).started
+    assert (started.offset, started.end, started.HasField("line")) == (10, 5000, False)
+    received, previous = b"", b""
+    while (message := await answer_of(call)).WhichOneof("message") == "chunk":
+        chunk = message.chunk
+        assert (chunk.offset, chunk.previous, chunk.hash) == (10 + len(received), previous, chunk_hash(chunk.data))
+        received += chunk.data
+        previous = chunk.hash
+        await call.write(pb.ReadRequest(window=pb.Window(until=10 + len(received) + 1)))
+    assert received == data[10:5000]
+    assert (message.end.offset, message.end.previous) == (5000, previous)
+    assert len(previous) == HASH_SIZE
+    assert await rest_of(call) == []
+    watched = [status.state async for status in resources.Watch(pb.WatchRequest(id=status.id))]
+    assert watched == [pb.RESOURCE_STATE_COMPLETED]
+    assert (await resources.Heads(pb.HeadsRequest(id=status.id, sizes=[0, 7]))).heads[1] == head_of(data[:7])
+    located = await resources.Locate(pb.LocateRequest(id=status.id, offset=300))
+    assert (located.line, located.offset) == (2, 267)
+    page = await resources.List(pb.ListRequest(labels={"a": "b"}, limit=10))
+    assert [entry.id for entry in page.statuses] == [status.id]
+    assert not page.HasField("next_page_token")
+    await resources.Delete(pb.DeleteRequest(id=status.id))
+    gone = resources.GetStatus(pb.GetStatusRequest(id=status.id))
+    with pytest.raises(grpc.aio.AioRpcError, match="no resource"):
+        await gone
+    assert await gone.code() is grpc.StatusCode.NOT_FOUND
+    assert (await error_of(gone)).details() == {"id": status.id}
+
+
+async def test_a_reader_without_a_window_gets_everything_even_when_it_stops_sending(channel: grpc.aio.Channel) -> None:
+    data = b"line\n" * 10_000
+    status = await upload(channel, data, lines=True)
+    call = resources_of(channel).ReadLines()
+    await call.write(pb.ReadLinesRequest(open=pb.OpenReadLines(id=status.id, first=1)))
+    await call.done_writing()
+    messages = await rest_of(call)
+    assert messages[0].started.line == 1
+    assert b"".join(message.chunk.data for message in messages[1:-1]) == data[5:]
+    assert messages[-1].WhichOneof("message") == "end"
+
+
+@pytest.mark.parametrize(
+    ("path", "message", "expected"),
+    [
+        ("/tailrace.v1.Uploads/Upload", b"\xff\xff", ProtocolError),
+        ("/tailrace.v1.Uploads/Upload", b"", Unsupported),
+        ("/tailrace.v1.Uploads/Upload", b"\xa2\x06\x01x", Unsupported),
+        ("/tailrace.v1.Uploads/Upload", bytes(MAX_DATA_MESSAGE + 1), ProtocolError),
+        ("/tailrace.v1.Uploads/Upload", b"\x1a" + bytes(MAX_DATA_MESSAGE), MessageTooLarge),
+        ("/tailrace.v1.Uploads/Upload", pb.UploadRequest(abort=pb.Abort()).SerializeToString(), ProtocolError),
+        ("/tailrace.v1.Resources/Read", pb.ReadRequest(window=pb.Window()).SerializeToString(), ProtocolError),
+        ("/tailrace.v1.Resources/Read", b"\xa2\x06\x01x", Unsupported),
+        ("/tailrace.v1.Resources/Follow", b"\x0a\x80", ProtocolError),
+        ("/tailrace.v1.Resources/ReadLines", b"", Unsupported),
+        ("/tailrace.v1.Resources/Read", pb.ReadRequest(open=pb.OpenRead(id="0" * 32)).SerializeToString(), NotFound),
+    ],
+)
+async def test_bad_first_messages_end_their_call_alone(
+    channel: grpc.aio.Channel, path: str, message: bytes, expected: type[TailraceError]
+) -> None:
+    other = uploads_of(channel).Upload()
+    await other.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="other"))))
+    opened = (await answer_of(other)).opened
+    call = raw(channel, path)
+    await call.write(message)
+    error = await error_of(call)
+    assert isinstance(error, expected)
+    await other.write(pb.UploadRequest(finish=pb.Finish(size=0, head=opened.head)))
+    assert [message.WhichOneof("message") for message in await rest_of(other)] == ["finished"]
+
+
+async def test_a_call_without_a_request_is_refused(channel: grpc.aio.Channel) -> None:
+    call = raw(channel, "/tailrace.v1.Resources/Read")
+    await call.done_writing()
+    assert "called without a request" in str(await error_of(call))
+
+
+async def test_bad_messages_in_the_middle_end_their_call_alone(channel: grpc.aio.Channel) -> None:
+    uploading = raw(channel, "/tailrace.v1.Uploads/Upload")
+    opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
+    await uploading.write(pb.UploadRequest(open=opening).SerializeToString())
+    opened = pb.UploadResponse.FromString(await answer_of(uploading)).opened
+    following = raw(channel, "/tailrace.v1.Resources/Follow")
+    await following.write(pb.FollowRequest(open=pb.OpenFollow(id=opened.status.id, window=1)).SerializeToString())
+    await following.read()
+    await following.write(b"\xff")
+    assert isinstance(await error_of(following), ProtocolError)
+    await uploading.write(b"\xff")
+    assert isinstance(await error_of(uploading), ProtocolError)
+
+
+async def test_a_message_above_grpcs_own_limit_ends_its_call_alone(channel: grpc.aio.Channel) -> None:
+    call = raw(channel, "/tailrace.v1.Uploads/Upload")
+    await call.write(bytes(9 * 1024 * 1024))
+    assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert (await upload(channel, b"x")).size == 1
+
+
+async def test_errors_tell_what_holds_now(channel: grpc.aio.Channel) -> None:
+    status = await upload(channel, b"data")
+    call = raw(channel, "/tailrace.v1.Resources/Read")
+    await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id, start=3, end=9)).SerializeToString())
+    error = await error_of(call)
+    assert isinstance(error, RangeNotSatisfiable)
+    assert error.size == 4
+    assert await call.code() is grpc.StatusCode.OUT_OF_RANGE
+
+
+@pytest.mark.parametrize("leave", ["cancel", "half-close"])
+async def test_an_upload_that_is_left_can_be_reopened(channel: grpc.aio.Channel, leave: str) -> None:
+    uploads = uploads_of(channel)
+    call = uploads.Upload()
+    await call.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
+    opened = (await answer_of(call)).opened
+    chunk = pb.Chunk(hash=chunk_hash(b"data"), data=b"data")
+    await call.write(pb.UploadRequest(chunk=chunk))
+    while (await answer_of(call)).checkpoint.size < 4:
+        pass
+    if leave == "cancel":
+        call.cancel()
+    else:
+        await call.done_writing()
+        with pytest.raises(grpc.aio.AioRpcError, match="left the upload open"):
+            await rest_of(call)
+    again = uploads.Upload()
+    await again.write(pb.UploadRequest(reopen=pb.ReopenUpload(id=opened.status.id, token=opened.token)))
+    reopened = (await answer_of(again)).opened
+    assert reopened.offset == 4
+    assert reopened.epoch > opened.epoch
+    assert reopened.status.state == pb.RESOURCE_STATE_IN_PROGRESS
+    again.cancel()
+
+
+async def test_a_bad_chunk_is_refused_at_that_chunk(channel: grpc.aio.Channel) -> None:
+    call = uploads_of(channel).Upload()
+    await call.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
+    await call.read()
+    await call.write(pb.UploadRequest(chunk=pb.Chunk(offset=0, hash=b"wrong567", data=b"data")))
+    error = await error_of(call)
+    assert error.code == "integrity"
+    assert await call.code() is grpc.StatusCode.DATA_LOSS
+
+
+async def test_health_and_reflection_are_served(channel: grpc.aio.Channel) -> None:
+    health = health_of(channel)
+    for service in ("", "tailrace.v1.Uploads", "tailrace.v1.Resources"):
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    asking = reflection_of(channel).ServerReflectionInfo()
+    await asking.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    listed = (await asking.read()).list_services_response.service
+    assert {"tailrace.v1.Uploads", "tailrace.v1.Resources"} < {service.name for service in listed}
+    await asking.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="tailrace.v1.Chunk"))
+    assert (await asking.read()).file_descriptor_response.file_descriptor_proto
+    await asking.done_writing()
+    assert await asking.read() is grpc.aio.EOF
+
+
+async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Channel, manager: ResourceManager) -> None:
+    health = health_of(channel).Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await health.read()).status == health_pb2.HealthCheckResponse.SERVING
+    uploading = uploads_of(channel).Upload()
+    await uploading.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
+    opened = (await answer_of(uploading)).opened
+    following = resources_of(channel).Follow()
+    await following.write(pb.FollowRequest(open=pb.OpenFollow(id=opened.status.id)))
+    await following.read()
+    watching = resources_of(channel).Watch(pb.WatchRequest(id=opened.status.id))
+    await watching.read()
+    closing = asyncio.ensure_future(server.close(30.0))
+    for call in (uploading, following, watching):
+        error = await error_of(call)
+        assert isinstance(error, GoingAway)
+        assert error.retry_after > 0
+    statuses = [message.status async for message in _until_error(health)]
+    assert statuses[-1] == health_pb2.HealthCheckResponse.NOT_SERVING
+    # Nothing is left that would use up the grace.
+    await asyncio.wait_for(closing, 10.0)
+    await server.close(30.0)
+    snapshot = (await manager.reopen(opened.status.id, opened.token)).snapshot
+    assert snapshot.state is ResourceState.INITIATED
+
+
+async def _until_error(
+    call: grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],
+) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+    while not call.done():
+        try:
+            message: object = await call.read()
+        except grpc.aio.AioRpcError:
+            return
+        if isinstance(message, health_pb2.HealthCheckResponse):
+            yield message
+
+
+async def test_a_closed_server_refuses_connections(server: GrpcServer, address: str) -> None:
+    await server.close(1.0)
+    async with grpc.aio.insecure_channel(address) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await resources_of(channel).List(pb.ListRequest(limit=1))
+    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+async def test_a_server_that_never_started_can_be_closed() -> None:
+    await GrpcServer().close(1.0)
+
+
+async def test_a_port_in_use_is_a_configuration_error(server: GrpcServer, address: str) -> None:
+    second = GrpcServer()
+    settings = TransportServerSettings(port=int(address.rpartition(":")[2]))
+    manager = server._manager
+    assert manager is not None
+    with pytest.raises(ConfigurationError, match="cannot listen on"):
+        await second.start(manager, settings)
+    await second.close(1.0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TransportServerSettings(options={"what": "1"}),
+        TransportServerSettings(options={"compression": "maybe"}),
+        TransportServerSettings(public_base="ws://example.org"),
+        TransportServerSettings(public_base="grpc://example.org/prefix"),
+        TransportServerSettings(public_base="example.org"),
+        TransportServerSettings(host="no such host.invalid"),
+    ],
+)
+async def test_impossible_settings_are_configuration_errors(
+    manager: ResourceManager, settings: TransportServerSettings
+) -> None:
+    with pytest.raises(ConfigurationError):
+        await GrpcServer().start(manager, settings)
+
+
+async def test_references_are_made_under_the_public_base(manager: ResourceManager) -> None:
+    server = GrpcServer()
+    settings = TransportServerSettings(
+        host="localhost", public_base="grpcs://example.org:443/", options={"compression": "on"}
+    )
+    await server.start(manager, settings)
+    try:
+        assert server.urls["grpc"].startswith("grpc://localhost:")
+        async with grpc.aio.insecure_channel(server.urls["grpc"].removeprefix("grpc://")) as channel:
+            status = await upload(channel, b"x" * 5000)
+        assert status.reference == f"grpcs://example.org:443/r/{status.id}"
+        assert list(status.alternatives) == [status.reference]
+    finally:
+        await server.close(1.0)
