@@ -75,6 +75,11 @@ class WebSocketConnection(Connection):
         self._closed = False
 
     @property
+    def address(self) -> str:
+        """URL of the server's endpoint."""
+        return self._address
+
+    @property
     def best_chunk_size(self) -> int:
         return BEST_CHUNK_SIZE
 
@@ -137,7 +142,7 @@ class WebSocketConnection(Connection):
                     compression="deflate" if self._options.compression else None,
                     proxy=None,
                     open_timeout=None,
-                    close_timeout=min(_CLOSE_TIMEOUT, settings.connect_timeout),
+                    close_timeout=min(_CLOSE_TIMEOUT, settings.keepalive_timeout),
                     ping_interval=settings.keepalive_interval,
                     ping_timeout=settings.keepalive_timeout,
                     # Above the largest frame, so that a frame that is too large fails its request and no other one.

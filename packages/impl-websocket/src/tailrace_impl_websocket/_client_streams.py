@@ -218,14 +218,15 @@ class Link:
         self._streams: dict[int, WebSocketClientStream] = {}
         self._last = 0
         self._farewell: TailraceError | None = None
-        self._closing = False
+        self._closed_here = False
+        self._ended = False
         self._cancelling: set[asyncio.Task[None]] = set()
         self._reader = asyncio.create_task(self._read(), name="tailrace websocket reader")
 
     @property
     def usable(self) -> bool:
         """Whether new requests can be sent over it."""
-        return not self._closing and self._farewell is None and self._websocket.state is State.OPEN
+        return not self._ended and self._farewell is None and self._websocket.state is State.OPEN
 
     async def begin(self, request: Request, window: int) -> WebSocketClientStream:
         """Send the first message of a conversation.
@@ -283,7 +284,8 @@ class Link:
 
     async def close(self) -> None:
         """End every conversation and the connection. Idempotent."""
-        self._closing = True
+        self._closed_here = self._closed_here or not self._ended
+        self._ended = True
         self._fail_all()
         await self._websocket.close()
         await cancel_and_wait(self._reader)
@@ -294,7 +296,7 @@ class Link:
         """Return why the connection is of no more use, a new error each time."""
         if self._farewell is not None:
             return error_from_wire(self._farewell.code, self._farewell.message, self._farewell.details())
-        if self._closing:
+        if self._closed_here:
             return ConnectionLost(f"the connection to {self._address} was closed")
         code, reason = self._websocket.close_code, self._websocket.close_reason
         why = f"closed with code {code}" + (f", {reason!a}" if reason else "") if code else "broken"
@@ -326,7 +328,7 @@ class Link:
         except TailraceError as error:
             # A server that cannot be understood; the connection is of no more use.
             self._farewell = self._farewell or error
-        self._closing = True
+        self._ended = True
         self._fail_all()
         await self._websocket.close()
 

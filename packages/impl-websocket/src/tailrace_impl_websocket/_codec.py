@@ -153,7 +153,7 @@ def close_reason(text: str) -> str:
 
 
 def _window(fields: Fields) -> int:
-    return fields.optional_integer("window", minimum=0) or 0
+    return fields.optional_count("window") or 0
 
 
 # Messages of the client
@@ -264,15 +264,14 @@ _CLIENT_DECODERS: Mapping[str, Callable[[Fields], ClientMessage | Cancel]] = {
     "open_upload": lambda fields: OpenUpload(
         metadata=read_metadata(fields.nested("metadata")),
         visibility=read_visibility(fields.optional_text("visibility") or Visibility.LIVE.value),
-        length=fields.optional_integer("length", minimum=0),
+        length=fields.optional_count("length"),
         sha256=fields.optional_digest("sha256", _SHA256_SIZE),
         idempotency_key=fields.optional_text("idempotency_key"),
     ),
     "reopen_upload": lambda fields: ReopenUpload(id=fields.text("id"), token=fields.text("token")),
-    "finish": lambda fields: Finish(fields.integer("size", minimum=0), fields.digest("head", HEAD_SIZE)),
+    "finish": lambda fields: Finish(fields.count("size"), fields.digest("head", HEAD_SIZE)),
     "abort": lambda fields: Abort(fields.text("reason")),
     "cancel": lambda _: Cancel(),
-    # Offsets and counts of reads may be negative here: what is wrong with them is the resource's to say.
     "read": lambda fields: Read(
         id=fields.text("id"),
         token=fields.optional_text("token"),
@@ -292,7 +291,7 @@ _CLIENT_DECODERS: Mapping[str, Callable[[Fields], ClientMessage | Cancel]] = {
         last=fields.optional_integer("last"),
         window=_window(fields),
     ),
-    "window": lambda fields: Window(fields.integer("until", minimum=0)),
+    "window": lambda fields: Window(fields.count("until")),
     "watch": lambda fields: Watch(id=fields.text("id"), token=fields.optional_text("token")),
     "get_status": lambda fields: GetStatus(id=fields.text("id"), token=fields.optional_text("token")),
     "get_heads": lambda fields: GetHeads(
@@ -413,33 +412,33 @@ _SERVER_DECODERS: Mapping[str, Callable[[Fields], ServerMessage]] = {
     "opened": lambda fields: Opened(
         status=read_status(fields.nested("status")),
         token=fields.text("token"),
-        epoch=fields.integer("epoch", minimum=0),
-        offset=fields.integer("offset", minimum=0),
-        newlines=fields.integer("newlines", minimum=0),
+        epoch=fields.count("epoch"),
+        offset=fields.count("offset"),
+        newlines=fields.count("newlines"),
         head=fields.digest("head", HEAD_SIZE),
-        until=fields.integer("until", minimum=0),
+        until=fields.count("until"),
         limits=read_limits(fields.nested("limits")),
     ),
-    "window": lambda fields: Window(fields.integer("until", minimum=0)),
+    "window": lambda fields: Window(fields.count("until")),
     "checkpoint": lambda fields: Checkpoint(
-        fields.integer("size", minimum=0), fields.integer("newlines", minimum=0), fields.digest("head", HEAD_SIZE)
+        fields.count("size"), fields.count("newlines"), fields.digest("head", HEAD_SIZE)
     ),
     "finished": _finished,
     "started": lambda fields: Started(
-        offset=fields.integer("offset", minimum=0),
-        end=fields.optional_integer("end", minimum=0),
-        line=fields.optional_integer("line", minimum=0),
+        offset=fields.count("offset"),
+        end=fields.optional_count("end"),
+        line=fields.optional_count("line"),
         status=read_status(fields.nested("status")),
     ),
     "end": lambda fields: End(
-        offset=fields.integer("offset", minimum=0),
+        offset=fields.count("offset"),
         previous=fields.optional_digest("previous", _HASH_SIZE) or b"",
         status=read_status(fields.nested("status")),
     ),
     "status": lambda fields: read_status(fields.nested("status")),
     "watched": lambda _: Watched(),
     "heads": lambda fields: Heads(fields.digests("heads", HEAD_SIZE)),
-    "located": lambda fields: Located(Position(fields.integer("line", minimum=0), fields.integer("offset", minimum=0))),
+    "located": lambda fields: Located(Position(fields.count("line"), fields.count("offset"))),
     "listed": lambda fields: Listed(
         Page(tuple(read_status(status) for status in fields.all_nested("statuses")), fields.optional_text("next_token"))
     ),
@@ -519,7 +518,7 @@ def _parse(text: str) -> tuple[str, Fields]:
 
 def _request(fields: Fields) -> int:
     try:
-        request = fields.integer("request", minimum=1)
+        request = fields.count("request", minimum=1)
         if request > MAX_REQUEST:
             raise ProtocolError(f"request {request} is above {MAX_REQUEST}")
     except ProtocolError as error:

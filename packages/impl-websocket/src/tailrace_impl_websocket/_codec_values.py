@@ -33,7 +33,7 @@ def metadata_to_json(metadata: Metadata) -> dict[str, object]:
 def read_metadata(fields: Fields) -> Metadata:
     return Metadata(
         name=fields.text("name"),
-        content_type=fields.text("content_type"),
+        content_type=fields.optional_text("content_type") or "application/octet-stream",
         lines=fields.flag("lines"),
         labels=fields.text_mapping("labels"),
         context=fields.optional_text("context"),
@@ -75,10 +75,10 @@ def read_status(fields: Fields) -> Status:
     return Status(
         reference=fields.text("reference"),
         id=fields.text("id"),
-        version=fields.integer("version", minimum=0),
+        version=fields.count("version"),
         state=read_state(fields.text("state")),
-        size=fields.integer("size", minimum=0),
-        lines=fields.optional_integer("lines", minimum=0),
+        size=fields.count("size"),
+        lines=fields.optional_count("lines"),
         head=fields.digest("head", HEAD_SIZE),
         reason=fields.optional_text("reason"),
         alternatives=fields.texts("alternatives"),
@@ -102,13 +102,13 @@ def limits_to_json(limits: Limits) -> dict[str, object]:
 
 def read_limits(fields: Fields) -> Limits:
     return Limits(
-        chunk_size=fields.integer("chunk_size", minimum=1),
-        upload_window=fields.integer("upload_window", minimum=1),
+        chunk_size=fields.count("chunk_size", minimum=1),
+        upload_window=fields.count("upload_window", minimum=1),
         upload_grace=fields.number("upload_grace"),
-        max_download_window=fields.integer("max_download_window", minimum=1),
-        max_resource_size=fields.integer("max_resource_size", minimum=0),
-        max_page_size=fields.integer("max_page_size", minimum=1),
-        max_heads=fields.integer("max_heads", minimum=1),
+        max_download_window=fields.count("max_download_window", minimum=1),
+        max_resource_size=fields.count("max_resource_size"),
+        max_page_size=fields.count("max_page_size", minimum=1),
+        max_heads=fields.count("max_heads", minimum=1),
     )
 
 

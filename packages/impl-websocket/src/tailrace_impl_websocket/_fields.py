@@ -8,26 +8,30 @@ from collections.abc import Mapping
 
 from tailrace_common_api import MAX_OFFSET, ProtocolError, WireValue
 
-_MAX_INTEGER_DIGITS = 17
-"""Digits and sign of the longest integer that a message may hold: 2**53 has 16 digits."""
+_MAX_INTEGER = 2**63 - 1
+_MAX_INTEGER_DIGITS = 20
+"""Digits and sign of the longest integer that any field takes."""
 
 
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON value")
+class _Unusable:
+    """Stands for a number that no field takes, so that the error can name the field and its request."""
 
 
-def _integer(text: str) -> int:
+_UNUSABLE = _Unusable()
+
+
+def _constant(_: str) -> _Unusable:
+    return _UNUSABLE
+
+
+def _integer(text: str) -> int | _Unusable:
     # Checked before the conversion, which takes quadratic time and has a limit of its own.
-    if len(text) > _MAX_INTEGER_DIGITS:
-        raise ValueError(f"an integer of {len(text)} characters")
-    return int(text)
+    return int(text) if len(text) <= _MAX_INTEGER_DIGITS else _UNUSABLE
 
 
-def _finite(text: str) -> float:
+def _finite(text: str) -> float | _Unusable:
     value = float(text)
-    if not math.isfinite(value):
-        raise ValueError("a number out of range")
-    return value
+    return value if math.isfinite(value) else _UNUSABLE
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -41,7 +45,7 @@ _DECODER = json.JSONDecoder(
     object_pairs_hook=_without_duplicates,
     parse_int=_integer,
     parse_float=_finite,
-    parse_constant=_refuse_constant,
+    parse_constant=_constant,
 )
 
 
@@ -49,8 +53,7 @@ def parse_object(text: str) -> Fields:
     """Parse the text of one message.
 
     Raises:
-        ProtocolError: It is not one JSON object, or holds what other parsers may read differently: a name twice,
-            NaN or infinity, or an integer of more than 16 digits.
+        ProtocolError: It is not one JSON object, or holds a name twice, which others may read differently.
     """
     try:
         value: object = _DECODER.decode(text)
@@ -83,21 +86,34 @@ class Fields:
         """Return whether the field is there and not ``null``."""
         return self._values.get(name) is not None
 
-    def optional_integer(self, name: str, *, minimum: int = -MAX_OFFSET) -> int | None:
+    def optional_integer(self, name: str) -> int | None:
+        """Return an integer of at most 64 bits: what is wrong with one that is no offset is the resource's to say."""
+        return self._bounded(name, -_MAX_INTEGER - 1, _MAX_INTEGER)
+
+    def integer(self, name: str) -> int:
+        value = self.optional_integer(name)
+        if value is None:
+            raise self._bad(name, "is missing")
+        return value
+
+    def optional_count(self, name: str, *, minimum: int = 0) -> int | None:
+        """Return an integer within ``minimum`` and the largest offset."""
+        return self._bounded(name, minimum, MAX_OFFSET)
+
+    def count(self, name: str, *, minimum: int = 0) -> int:
+        """Return an integer within ``minimum`` and the largest offset."""
+        value = self.optional_count(name, minimum=minimum)
+        if value is None:
+            raise self._bad(name, "is missing")
+        return value
+
+    def _bounded(self, name: str, minimum: int, maximum: int) -> int | None:
         value = self._values.get(name)
         if value is None:
             return None
         # Not isinstance: a boolean is an integer to Python and not to JSON.
-        if type(value) is not int:
-            raise self._bad(name, "is not an integer")
-        if not minimum <= value <= MAX_OFFSET:
-            raise self._bad(name, f"is not within {minimum} and {MAX_OFFSET}")
-        return value
-
-    def integer(self, name: str, *, minimum: int = -MAX_OFFSET) -> int:
-        value = self.optional_integer(name, minimum=minimum)
-        if value is None:
-            raise self._bad(name, "is missing")
+        if type(value) is not int or not minimum <= value <= maximum:
+            raise self._bad(name, f"is not an integer within {minimum} and {maximum}")
         return value
 
     def optional_number(self, name: str) -> float | None:
@@ -167,8 +183,8 @@ class Fields:
     def integers(self, name: str) -> tuple[int, ...]:
         values = []
         for value in self._array(name):
-            if type(value) is not int or not -MAX_OFFSET <= value <= MAX_OFFSET:
-                raise self._bad(name, "holds something other than integers")
+            if type(value) is not int or not -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER:
+                raise self._bad(name, "holds something other than integers of 64 bits")
             values.append(value)
         return tuple(values)
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import cast
 from urllib.parse import urlsplit
@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 _BACKLOG = 2048
 _LINGER = 10.0
 """Time that a client may take to read the end of a connection, in seconds; then it is cut."""
+_TICK = 1.0
+"""Time between two updates of the date in responses, in seconds."""
 _LAST_CHANCE = 1.0
 """Least time that connections get to end by themselves when the server closes, in seconds."""
 
@@ -107,7 +109,7 @@ class WebSocketServer(TransportServer):
         deadline = loop.time() + grace
         self._server.stop_listening()
         await self._endpoints.close(grace)
-        self._server.should_exit = True
+        self._server.exit()
         await asyncio.wait((self._serving,), timeout=max(_LAST_CHANCE, deadline - loop.time()))
         self._server.cut_connections()
         await self._serving
@@ -119,6 +121,12 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.started_or_failed = asyncio.Event()
+        self._exit = asyncio.Event()
+
+    def exit(self) -> None:
+        """End what :meth:`serve` does."""
+        self.should_exit = True
+        self._exit.set()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -129,6 +137,13 @@ class _Server(uvicorn.Server):
             await super().startup(sockets)
         finally:
             self.started_or_failed.set()
+
+    async def main_loop(self) -> None:
+        """Keep the date of responses current; the base looks ten times a second whether it is to end."""
+        while not await self.on_tick(0):
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_TICK):
+                    await self._exit.wait()
 
     def stop_listening(self) -> None:
         for server in self.servers:

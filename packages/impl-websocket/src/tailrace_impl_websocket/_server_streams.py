@@ -360,6 +360,8 @@ class ServerConnection:
         if stream is None:
             self._refuse_unknown(number)
         elif isinstance(message, Cancel):
+            # The client may use the number again, while the conversation still cleans up.
+            del self._streams[number]
             stream.dismiss(None)
         else:
             stream.put_message(message)
@@ -372,7 +374,8 @@ class ServerConnection:
         try:
             if self._going_away is not None:
                 raise self._going_away
-            if len(self._streams) >= self._context.max_requests:
+            most = self._context.max_requests
+            if len(self._streams) >= most or len(self._tasks) >= 2 * most:
                 raise Overloaded(what="requests on one connection", retry_after=1.0)
             self._context.manager.admit()
         except TailraceError as error:

@@ -1,0 +1,637 @@
+"""The client against real servers, and against ones that break the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import pytest
+from impl_websocket_server import Running, frame, head, running_server
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request as HttpRequest
+from websockets.http11 import Response as HttpResponse
+from websockets.typing import Subprotocol
+
+from tailrace_common_api import (
+    SERVER_TRANSPORTS,
+    ClientSettings,
+    ConnectionLost,
+    DeadlineExceeded,
+    FromOffset,
+    GoingAway,
+    Limits,
+    MessageTooLarge,
+    Metadata,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    QuotaExceeded,
+    ResourceState,
+    Status,
+    Unsupported,
+    Visibility,
+    find_transport,
+)
+from tailrace_impl_common import ConnectedClient, chunk_hash
+from tailrace_impl_common.messages import (
+    Abort,
+    Checkpoint,
+    Chunk,
+    End,
+    Finish,
+    Finished,
+    Follow,
+    GetStatus,
+    Opened,
+    OpenUpload,
+    Read,
+    Started,
+    Watch,
+    Watched,
+    Window,
+)
+from tailrace_impl_websocket import WebSocketConnection, WebSocketServer, connect
+from tailrace_impl_websocket._codec import Failure, Hello, encode_from_server
+
+ID = "0" * 32
+LIMITS = Limits(
+    chunk_size=1024,
+    upload_window=4096,
+    upload_grace=60.0,
+    max_download_window=2048,
+    max_resource_size=1 << 40,
+    max_page_size=100,
+    max_heads=100,
+)
+STATUS = Status(
+    reference=f"ws://localhost/r/{ID}",
+    id=ID,
+    version=1,
+    state=ResourceState.IN_PROGRESS,
+    size=0,
+    lines=None,
+    head=bytes(16),
+    reason=None,
+    alternatives=(),
+    metadata=Metadata(name="x"),
+    visibility=Visibility.LIVE,
+    created_at=0.0,
+)
+
+
+# Against a real server
+
+
+@asynccontextmanager
+async def connection(url: str, **settings: Any) -> AsyncIterator[WebSocketConnection]:
+    made = WebSocketConnection(url, ClientSettings(**settings))
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+def test_entry_points_name_client_and_server() -> None:
+    assert find_transport("ws") is connect
+    assert find_transport("wss") is connect
+    assert find_transport("ws", group=SERVER_TRANSPORTS) is WebSocketServer
+
+
+async def test_client_connects_when_it_is_first_used() -> None:
+    client = connect("ws://localhost:1")
+    assert isinstance(client, ConnectedClient)
+    await client.close()
+
+
+async def test_upload_follow_and_read(server: Running) -> None:
+    async with connect(server.ws) as client:
+        async with (
+            client.upload("log.txt", content_type="text/plain", lines=True) as upload,
+            client.open(upload.reference) as resource,
+        ):
+            await upload.write(b"one\ntwo")
+            await upload.flush()
+            assert await resource.read(0, 3) == b"one"
+        assert upload.status.state is ResourceState.COMPLETED
+        async with client.open(upload.reference) as resource:
+            assert b"".join([bytes(data) async for data in resource.follow()]) == b"one\ntwo"
+            assert [status.state async for status in resource.statuses()] == [ResourceState.COMPLETED]
+
+
+async def test_one_connection_carries_everything(server: Running) -> None:
+    async with connection(server.ws) as made:
+        await asyncio.gather(*(unknown(made) for _ in range(50)))
+        links = {id(await made._connected()) for _ in range(3)}
+        assert len(links) == 1
+
+
+async def unknown(made: WebSocketConnection) -> None:
+    with pytest.raises(NotFound):
+        await made.call(GetStatus(id=ID))
+
+
+async def test_reader_that_takes_nothing_holds_nobody_up(server: Running) -> None:
+    data = bytes(1024 * 1024) * 3
+    resource = await server.upload(data[:1024])
+    for window in (0, 65536):
+        async with (
+            connection(server.ws) as made,
+            await made.open(Follow(id=resource, start=FromOffset(0), window=window)) as idle,
+        ):
+            for _ in range(20):
+                await unknown(made)
+            assert isinstance(await idle.receive(), Started)
+
+
+async def test_request_without_a_window_gets_one_that_is_renewed() -> None:
+    async with running_server(chunk_size=65536, manager_options={"max_download_window": 131072}) as server:
+        data = bytes(range(256)) * 4096
+        resource = await server.upload(data)
+        async with connection(server.ws) as made, await made.open(Read(id=resource)) as stream:
+            assert isinstance(await stream.receive(), Started)
+            received = bytearray()
+            while isinstance(message := await stream.receive(), Chunk):
+                received += message.data
+            assert received == data
+            assert isinstance(message, End)
+            assert await stream.receive() is None
+
+
+async def test_closed_stream_is_cancelled_at_the_server(server: Running) -> None:
+    resource = await server.upload(b"", finish=False)
+    async with running_server({"max_requests": "1"}) as small:
+        resource = await small.upload(b"", finish=False)
+        async with connection(small.ws) as made:
+            for _ in range(5):
+                stream = await made.open(Watch(id=resource))
+                assert isinstance(await stream.receive(), Status)
+                with pytest.raises(Overloaded):
+                    await made.call(GetStatus(id=resource))
+                await stream.close()
+                await stream.close()
+                with pytest.raises(ConnectionLost):
+                    await stream.receive()
+                with pytest.raises(ConnectionLost):
+                    await stream.send(Window(1))
+            assert isinstance(await made.call(GetStatus(id=resource)), Status)
+
+
+async def test_lost_connection_ends_every_stream_and_the_next_request_makes_another(server: Running) -> None:
+    resource = await server.upload(b"", finish=False)
+    async with connection(server.ws) as made:
+        streams = [await made.open(Watch(id=resource)) for _ in range(3)]
+        for stream in streams:
+            assert isinstance(await stream.receive(), Status)
+        (await made._connected())._websocket.transport.abort()
+        for stream in streams:
+            with pytest.raises(ConnectionLost, match=server.endpoint):
+                await stream.receive()
+            with pytest.raises(ConnectionLost):
+                await stream.send(Window(1))
+            await stream.close()
+        assert isinstance(await made.call(GetStatus(id=resource)), Status)
+
+
+async def test_closing_server_says_so() -> None:
+    async with running_server() as server:
+        resource = await server.upload(b"", finish=False)
+        async with connection(server.ws) as made, await made.open(Watch(id=resource)) as stream:
+            assert isinstance(await stream.receive(), Status)
+            await server.transport.close(1.0)
+            with pytest.raises(GoingAway):
+                await stream.receive()
+            with pytest.raises(ConnectionLost, match="cannot be reached"):
+                await made.call(GetStatus(id=resource))
+
+
+async def test_closed_connection_takes_no_requests(server: Running) -> None:
+    async with connection(server.ws) as made:
+        stream = await made.open(Watch(id=await server.upload(b"", finish=False)))
+        assert isinstance(await stream.receive(), Status)
+        await made.close()
+        with pytest.raises(ConnectionLost):
+            await stream.receive()
+        with pytest.raises(ConnectionLost):
+            await made.open(Watch(id=ID))
+        await made.close()
+
+
+async def test_request_that_is_too_large_fails_alone(server: Running) -> None:
+    async with connection(server.ws) as made:
+        with pytest.raises(MessageTooLarge):
+            await made.call(GetStatus(id="0" * (1 << 20)))
+        await unknown(made)
+
+
+async def test_number_of_running_request_is_not_taken_twice(server: Running) -> None:
+    resource = await server.upload(b"", finish=False)
+    async with connection(server.ws) as made:
+        running = await made.open(Watch(id=resource))
+        # As after four thousand million requests.
+        (await made._connected())._last = 2**32 - 1
+        for _ in range(3):
+            await unknown(made)
+        assert isinstance(await running.receive(), Status)
+
+
+# Against servers that do what they should not
+
+
+Script = Callable[["Peer"], Awaitable[None]]
+
+
+class Peer:
+    """The server's end of a connection, as a test wants it."""
+
+    def __init__(self, websocket: ServerConnection, silent: asyncio.Event) -> None:
+        self.websocket = websocket
+        self.silent = silent
+        """To be set when everything was said."""
+
+    async def hello(self) -> None:
+        await self.say(None, Hello(1, LIMITS, 20.0))
+
+    async def say(self, request: int | None, message: Any) -> None:
+        await self.websocket.send(encode_from_server(request, message))
+
+    async def hear(self) -> Any:
+        message = await self.websocket.recv()
+        return message if isinstance(message, bytes) else json.loads(message)
+
+
+class Scripted(NamedTuple):
+    """A server whose connections follow a script."""
+
+    url: str
+    silent: asyncio.Event
+
+    async def everything_arrived(self, made: WebSocketConnection) -> None:
+        """Wait until the client has taken in all that was said."""
+        await self.silent.wait()
+        pong = await (await made._connected())._websocket.ping()
+        await pong
+
+
+@asynccontextmanager
+async def scripted(script: Script, **options: Any) -> AsyncIterator[Scripted]:
+    """Run a server whose every connection follows ``script``."""
+    silent = asyncio.Event()
+
+    async def handle(websocket: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            await script(Peer(websocket, silent))
+            silent.set()
+            await websocket.wait_closed()
+
+    options.setdefault("close_timeout", 0.1)
+    options.setdefault("subprotocols", [Subprotocol("tailrace.v1")])
+    async with serve(handle, "127.0.0.1", 0, compression=None, **options) as server:
+        yield Scripted(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", silent)
+
+
+async def test_requests_that_come_together_share_one_connection() -> None:
+    connections = 0
+
+    async def script(peer: Peer) -> None:
+        nonlocal connections
+        connections += 1
+        await peer.hello()
+        while True:
+            await peer.say((await peer.hear())["request"], STATUS)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        answers = await asyncio.gather(*(made.call(GetStatus(id=ID)) for _ in range(20)))
+        assert len(answers) == 20
+        assert connections == 1
+
+
+async def test_cancelled_caller_does_not_end_the_connecting_of_others() -> None:
+    greet = asyncio.Event()
+
+    async def script(peer: Peer) -> None:
+        await greet.wait()
+        await peer.hello()
+        await peer.say((await peer.hear())["request"], STATUS)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        first = asyncio.ensure_future(made.call(GetStatus(id=ID)))
+        second = asyncio.ensure_future(made.call(GetStatus(id=ID)))
+        await asyncio.sleep(0)
+        first.cancel()
+        greet.set()
+        assert isinstance(await second, Status)
+        assert first.cancelled()
+
+
+async def test_chunks_beyond_the_window_end_their_stream_only() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        await peer.say(number, Started(offset=0, end=None, line=None, status=STATUS))
+        # The second overdraws, which one chunk may.
+        for offset in (0, 600, 1200):
+            await peer.websocket.send(frame(number, offset, bytes(600), b"p" * 8))
+        # The cancellation waits for nobody, and nobody for it.
+        heard = {message["type"]: message["request"] for message in [await peer.hear(), await peer.hear()]}
+        assert heard["cancel"] == number
+        await peer.say(heard["get_status"], STATUS)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(Follow(id=ID, start=FromOffset(0), window=1000))
+        assert isinstance(await stream.receive(), Started)
+        assert isinstance(await stream.receive(), Chunk)
+        assert isinstance(await stream.receive(), Chunk)
+        with pytest.raises(ProtocolError, match="window"):
+            await stream.receive()
+        assert isinstance(await made.call(GetStatus(id=ID)), Status)
+        await stream.close()
+
+
+async def test_granted_window_is_counted_from_the_first_byte() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        await peer.say(number, Started(offset=5000, end=None, line=None, status=STATUS))
+        await peer.websocket.send(frame(number, 5000, bytes(600)))
+        await peer.websocket.send(frame(number, 5600, bytes(600), b"p" * 8))
+        assert (await peer.hear())["until"] == 6300
+        await peer.websocket.send(frame(number, 6200, bytes(600), b"p" * 8))
+        await peer.websocket.send(frame(number, 6800, bytes(600), b"p" * 8))
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(Follow(id=ID, start=FromOffset(5000), window=1000))
+        for expected in (Started, Chunk, Chunk):
+            assert isinstance(await stream.receive(), expected)
+        await stream.send(Window(6300))
+        assert isinstance(await stream.receive(), Chunk)
+        with pytest.raises(ProtocolError, match="window"):
+            await stream.receive()
+
+
+async def test_flood_of_control_messages_ends_its_stream() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        for size in range(5000):
+            await peer.say(number, Checkpoint(size, 0, bytes(16)))
+            await peer.say(number, Window(size))
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(OpenUpload(metadata=Metadata(name="x")))
+        await server.everything_arrived(made)
+
+        async def receive_all() -> None:
+            while True:
+                await stream.receive()
+
+        with pytest.raises(ProtocolError, match="nobody asked for"):
+            await receive_all()
+
+
+async def test_newest_status_replaces_those_that_were_not_taken() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        for version in range(1, 10_000):
+            await peer.say(number, replace_version(version))
+        await peer.say(number, Watched())
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(Watch(id=ID))
+        await server.everything_arrived(made)
+        received = []
+        while isinstance(message := await stream.receive(), Status):
+            received.append(message.version)
+        assert received == sorted(received)
+        assert received[-1] == 9999
+        assert len(received) <= 1
+        assert isinstance(message, Watched)
+
+
+def replace_version(version: int) -> Status:
+    return replace(STATUS, version=version)
+
+
+async def test_upload_conversation() -> None:
+    heard: list[Any] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        heard.append(await peer.hear())
+        opened = Opened(
+            status=STATUS, token="t", epoch=1, offset=0, newlines=0, head=bytes(16), until=4096, limits=LIMITS
+        )
+        await peer.say(1, opened)
+        heard.extend([await peer.hear() for _ in range(3)])
+        await peer.say(1, Finished(None))
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(OpenUpload(metadata=Metadata(name="x")))
+        opened = await stream.receive()
+        assert isinstance(opened, Opened)
+        assert opened.limits == LIMITS
+        await stream.send(Chunk(0, memoryview(b"data"), chunk_hash(b"data"), b""))
+        await stream.send(Finish(4, bytes.fromhex(head(b"data"))))
+        await stream.send(Abort("changed my mind"))
+        assert await stream.receive() == Finished(None)
+        assert await stream.receive() is None
+        with pytest.raises(ConnectionLost):
+            await stream.send(Abort("again"))
+        await stream.close()
+    assert [heard[0]["type"], heard[1], heard[2]["head"], heard[3]["reason"]] == [
+        "open_upload",
+        frame(1, 0, b"data"),
+        head(b"data"),
+        "changed my mind",
+    ]
+
+
+async def test_error_of_a_request_comes_behind_what_was_said_before() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        await peer.hear()
+        await peer.say(1, Checkpoint(7, 0, bytes(16)))
+        await peer.say(1, Failure(QuotaExceeded(limit="bytes", maximum=1, actual=2)))
+        await peer.say(1, Checkpoint(8, 0, bytes(16)))
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(OpenUpload(metadata=Metadata(name="x")))
+        await server.everything_arrived(made)
+        assert await stream.receive() == Checkpoint(7, 0, bytes(16))
+        for _ in range(2):
+            with pytest.raises(QuotaExceeded) as caught:
+                await stream.receive()
+            assert caught.value.actual == 2
+        with pytest.raises(QuotaExceeded):
+            await stream.send(Abort("too late"))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        '{"type":"status","request":1}',
+        '{"type":"teleport","request":1}',
+        '{"type":"checkpoint","request":1,"size":-1,"newlines":0,"head":""}',
+        '{"type":"done","request":1}',
+    ],
+)
+async def test_answer_that_is_none_fails_its_request_only(answer: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        await peer.hear()
+        await peer.websocket.send(answer)
+        while (message := await peer.hear())["type"] == "cancel":
+            pass
+        await peer.say(message["request"], STATUS)
+
+    async with scripted(script) as server, connect(server.url) as client:
+        with pytest.raises(ProtocolError):
+            await client.status(ID)
+        assert await client.status(ID) == STATUS
+
+
+@pytest.mark.parametrize("message", ["{", '{"type":"status"}', b"\x01", b"\x07" * 50, '{"type":"hello"}'])
+async def test_server_that_cannot_be_understood_is_left(message: str | bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        await peer.hear()
+        await peer.websocket.send(message)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        for _ in range(2):
+            with pytest.raises(ProtocolError):
+                await made.call(GetStatus(id=ID))
+
+
+async def test_error_of_the_connection_is_what_every_request_gets() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        for _ in range(2):
+            await peer.hear()
+        await peer.say(None, Failure(GoingAway(retry_after=3.0)))
+        await peer.websocket.close(1001)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        answers = await asyncio.gather(made.call(GetStatus(id=ID)), made.call(GetStatus(id=ID)), return_exceptions=True)
+        for answer in answers:
+            assert isinstance(answer, GoingAway)
+            assert answer.retry_after == 3.0
+
+
+# Connecting
+
+
+async def refused(url: str, error: type[Exception], match: str | None = None, **settings: Any) -> None:
+    async with connection(url, **settings) as made:
+        for _ in range(2):
+            with pytest.raises(error, match=match):
+                await made.call(GetStatus(id=ID))
+
+
+async def test_nobody_listens() -> None:
+    async with scripted(Peer.hello) as server:
+        pass
+    await refused(server.url, ConnectionLost, "cannot be reached")
+
+
+async def test_server_without_the_subprotocol() -> None:
+    async with scripted(Peer.hello, subprotocols=None) as server:
+        await refused(server.url, Unsupported, "does not speak tailrace.v1")
+
+
+async def test_server_of_something_else(server: Running) -> None:
+    await refused(f"{server.ws}/elsewhere", ConnectionLost, "HTTP status 403")
+
+
+async def test_server_that_speaks_no_websocket() -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"220 mail.example.org ESMTP\r\n")
+        await writer.drain()
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        await refused(f"ws://127.0.0.1:{port}", ConnectionLost, "no Tailrace server")
+
+
+async def test_server_that_refuses_with_an_error() -> None:
+    def refuse(websocket: ServerConnection, request: HttpRequest) -> HttpResponse:
+        error = Overloaded(what="everything", retry_after=2.0)
+        body = json.dumps({"code": error.code, "message": error.message, "details": error.details()})
+        return websocket.respond(HTTPStatus.SERVICE_UNAVAILABLE, body)
+
+    async with scripted(Peer.hello, process_request=refuse) as server:
+        await refused(server.url, Overloaded, "everything")
+
+
+@pytest.mark.parametrize(
+    ("first", "error"),
+    [
+        (encode_from_server(None, Failure(Overloaded(what="everything", retry_after=2.0))), Overloaded),
+        ('{"type":"hello","protocol":2}', Unsupported),
+        ('{"type":"pong"}', ProtocolError),
+        ("{", ProtocolError),
+        (b"\x01" * 50, ProtocolError),
+    ],
+    ids=["error", "version", "no hello", "no JSON", "binary"],
+)
+async def test_first_message_that_is_no_hello(first: str | bytes, error: type[Exception]) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.websocket.send(first)
+
+    async with scripted(script) as server:
+        await refused(server.url, error)
+
+
+async def test_connecting_has_a_deadline() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.websocket.wait_closed()
+
+    async with scripted(silent) as server:
+        await refused(server.url, DeadlineExceeded, "connection to", connect_timeout=0.05)
+
+
+async def test_answer_has_a_deadline() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        first = await peer.hear()
+        assert await peer.hear() == {"type": "cancel", "request": first["request"]}
+        await peer.say((await peer.hear())["request"], STATUS)
+
+    async with scripted(script) as server, connection(server.url, answer_timeout=0.05) as made:
+        with pytest.raises(DeadlineExceeded, match="GetStatus"):
+            await made.call(GetStatus(id=ID))
+        assert await made.call(GetStatus(id=ID)) == STATUS
+
+
+async def test_close_while_connecting() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.websocket.wait_closed()
+
+    async with scripted(silent) as server, connection(server.url) as made:
+        waiting = asyncio.ensure_future(made.call(GetStatus(id=ID)))
+        await asyncio.sleep(0)
+        await made.close()
+        with pytest.raises(ConnectionLost):
+            await waiting
+
+
+async def test_silent_server_is_noticed() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        # Nothing is read any more, and so no ping is answered.
+        peer.websocket.transport.pause_reading()
+
+    async with (
+        scripted(script, ping_interval=None) as server,
+        connection(server.url, keepalive_interval=0.05, keepalive_timeout=0.05) as made,
+    ):
+        with pytest.raises(ConnectionLost):
+            await made.call(GetStatus(id=ID))

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+
+from tailrace_common_api import ClientSettings, ConfigurationError
+from tailrace_impl_websocket import WebSocketClientOptions, WebSocketConnection, WebSocketServerOptions
+
+
+def test_defaults() -> None:
+    assert WebSocketClientOptions.parse({}) == WebSocketClientOptions(compression=False)
+    assert WebSocketServerOptions.parse({}) == WebSocketServerOptions(compression=False, prefix=None, max_requests=1024)
+
+
+def test_values_are_read() -> None:
+    assert WebSocketClientOptions.parse({"compression": "TRUE"}) == WebSocketClientOptions(compression=True)
+    assert WebSocketServerOptions.parse(
+        {"compression": "on", "prefix": "/a/b/", "max_requests": "7"}
+    ) == WebSocketServerOptions(compression=True, prefix="/a/b", max_requests=7)
+    assert WebSocketServerOptions.parse({"prefix": "/"}).prefix == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"compresion": "on"}, "compresion"),
+        ({"compression": "perhaps"}, "compression"),
+        ({"max_requests": "many"}, "max_requests"),
+        ({"max_requests": "0"}, "max_requests"),
+        ({"prefix": "tailrace"}, "prefix"),
+        ({"prefix": "/ü"}, "prefix"),
+    ],
+)
+def test_what_cannot_work_is_refused_by_name(options: dict[str, str], named: str) -> None:
+    with pytest.raises(ConfigurationError, match=named):
+        WebSocketServerOptions.parse(options)
+
+
+def test_client_refuses_an_option_of_the_server() -> None:
+    with pytest.raises(ConfigurationError, match="max_requests"):
+        WebSocketConnection("ws://localhost", ClientSettings(options={"max_requests": "1"}))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://localhost",
+        "ws://",
+        "ws:///path",
+        "ws://localhost:0",
+        "ws://localhost:99999",
+        "ws://localhost:x",
+        "ws://user@localhost",
+        "ws://localhost?x=1",
+        "ws://localhost#x",
+        "localhost:7080",
+    ],
+)
+def test_urls_that_name_no_server_are_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        WebSocketConnection(url, ClientSettings())
+
+
+@pytest.mark.parametrize(
+    ("url", "endpoint"),
+    [
+        ("ws://localhost", "ws://localhost/v1/connect"),
+        ("ws://localhost:7080/", "ws://localhost:7080/v1/connect"),
+        ("wss://example.org/a/b", "wss://example.org/a/b/v1/connect"),
+        ("ws://[::1]:80", "ws://[::1]:80/v1/connect"),
+    ],
+)
+def test_path_of_a_url_is_kept_as_prefix(url: str, endpoint: str) -> None:
+    assert WebSocketConnection(url, ClientSettings()).address == endpoint

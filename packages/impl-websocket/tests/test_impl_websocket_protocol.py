@@ -1,0 +1,541 @@
+"""What the server says to a client that speaks no more than WebSocket, and not always correctly."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from impl_websocket_server import HEADER, Raw, Running, frame, head, raw, running_server
+from websockets.asyncio.client import connect as connect_websocket
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.typing import Subprotocol
+
+from tailrace_common_api import (
+    GoingAway,
+    IntegrityError,
+    InternalError,
+    InvalidArgument,
+    InvalidReference,
+    MessageTooLarge,
+    NotFound,
+    Overloaded,
+    ProtocolError,
+    RangeNotSatisfiable,
+    Unsupported,
+    WrongOffset,
+)
+from tailrace_impl_common import chunk_hash
+from tailrace_impl_websocket import _server, _server_streams
+
+UNKNOWN = "0" * 32
+
+
+async def works(client: Raw, request: int = 1000) -> None:
+    """Prove that the connection takes and answers requests."""
+    await client.say("get_status", request, id=UNKNOWN)
+    assert isinstance(await client.error(request), NotFound)
+
+
+# The handshake
+
+
+async def test_hello_announces_limits_and_keep_alive(server: Running) -> None:
+    async with connect_websocket(
+        server.endpoint, subprotocols=[Subprotocol("other"), Subprotocol("tailrace.v1")], proxy=None
+    ) as websocket:
+        assert websocket.subprotocol == "tailrace.v1"
+        hello = json.loads(await websocket.recv())
+        assert hello["limits"]["chunk_size"] == server.manager.limits.chunk_size
+        assert hello["keepalive_interval"] == 20.0
+        # Compression costs memory and time; it is off unless asked for.
+        assert websocket.protocol.extensions == []
+
+
+async def test_compression_can_be_switched_on() -> None:
+    async with (
+        running_server({"compression": "on"}) as server,
+        connect_websocket(server.endpoint, subprotocols=[Subprotocol("tailrace.v1")], proxy=None) as websocket,
+    ):
+        assert len(websocket.protocol.extensions) == 1
+
+
+@pytest.mark.parametrize("offered", [None, [Subprotocol("tailrace.v2")]])
+async def test_client_without_the_subprotocol_is_refused(server: Running, offered: list[Subprotocol] | None) -> None:
+    with pytest.raises(InvalidStatus) as caught:
+        await connect_websocket(server.endpoint, subprotocols=offered, proxy=None)
+    assert caught.value.response.status_code == 400
+    body = json.loads(caught.value.response.body or b"")
+    assert body["code"] == Unsupported.code
+
+
+async def test_other_paths_are_no_endpoint(server: Running) -> None:
+    with pytest.raises(InvalidStatus):
+        await connect_websocket(f"{server.ws}/v2/connect", subprotocols=[Subprotocol("tailrace.v1")], proxy=None)
+
+
+async def test_everything_is_served_below_the_prefix() -> None:
+    async with running_server(public_base="wss://example.org/tail/race/") as server:
+        assert server.ws.endswith("/tail/race")
+        async with raw(server.endpoint) as client:
+            opened = await client.open_upload(1)
+            assert opened["status"]["reference"].startswith("wss://example.org/tail/race/r/")
+
+
+async def test_prefix_may_differ_from_the_path_of_the_public_base() -> None:
+    async with (
+        running_server({"prefix": "/"}, public_base="wss://example.org/tail") as server,
+        raw(server.endpoint) as client,
+    ):
+        await works(client)
+
+
+# Conversations
+
+
+async def test_upload_and_read(server: Running) -> None:
+    first, second = b"hello ", b"world\n"
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1, lines=True)
+        assert (opened["offset"], opened["newlines"], opened["status"]["state"]) == (0, 0, "INITIATED")
+        assert opened["until"] > 0
+        assert opened["token"]
+        await client.send(frame(1, 0, first))
+        await client.send(frame(1, len(first), second, chunk_hash(first)))
+        await client.say("finish", 1, size=12, head=head(first + second))
+        finished = await client.until("finished")
+        assert finished["status"]["state"] == "COMPLETED"
+        assert (finished["status"]["size"], finished["status"]["lines"]) == (12, 1)
+        assert finished["status"]["head"] == head(first + second)
+
+        await client.say("read", 2, id=opened["status"]["id"], start=3)
+        started = await client.receive()
+        assert {**started, "status": None} == {"type": "started", "request": 2, "offset": 3, "end": 12, "status": None}
+        received = await client.receive()
+        assert received[HEADER + 24 :] == b"lo world\n"
+        assert received[:2] == b"\x01\x03"
+        # The checkpoint at the end of the chunk: newlines and head.
+        assert received[HEADER : HEADER + 24].hex() == "0000000000000001" + head(first + second)
+        end = await client.receive()
+        assert (end["type"], end["offset"], end["previous"]) == ("end", 12, chunk_hash(b"lo world\n").hex())
+
+
+async def test_two_requests_at_once(server: Running) -> None:
+    resource = await server.upload(b"old", finish=True)
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.say("follow", 2, id=opened["status"]["id"])
+        await client.say("read", 3, id=resource)
+        assert (await client.next(3))["type"] == "started"
+        assert (await client.receive()).endswith(b"old")
+        assert (await client.next(3))["type"] == "end"
+        await client.send(frame(1, 0, b"new"))
+        while not isinstance(received := await client.receive(), bytes):
+            pass
+        assert (received[4:8], received[-3:]) == (b"\0\0\0\2", b"new")
+        await client.say("finish", 1, size=3, head=head(b"new"))
+        assert (await client.next(2))["type"] == "end"
+
+
+async def test_numbers_may_be_used_again_when_their_request_has_ended(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        for _ in range(3):
+            await works(client, 5)
+
+
+async def test_watch_ends_behind_the_terminal_status(server: Running) -> None:
+    resource = await server.upload(b"x")
+    async with raw(server.endpoint) as client:
+        await client.say("watch", 1, id=resource)
+        assert (await client.receive())["status"]["state"] == "COMPLETED"
+        assert (await client.receive()) == {"type": "watched", "request": 1}
+
+
+async def test_other_requests_are_answered(server: Running) -> None:
+    resource = await server.upload(b"a\nb\n", lines=True, labels={"k": "v"})
+    async with raw(server.endpoint) as client:
+        await client.say("get_heads", 1, id=resource, sizes=[0, 2])
+        assert (await client.receive())["heads"] == [head(b""), head(b"a\n")]
+        await client.say("locate", 2, id=resource, line=1)
+        assert await client.receive() == {"type": "located", "request": 2, "line": 1, "offset": 2}
+        await client.say("list", 3, limit=10, labels={"k": "v"})
+        assert [status["id"] for status in (await client.receive())["statuses"]] == [resource]
+        await client.say("read_lines", 4, id=resource, last=1)
+        assert (await client.receive())["line"] == 1
+        assert (await client.receive()).endswith(b"b\n")
+        await client.until("end")
+        await client.say("delete", 5, id=resource)
+        assert await client.receive() == {"type": "done", "request": 5}
+        await client.say("get_status", 6, id=resource)
+        assert isinstance(await client.error(6), NotFound)
+
+
+async def test_application_ping(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        await client.say("ping")
+        assert await client.receive() == {"type": "pong"}
+
+
+# Windows
+
+
+async def test_download_stops_at_its_window() -> None:
+    async with running_server(chunk_size=100) as small:
+        data = bytes(range(250)) * 4
+        resource = await small.upload(data)
+        async with raw(small.endpoint) as client:
+            await client.say("read", 1, id=resource, window=250)
+            await client.until("started")
+            received = [await client.receive() for _ in range(3)]
+            # The third may overdraw, and nothing comes behind it before more is granted.
+            await works(client)
+            await client.say("window", 1, until=1000)
+            while not isinstance(message := await client.receive(), dict):
+                received.append(message)
+            assert message["type"] == "end"
+            payloads = [part[HEADER + 24 * (part[1] >> 1) :] for part in received]
+            assert [len(payload) for payload in payloads] == [100] * 10
+            assert b"".join(payloads) == data
+
+
+async def test_upload_that_overdraws_fails_alone(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        other = await client.open_upload(1)
+        opened = await client.open_upload(2)
+        await client.send(frame(2, opened["until"] - 1, b"ab"))
+        assert isinstance(await client.error(2), ProtocolError | WrongOffset)
+        await client.send(frame(1, 0, b"fine"))
+        await client.say("finish", 1, size=4, head=head(b"fine"))
+        assert (await client.until("finished"))["status"]["id"] == other["status"]["id"]
+
+
+async def test_window_counts_what_arrives_and_not_what_it_says_of_its_offset() -> None:
+    options = {"upload_window": 65536, "chunk_size": 65536}
+    async with running_server(manager_options=options) as server, raw(server.endpoint) as client:
+        await client.open_upload(1)
+        # Both at once: neither is taken before both have arrived.
+        await client.send(frame(1, 0, bytes(65536)))
+        await client.send(frame(1, 0, bytes(65536)))
+        assert isinstance(await client.error(1), ProtocolError | WrongOffset)
+        await works(client)
+
+
+async def test_chunk_before_the_upload_is_opened_is_refused(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        await client.say("open_upload", 1, metadata={"name": "x", "content_type": "text/plain"})
+        await client.send(frame(1, 0, b"early"))
+        # Whether the answer or the chunk came first is chance; a wrong offset is refused in either case.
+        await client.send(frame(1, 99, b"early"))
+        assert isinstance(await client.error(1), ProtocolError | WrongOffset)
+        await works(client)
+
+
+# Mistakes that end their request and nothing else
+
+
+@pytest.mark.parametrize(
+    ("message", "error"),
+    [
+        ({"type": "read", "id": 7}, ProtocolError),
+        ({"type": "teleport"}, Unsupported),
+        ({"type": "read", "id": "../../etc/passwd"}, InvalidReference),
+        ({"type": "read", "id": UNKNOWN}, NotFound),
+        ({"type": "window", "until": 5}, ProtocolError),
+        ({"type": "finish", "size": 0, "head": head(b"")}, ProtocolError),
+        ({"type": "cancel"}, ProtocolError),
+        ({"type": "locate", "id": UNKNOWN}, InvalidArgument),
+        ({"type": "open_upload", "metadata": {"name": "a/b\0", "content_type": "text/plain"}}, InvalidArgument),
+        ({"type": "get_status", "id": UNKNOWN, "token": float("nan")}, ProtocolError),
+        ({"type": "follow", "id": UNKNOWN, "window": 2**52}, InvalidArgument),
+    ],
+    ids=repr,
+)
+async def test_mistake_ends_its_request_only(server: Running, message: dict[str, Any], error: type[Exception]) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.send(json.dumps({**message, "request": 2}))
+        assert type(await client.error(2)) is error
+        await client.send(frame(1, 0, b"fine"))
+        await client.say("finish", 1, size=4, head=head(b"fine"))
+        assert (await client.until("finished"))["status"]["id"] == opened["status"]["id"]
+
+
+async def test_range_error_names_the_size(server: Running) -> None:
+    resource = await server.upload(b"12345")
+    async with raw(server.endpoint) as client:
+        for number, fields in enumerate([{"start": 6}, {"start": -1}, {"start": 2, "end": 2**62}], 1):
+            await client.say("read", number, id=resource, **fields)
+            error = await client.error(number)
+            assert isinstance(error, RangeNotSatisfiable)
+            assert error.size == 5
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: frame(1, 4, b"gap"), WrongOffset),
+        (lambda: frame(1, 3, b"unchained"), IntegrityError),
+        (lambda: frame(1, 3, b"broken", b"!" * 8), IntegrityError),
+        (lambda: frame(1, 3, b"", b"!" * 8), ProtocolError),
+        (lambda: b"\x01\xff" + frame(1, 3, b"flags")[2:], Unsupported),
+        (lambda: b"\x01\x02" + frame(1, 3, bytes(30), chunk_hash(b"abc"))[2:], ProtocolError),
+        (lambda: frame(1, 3, bytes(4 * 1024 * 1024), chunk_hash(b"abc")), MessageTooLarge),
+        (lambda: frame(1, 3, bytes(2 * 1024 * 1024), chunk_hash(b"abc")), MessageTooLarge),
+        (lambda: json.dumps({"type": "finish", "request": 1, "size": 3, "head": "no"}), ProtocolError),
+        (lambda: json.dumps({"type": "window", "request": 1, "until": 9}), ProtocolError),
+        (lambda: json.dumps({"type": "watch", "request": 1, "id": UNKNOWN}), ProtocolError),
+    ],
+    ids=[
+        "gap",
+        "unchained",
+        "wrong previous",
+        "empty",
+        "flags",
+        "checkpoint",
+        "above the protocol",
+        "above the limit",
+        "malformed",
+        "window",
+        "number in use",
+    ],
+)
+async def test_mistake_in_an_upload_ends_it_and_keeps_what_was_good(
+    server: Running, make: Any, error: type[Exception]
+) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.send(frame(1, 0, b"abc"))
+        await client.until("checkpoint")
+        await client.send(make())
+        assert type(await client.error(1)) is error
+        # Late messages of the request that has ended are nobody's.
+        await client.send(frame(1, 3, b"late"))
+        await client.say("abort", 1, reason="late")
+        await client.say("get_status", 2, id=opened["status"]["id"])
+        status = (await client.until("status"))["status"]
+        assert (status["state"], status["size"]) == ("IN_PROGRESS", 3)
+        # It can be taken up again.
+        await client.say("reopen_upload", 3, id=opened["status"]["id"], token=opened["token"])
+        reopened = await client.until("opened")
+        assert (reopened["offset"], reopened["head"]) == (3, head(b"abc"))
+        assert reopened["epoch"] > opened["epoch"]
+
+
+async def test_chunk_for_a_reader_ends_the_request(server: Running) -> None:
+    resource = await server.upload(b"", finish=False)
+    async with raw(server.endpoint) as client:
+        await client.say("follow", 1, id=resource)
+        await client.until("started")
+        await client.send(frame(1, 0, b"data"))
+        assert isinstance(await client.error(1), ProtocolError)
+        await client.say("watch", 2, id=resource)
+        await client.until("status")
+        await client.say("window", 2, until=1)
+        await works(client)
+
+
+async def test_number_in_use_ends_a_watch(server: Running) -> None:
+    resource = await server.upload(b"", finish=False)
+    async with raw(server.endpoint) as client:
+        await client.say("watch", 1, id=resource)
+        await client.until("status")
+        await client.say("watch", 1, id=resource)
+        assert isinstance(await client.error(1), ProtocolError)
+        await works(client)
+
+
+async def test_requests_on_one_connection_are_bounded() -> None:
+    async with running_server({"max_requests": "2"}) as server:
+        resource = await server.upload(b"", finish=False)
+        async with raw(server.endpoint) as client:
+            for number in (1, 2):
+                await client.say("watch", number, id=resource)
+                await client.until("status")
+            await client.say("watch", 3, id=resource)
+            assert isinstance(await client.error(3), Overloaded)
+            await client.say("cancel", 1)
+            await client.say("get_status", 4, id=resource)
+            assert (await client.next(4))["type"] == "status"
+
+
+# Cancelling
+
+
+async def test_cancelled_follower_hears_no_more(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.say("follow", 2, id=opened["status"]["id"])
+        await client.until("started")
+        await client.say("cancel", 2)
+        # Answered behind the cancellation.
+        await works(client)
+        await client.send(frame(1, 0, b"data"))
+        await client.say("finish", 1, size=4, head=head(b"data"))
+        while (message := await client.receive())["type"] != "finished":
+            assert message["request"] == 1
+
+
+async def test_cancel_in_the_same_breath_as_the_request_leaves_nothing() -> None:
+    async with running_server({"max_requests": "2"}) as server:
+        resource = await server.upload(b"", finish=False)
+        async with raw(server.endpoint) as client:
+            for number in range(1, 20):
+                await client.say("watch", number, id=resource)
+                await client.say("cancel", number)
+                await works(client, 1000 + number)
+
+
+async def test_cancelled_upload_can_be_taken_up_again(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.send(frame(1, 0, b"abc"))
+        await client.until("checkpoint")
+        await client.say("cancel", 1)
+        await client.say("reopen_upload", 2, id=opened["status"]["id"], token=opened["token"])
+        assert (await client.until("opened"))["offset"] == 3
+
+
+async def test_lost_connection_leaves_uploads_resumable(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.send(frame(1, 0, b"abc"))
+        await client.until("checkpoint")
+        client.websocket.transport.abort()
+    async with raw(server.endpoint) as client:
+        await client.say("reopen_upload", 1, id=opened["status"]["id"], token=opened["token"])
+        assert (await client.until("opened"))["offset"] == 3
+
+
+# Mistakes that end the connection
+
+
+@pytest.mark.parametrize(
+    ("message", "error", "code"),
+    [
+        ("{", ProtocolError, 1002),
+        ("[" * 100_000, ProtocolError, 1002),
+        ('{"type":"watch"}', ProtocolError, 1002),
+        (b"\x01\x00", ProtocolError, 1002),
+        (b"\x09" * 40, Unsupported, 1002),
+        (json.dumps({"type": "abort", "request": 1, "reason": "x" * 1024 * 1024}), MessageTooLarge, 1009),
+    ],
+    ids=["no JSON", "deep", "no request", "short frame", "unknown layout", "large"],
+)
+async def test_message_that_names_no_request_ends_the_connection(
+    server: Running, message: str | bytes, error: type[Exception], code: int
+) -> None:
+    async with raw(server.endpoint) as other, raw(server.endpoint) as client:
+        await client.send(message)
+        received = await client.error(None)
+        assert type(received) is error
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+        assert client.websocket.close_code == code
+        assert client.websocket.close_reason
+        assert len(client.websocket.close_reason.encode()) <= 123
+        assert str(received).startswith(client.websocket.close_reason)
+        await works(other)
+
+
+async def test_text_that_is_no_utf_8_ends_the_connection(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+    async with raw(server.endpoint) as client:
+        await client.websocket.send(b'{"type":"\xff"}', text=True)
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+        assert client.websocket.close_code == 1007
+
+
+async def test_frame_that_is_far_too_large_ends_the_connection(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        await client.open_upload(1)
+
+        async def ask() -> None:
+            await client.send(bytes(9 * 1024 * 1024))
+            await client.receive()
+
+        with pytest.raises(ConnectionClosed):
+            await ask()
+        assert client.websocket.close_code == 1009
+
+
+async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_server_streams, "_CLOSE_TIMEOUT", 0.1)
+    monkeypatch.setattr(_server, "_LINGER", 0.1)
+    async with running_server() as server, raw(server.endpoint) as client:
+        client.websocket.transport.pause_reading()
+
+        async def ask() -> None:
+            # Far more than the buffers of both systems hold; the server ends it before.
+            for number in range(1, 1_000_000):
+                await client.say("x" * 1000, number)
+
+        with pytest.raises(ConnectionClosed):
+            await ask()
+
+
+async def test_client_that_answers_no_ping_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = asyncio.Event()
+    connection_lost = _server._WebSocketProtocol.connection_lost
+
+    def observed(protocol: _server._WebSocketProtocol, exception: Exception | None) -> None:
+        connection_lost(protocol, exception)
+        left.set()
+
+    monkeypatch.setattr(_server._WebSocketProtocol, "connection_lost", observed)
+    async with running_server(keepalive_interval=0.1, keepalive_timeout=0.1) as server:
+        resource = await server.upload(bytes(1024 * 1024))
+        left.clear()
+        async with raw(server.endpoint) as client:
+            # Neither pings nor data are taken, so that there is more to be sent than the systems hold.
+            client.websocket.transport.pause_reading()
+            for number in range(1, 30):
+                await client.say("read", number, id=resource)
+            await left.wait()
+            client.websocket.transport.abort()
+
+
+# The end of the server
+
+
+async def test_clients_are_told_that_the_server_goes_away() -> None:
+    async with running_server() as server, raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        await client.say("follow", 2, id=opened["status"]["id"])
+        await client.until("started")
+        closing = asyncio.ensure_future(server.transport.close(5.0))
+        told = [await client.receive() for _ in range(3)]
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+        assert [message["code"] for message in told] == [GoingAway.code] * 3
+        assert {message.get("request") for message in told[:2]} == {1, 2}
+        assert "request" not in told[2]
+        assert client.websocket.close_code == 1001
+        await closing
+        with pytest.raises(ConnectionRefusedError):
+            await connect_websocket(server.endpoint, proxy=None)
+
+
+async def test_server_does_not_wait_for_a_client_that_never_reads() -> None:
+    async with running_server(keepalive_interval=60.0) as server:
+        resource = await server.upload(bytes(1024 * 1024))
+        async with raw(server.endpoint) as client:
+            client.websocket.transport.pause_reading()
+            for number in range(1, 20):
+                await client.say("read", number, id=resource)
+            await server.transport.close(0.1)
+            client.websocket.transport.abort()
+
+
+async def test_defects_are_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(*arguments: object, **named: object) -> None:
+        raise RuntimeError("secret")
+
+    monkeypatch.setattr(type(server.manager), "open_reader", broken)
+    async with raw(server.endpoint) as client:
+        await client.say("get_status", 1, id=UNKNOWN)
+        error = await client.error(1)
+        assert isinstance(error, InternalError)
+        assert "secret" not in str(error)
+        await client.say("ping")
+        assert await client.receive() == {"type": "pong"}
