@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
@@ -44,8 +45,10 @@ _SCHEMES = ("grpc", "grpcs")
 _STATUS_TIMEOUT = 5.0
 """Time for the status of a call to follow what shows that the call has ended, in seconds."""
 
-# A write that fails because the call has ended makes grpc.aio set this status, until the real one has arrived.
+# A write that fails because the call has ended makes grpc.aio set this status, before or after the real one.
 _PLACEHOLDER = (grpc.StatusCode.INTERNAL, "Internal error from Core")
+
+ResultT = TypeVar("ResultT")
 
 _Call = grpc.aio.StreamStreamCall[bytes, bytes] | grpc.aio.UnaryStreamCall[bytes, bytes]
 
@@ -204,16 +207,18 @@ class GrpcClientStream(ClientStream):
         self._closed = False
         self._ended = asyncio.Event()
         self._error: TailraceError | None = None
+        self._status: grpc.aio.AioRpcError | None = None
         self._status_set = asyncio.Event()
         call.add_done_callback(self._on_status)
 
     async def send(self, message: ClientMessage) -> None:
+        if isinstance(self._call, grpc.aio.UnaryStreamCall):
+            raise ProtocolError(f"{self._method.name} takes no further messages")
         await self.send_encoded(self._method.encode_request(message))
 
     async def send_encoded(self, data: bytes) -> None:
         """Send a message that is encoded already; see :meth:`send`."""
-        if isinstance(self._call, grpc.aio.UnaryStreamCall):
-            raise ProtocolError(f"{self._method.name} takes no further messages")
+        assert isinstance(self._call, grpc.aio.StreamStreamCall)
         try:
             await self._call.write(data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
@@ -307,21 +312,33 @@ class GrpcClientStream(ClientStream):
 
     async def _error_behind(self, exc: grpc.aio.AioRpcError) -> TailraceError | None:
         """Return the server's error, for which grpc.aio may have set a placeholder; ``None`` if there was none."""
-        try:
-            async with asyncio.timeout(_STATUS_TIMEOUT):
-                while (exc.code(), exc.details()) == _PLACEHOLDER:
-                    self._status_set.clear()
+        if (exc.code(), exc.details()) == _PLACEHOLDER:
+            try:
+                async with asyncio.timeout(_STATUS_TIMEOUT):
                     await self._status_set.wait()
-                    call = self._call
-                    exc = grpc.aio.AioRpcError(
-                        await call.code(), None, await call.trailing_metadata(), await call.details()
-                    )
-        except TimeoutError:
-            pass
+            except TimeoutError:
+                return self._connection.error_of(exc)
+            assert self._status is not None
+            exc = self._status
         return None if exc.code() is grpc.StatusCode.OK else self._connection.error_of(exc)
 
-    def _on_status(self, _call: object) -> None:
-        self._status_set.set()
+    def _on_status(self, call: _Call) -> None:
+        """Keep the real status: grpc.aio calls this with each that it sets, and its placeholder may overwrite it."""
+        code, details = _at_once(call.code()), _at_once(call.details())
+        if (code, details) != _PLACEHOLDER:
+            self._status = grpc.aio.AioRpcError(code, None, _at_once(call.trailing_metadata()), details)
+            self._status_set.set()
+
+
+def _at_once(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
+    """Return the result of a coroutine that need not wait: what grpc.aio knows of a call that is done."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: ResultT = done.value
+        return result
+    coroutine.close()
+    raise RuntimeError("the call is not done")
 
 
 def _same(data: bytes) -> bytes:

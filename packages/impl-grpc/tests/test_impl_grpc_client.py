@@ -1,0 +1,437 @@
+"""The client where a server, a network or an application goes wrong; what works is in the contract tests."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from tailrace_client_upload_api import UploadSession
+from tailrace_common_api import (
+    SERVER_TRANSPORTS,
+    ClientSettings,
+    ConfigurationError,
+    ConnectionLost,
+    DeadlineExceeded,
+    Deleted,
+    FromOffset,
+    InternalError,
+    InvalidArgument,
+    Metadata,
+    NotFound,
+    ProtocolError,
+    QuotaExceeded,
+    ResourceState,
+    Unsupported,
+    find_transport,
+)
+from tailrace_impl_common import ChainSender, ClientStream, ConnectedClient
+from tailrace_impl_common.messages import Chunk, End, Follow, GetStatus, Opened, OpenUpload, Started, Watch, Window
+from tailrace_impl_grpc import GrpcConnection, GrpcServer, connect
+from tailrace_impl_grpc._codec import UPLOAD
+from tailrace_impl_grpc._error_table import error_to_status
+from tailrace_server_api import ResourceManager, TransportServerSettings
+
+NewClient = Callable[..., ConnectedClient]
+Handler = Callable[[grpc.aio.ServicerContext[bytes, bytes]], Coroutine[Any, Any, None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """Serve the method Upload by ``handler`` alone, and yield the URL."""
+
+    async def handle(_messages: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await handler(context)
+
+    server = grpc.aio.server()
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Upload": grpc.stream_stream_rpc_method_handler(handle)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("tailrace.v1.Uploads", methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield f"grpc://127.0.0.1:{port}"
+    finally:
+        await server.stop(None)
+
+
+def opening() -> OpenUpload:
+    return OpenUpload(metadata=Metadata(name="a"))
+
+
+def chunks() -> Iterator[Chunk]:
+    """Yield chunks of one byte without end."""
+    chain = ChainSender()
+    while True:
+        offset = chain.offset
+        own, previous = chain.next(b"x")
+        yield Chunk(offset, b"x", own, previous)
+
+
+async def send_for_ever(stream: ClientStream) -> None:
+    for chunk in chunks():
+        await stream.send(chunk)
+
+
+async def write_for_ever(upload: UploadSession) -> None:
+    while True:
+        await upload.write(bytes(10_000))
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "grpcs"])
+def test_urls_find_this_transport(scheme: str) -> None:
+    assert find_transport(scheme) is connect
+    assert find_transport("grpc", group=SERVER_TRANSPORTS) is GrpcServer
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("grpc://example.org", "example.org:7070"),
+        ("grpc://example.org:1/", "example.org:1"),
+        ("grpcs://[::1]:9", "[::1]:9"),
+    ],
+)
+def test_addresses_are_taken_from_urls(url: str, address: str) -> None:
+    assert GrpcConnection(url, ClientSettings()).address == address
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ws://example.org",
+        "grpc://",
+        "example.org:7070",
+        "grpc://example.org/prefix",
+        "grpc://user@example.org",
+        "grpc://example.org:port",
+        "grpc://example.org?x",
+    ],
+)
+def test_impossible_urls_are_configuration_errors(url: str) -> None:
+    with pytest.raises(ConfigurationError):
+        connect(url)
+
+
+@pytest.mark.parametrize("options", [{"what": "1"}, {"compression": "maybe"}, {"proxy": ""}])
+def test_impossible_options_are_configuration_errors(options: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError):
+        connect("grpc://example.org", ClientSettings(options=options))
+
+
+async def test_nobody_listens(server: GrpcServer, url: str, address: str) -> None:
+    await server.close(1.0)
+    async with connect(url) as client:
+        for attempt in (client.status("0" * 32), client.upload("a").open(), anext(client.open("0" * 32).statuses())):
+            with pytest.raises(ConnectionLost, match=address) as caught:
+                await attempt
+            assert "refused" in str(caught.value)
+
+
+async def test_a_peer_that_does_not_answer_runs_into_the_deadline() -> None:
+    # The system takes connections, and nobody ever speaks on them.
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"grpc://127.0.0.1:{silent.getsockname()[1]}"
+        async with connect(url, ClientSettings(connect_timeout=0.2, answer_timeout=0.2)) as client:
+            with pytest.raises((DeadlineExceeded, ConnectionLost)):
+                await client.upload("a").open()
+            with pytest.raises((DeadlineExceeded, ConnectionLost)):
+                await client.status("0" * 32)
+
+
+async def test_an_answer_that_does_not_come_runs_into_the_deadline() -> None:
+    async def say_nothing(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+        await context.read()
+
+    async with serving(say_nothing) as url, connect(url, ClientSettings(connect_timeout=0.2)) as client:
+        with pytest.raises(DeadlineExceeded):
+            await client.upload("a").open()
+
+
+async def test_a_unary_answer_that_does_not_come_runs_into_the_deadline(
+    manager: ResourceManager, new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(*_args: object, **_kwargs: object) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(manager, "heads", never)
+    client = new_client(answer_timeout=0.2)
+    with pytest.raises(DeadlineExceeded) as caught:
+        await client.open("0" * 32).heads([0])
+    assert (caught.value.what, caught.value.seconds) == ("the answer to Heads", 0.2)
+
+
+async def test_the_connection_is_made_again_after_the_server_came_back(manager: ResourceManager) -> None:
+    first = GrpcServer()
+    await first.start(manager, TransportServerSettings())
+    url = first.urls["grpc"]
+    async with connect(url) as client:
+        async with client.upload("a") as upload:
+            pass
+        await first.close(1.0)
+        for _ in range(3):
+            with pytest.raises(ConnectionLost):
+                await client.status(upload.reference)
+        second = GrpcServer()
+        await second.start(manager, TransportServerSettings(port=int(url.rpartition(":")[2])))
+        assert (await client.status(upload.reference)).state is ResourceState.COMPLETED
+        async with client.upload("b") as upload:
+            await upload.write(b"x")
+        await second.close(1.0)
+
+
+async def test_a_closed_client_refuses_and_tells_those_who_wait(client: ConnectedClient) -> None:
+    upload = client.upload("a")
+    await upload.open()
+    following = asyncio.ensure_future(anext(client.open(upload.reference).follow()))
+    statuses = client.open(upload.reference).statuses()
+    await anext(statuses)
+    watching = asyncio.ensure_future(anext(statuses))
+    await asyncio.wait([following, watching], timeout=0.05)
+    await client.close()
+    with pytest.raises(ConnectionLost, match="closed by this client"):
+        await following
+    with pytest.raises(ConnectionLost, match="closed by this client"):
+        await watching
+    for attempt in (client.status(upload.reference), client.upload("b").open(), upload.finish()):
+        with pytest.raises(ConnectionLost):
+            await attempt
+    await upload.abort()
+    await client.close()
+
+
+async def test_the_reason_for_the_end_reaches_a_writer_that_only_writes(client: ConnectedClient) -> None:
+    async with await client.connection.open(opening()) as stream:
+        opened = await stream.receive()
+        assert isinstance(opened, Opened)
+        await client.delete(opened.status.id)
+        with pytest.raises(Deleted):
+            await send_for_ever(stream)
+
+
+async def test_the_reason_for_the_end_reaches_a_writer_at_once(client: ConnectedClient) -> None:
+    upload = client.upload("a")
+    await upload.open()
+    writing = asyncio.ensure_future(write_for_ever(upload))
+    async with aclosing(upload.checkpoints()) as checkpoints:
+        async for checkpoint in checkpoints:
+            if checkpoint.size > 100_000:
+                break
+    await client.delete(upload.reference)
+    with pytest.raises(Deleted):
+        await writing
+    await upload.abort()
+
+
+async def test_messages_before_the_error_are_delivered_after_a_failed_write() -> None:
+    """A server that says much, and then ends the call with an error, while the client only writes."""
+    error = QuotaExceeded(limit="bytes", maximum=1, actual=2)
+
+    async def talk(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+        for number in range(20):
+            await context.write(UPLOAD.encode_response(Window(number)))
+        await context.abort(*error_to_status(error))
+
+    async with serving(talk) as url:
+        connection = GrpcConnection(url, ClientSettings())
+        stream = await connection.open(opening())
+        with pytest.raises(QuotaExceeded) as caught:
+            await send_for_ever(stream)
+        assert caught.value.details() == error.details()
+        assert [await stream.receive() for _ in range(20)] == [Window(number) for number in range(20)]
+        for _ in range(2):
+            with pytest.raises(QuotaExceeded):
+                await stream.receive()
+        await stream.close()
+        await stream.close()
+        await connection.close()
+
+
+async def test_a_server_that_ends_in_order_too_early_is_a_lost_connection_for_a_writer() -> None:
+    async def leave(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+
+    async with serving(leave) as url:
+        connection = GrpcConnection(url, ClientSettings())
+        stream = await connection.open(opening())
+        with pytest.raises(ConnectionLost, match="has ended the conversation"):
+            await send_for_ever(stream)
+        assert await stream.receive() is None
+        assert await stream.receive() is None
+        await connection.close()
+
+
+async def test_bad_messages_of_a_server_are_protocol_errors() -> None:
+    async def babble(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+        await context.write(b"\xff")
+        await context.read()
+
+    async with serving(babble) as url, connect(url) as client:
+        with pytest.raises(ProtocolError, match="malformed UploadResponse"):
+            await client.upload("a").open()
+
+
+async def test_a_server_without_these_services_is_unsupported() -> None:
+    async def unused(_context: object) -> None:
+        raise AssertionError
+
+    async with serving(unused) as url, connect(url) as client:
+        with pytest.raises(Unsupported, match="Method not found"):
+            await client.status("0" * 32)
+
+
+async def test_a_defect_of_a_server_is_an_internal_error(
+    manager: ResourceManager, client: ConnectedClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(manager, "admit", lambda: 1 / 0)
+    with pytest.raises(InternalError, match="log says why"):
+        await client.status("0" * 32)
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]
+    caplog.clear()
+
+
+async def test_a_watcher_says_nothing(client: ConnectedClient) -> None:
+    async with client.upload("a") as upload, await client.connection.open(Watch(id=upload.id)) as stream:
+        with pytest.raises(ProtocolError, match="takes no further messages"):
+            await stream.send(Window(1))
+
+
+async def test_requests_that_cannot_be_encoded_never_leave(client: ConnectedClient) -> None:
+    with pytest.raises(InvalidArgument):
+        await client.connection.call(GetStatus(id="\ud800"))
+    with pytest.raises(InvalidArgument):
+        await client.connection.open(Follow(id="x", start=FromOffset(0), window=-1))
+
+
+async def test_leaving_a_stream_ends_it_at_the_server(server: GrpcServer, client: ConnectedClient) -> None:
+    upload = client.upload("a")
+    await upload.open()
+    await upload.write(b"x")
+    async with aclosing(client.open(upload.reference).follow()) as pieces:
+        assert await anext(pieces) == b"x"
+        serving = {call for call in server._running if not call.done()}
+        assert len(serving) == 2
+    done, pending = await asyncio.wait(serving, return_when=asyncio.FIRST_COMPLETED)
+    assert (len(done), len(pending)) == (1, 1)
+    await upload.detach()
+    await asyncio.wait(pending)
+
+
+async def test_cancelling_one_request_leaves_the_others(client: ConnectedClient) -> None:
+    upload = client.upload("a")
+    await upload.open()
+    resource = client.open(upload.reference)
+    others = [asyncio.ensure_future(_collect(resource.follow())) for _ in range(5)]
+    victim = asyncio.ensure_future(_collect(resource.follow()))
+    await upload.write(b"one")
+    await upload.flush()
+    victim.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await victim
+    await upload.write(b"two")
+    await upload.finish()
+    assert await asyncio.gather(*others) == [b"onetwo"] * 5
+
+
+async def test_the_end_is_waited_for_and_not_cancelled(client: ConnectedClient, server: GrpcServer) -> None:
+    async with client.upload("a") as upload:
+        await upload.write(b"data")
+    async with await client.connection.open(Follow(id=upload.id, start=FromOffset(0))) as stream:
+        kinds: list[type] = []
+        while not kinds or kinds[-1] is not End:
+            kinds.append(type(await stream.receive()))
+        assert kinds[0] is Started
+        call = stream._call  # type: ignore[attr-defined]
+    assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_without_a_window_the_transport_sets_the_pace(new_client: NewClient) -> None:
+    client = new_client(download_window=0)
+    data = bytes(range(256)) * 20_000
+    async with client.upload("a") as upload:
+        await upload.write(data)
+    async with client.open(upload.reference) as resource:
+        assert await resource.read() == data
+        assert await _collect(resource.follow()) == data
+
+
+async def test_compression_changes_nothing_but_the_wire(new_client: NewClient) -> None:
+    client = new_client(options={"compression": "true", "proxy": "false"})
+    data = b"again and again " * 100_000
+    async with client.upload("a") as upload:
+        await upload.write(data)
+    assert await client.open(upload.reference).read() == data
+
+
+async def test_many_conversations_share_a_connection(client: ConnectedClient) -> None:
+    async def one(number: int) -> None:
+        data = bytes([number]) * (1000 + number)
+        async with client.upload(f"file {number}") as upload:
+            following = asyncio.ensure_future(_collect(client.open(upload.reference).follow()))
+            for start in range(0, len(data), 100):
+                await upload.write(data[start : start + 100])
+        assert await following == data
+
+    await asyncio.gather(*(one(number) for number in range(100)))
+
+
+async def test_another_loop_in_another_thread_works_beside_this_one(
+    client: ConnectedClient, url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An application that uses grpc.aio itself, and the blocking interface with its loop in a thread of its own."""
+
+    async def work(client: ConnectedClient, rounds: int) -> bytes:
+        received = b""
+        for number in range(rounds):
+            async with client.upload("a") as upload:
+                following = asyncio.ensure_future(_collect(client.open(upload.reference).follow()))
+                await upload.write(bytes([number]) * 1000)
+                await client.status(upload.reference)
+            received += await following
+        return received
+
+    async def elsewhere() -> bytes:
+        async with connect(url) as other:
+            return await work(other, 60)
+
+    results: list[bytes] = []
+    threads = [threading.Thread(target=lambda: results.append(asyncio.run(elsewhere()))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    mine = await work(client, 60)
+    while any(thread.is_alive() for thread in threads):
+        await client.list_page()
+    for thread in threads:
+        thread.join()
+    assert results == [mine, mine]
+    assert [record for record in caplog.records if record.name == "asyncio" and record.levelname != "DEBUG"] == []
+
+
+async def test_not_found_says_so_on_every_kind_of_call(client: ConnectedClient) -> None:
+    resource = client.open("0" * 32)
+    attempts: list[Coroutine[Any, Any, object]] = [
+        resource.status(),
+        resource.read(),
+        resource.read_lines(),
+        _collect(resource.follow()),
+        resource.wait(),
+        resource.heads([0]),
+        resource.locate_line(0),
+        resource.delete(),
+    ]
+    for attempt in attempts:
+        with pytest.raises(NotFound):
+            await attempt
+
+
+async def _collect(pieces: AsyncIterator[bytes]) -> bytes:
+    return b"".join([piece async for piece in pieces])
