@@ -28,8 +28,19 @@ _COMMANDS = {
 }
 
 
+class _OutputClosed(Exception):
+    """Nobody reads standard output any more."""
+
+
 class _LazyGroup(click.Group):
     """Imports a command when it is used, so that none pays for the others."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would make a failure of it.
+            raise _OutputClosed from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)
@@ -72,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return exit_code_of(error)
     except (Interrupted, click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
+    except _OutputClosed:
         _discard_output()
         return ExitCode.SUCCESS
     except OSError as error:

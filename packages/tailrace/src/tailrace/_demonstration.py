@@ -27,7 +27,7 @@ from tailrace_common_api import Status
 
 _PIECE = 64 * 1024
 # Least time between two status lines while the resource grows, in seconds: a demonstration is to be read.
-_PACE = 0.5
+_PACE = 0.25
 # Time that a process has to end by itself once it was told to, in seconds.
 _PATIENCE = 10.0
 
@@ -46,7 +46,6 @@ async def demonstrate(work: Sequence[str]) -> ExitCode:
         async with AsyncExitStack() as stack:
             urls = await stack.enter_async_context(_server(Path(folder)))
             _say("server", f"{urls['grpc']}  {urls['ws']}  {urls['http']}")
-            # The environment of the user must not lead the parts of the demonstration elsewhere.
             source = await _start_work(stack, work)
             _say("command", printable(shlex.join(work)))
             return await _stream(stack, source, urls, Path(folder))
@@ -144,7 +143,7 @@ async def _start(stack: AsyncExitStack, *arguments: str, stdin: int = subprocess
     """Start a command of this command line as a process of its own; it ends with the stack at the latest."""
     # Settings of the user are not those of the demonstration.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
-    environment["TAILRACE_CONFIG"] = os.devnull
+    environment |= {"TAILRACE_CONFIG": os.devnull, "TAILRACE_SERVE_LOG_LEVEL": "warning"}
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "tailrace", *arguments, stdin=stdin, stdout=PIPE, env=environment
     )

@@ -130,16 +130,32 @@ class _Upload:
 
     async def run(self, pieces: AsyncGenerator[bytes, None], job: Job) -> None:
         await self._session.open()
-        self._sending = asyncio.create_task(self._send(pieces, job))
+        sending = self._sending = asyncio.create_task(self._send(pieces, job))
+        watching = asyncio.create_task(self._watch(sending))
         try:
-            status = await self._sending
-        except BaseException as error:
-            await cancel_and_wait(self._sending)
+            status = await sending
+        except BaseException as caught:  # noqa: BLE001 - whatever it is, the server is told before it goes on
+            await cancel_and_wait(sending)
+            error = caught
+            if isinstance(caught, asyncio.CancelledError) and watching.done() and not watching.cancelled():
+                error = watching.exception() or caught
             await self._fail(error)
             if self._aborting is not None and isinstance(error, (TailraceError, asyncio.CancelledError)):
                 raise Interrupted from None
-            raise
+            raise error from None
+        finally:
+            await cancel_and_wait(watching)
         self._report.finished(status)
+
+    async def _watch(self, sending: asyncio.Task[Status]) -> None:
+        """End the sending when the server ends the upload, also while there is nothing to send."""
+        try:
+            async with aclosing(self._session.checkpoints()) as checkpoints:
+                async for _ in checkpoints:
+                    pass
+        except TailraceError:
+            sending.cancel()
+            raise
 
     async def _send(self, pieces: AsyncGenerator[bytes, None], job: Job) -> Status:
         session = self._session
@@ -153,12 +169,15 @@ class _Upload:
 
     async def _fail(self, error: BaseException) -> None:
         """End the session, and find out how the resource ended."""
-        if self._aborting is None:
-            cancelled = isinstance(error, asyncio.CancelledError)
-            status = await self._session.abort(_INTERRUPTED if cancelled else f"{type(error).__name__}: {error}")
-        else:
-            status = await self._aborting
+        if self._aborting is not None:
+            self._report.last_status = await self._aborting
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self._report.last_status = await self._session.abort(_INTERRUPTED)
+            return
+        status = await self._session.abort(f"{type(error).__name__}: {error}")
         if status is None:
+            # The server ended the upload, and knows how.
             with suppress(TailraceError, TimeoutError):
                 async with asyncio.timeout(_STATUS_TIMEOUT):
                     status = await self._client.status(self._session.id)

@@ -1,0 +1,108 @@
+"""Arguments come before the environment, the environment before the file; mistakes are named."""
+
+from pathlib import Path
+
+import pytest
+
+from tailrace._settings import load_settings
+from tailrace_common_api import ClientSettings, ConfigurationError
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "settings.toml"
+
+
+def test_without_any_settings_the_defaults_hold(config: Path) -> None:
+    settings = load_settings(environment={})
+    assert settings.server is None
+    assert settings.client == ClientSettings()
+    assert (settings.serve.data, settings.serve.grpc, settings.serve.http) == (
+        Path("tailrace-data"),
+        "127.0.0.1:7070",
+        "127.0.0.1:7080",
+    )
+    assert settings.storage == {}
+
+
+def test_the_first_source_that_names_a_setting_decides_it(config: Path) -> None:
+    config.write_text(
+        'server = "grpc://file:1"\n'
+        "[client]\nchunk_size = 1\nanswer_timeout = 1\nconnect_timeout = 1\n"
+        '[client.options]\na = "file"\n[serve]\ndata = "file"\ngrpc = "file:1"\n'
+        '[storage]\ndurability = "fsync"\n'
+    )
+    environment = {
+        "TAILRACE_CONFIG": str(config),
+        "TAILRACE_SERVER": "ws://environment:2",
+        "TAILRACE_CLIENT_CHUNK_SIZE": "2",
+        "TAILRACE_CLIENT_ANSWER_TIMEOUT": "2.5",
+        "TAILRACE_CLIENT_VERIFY": "off",
+        "TAILRACE_SERVE_DATA": "environment",
+        "TAILRACE_STORAGE_UPLOAD_GRACE": "5",
+        "TAILRACE_GRPC_OPTIONS_B": "environment",
+        "TAILRACE_UNRELATED": "ignored",
+        "TAILRACE_HTTP_PUBLIC_BASE": "",
+    }
+    settings = load_settings({"client": {"chunk_size": 3, "verify": None}}, environment=environment)
+    assert settings.server == "ws://environment:2"
+    assert settings.client == ClientSettings(
+        chunk_size=3, answer_timeout=2.5, connect_timeout=1.0, verify=False, options={"a": "file"}
+    )
+    assert (settings.serve.data, settings.serve.grpc) == (Path("environment"), "file:1")
+    assert settings.storage == {"durability": "fsync", "upload_grace": "5"}
+    assert settings.grpc.options == {"b": "environment"}
+    assert settings.http.public_base is None
+
+
+def test_a_file_of_the_folder_is_read_when_none_is_named(config: Path) -> None:
+    Path("tailrace.toml").write_text('server = "grpc://here:1"\n')
+    assert load_settings(environment={}).server == "grpc://here:1"
+    config.write_text('server = "grpc://named:1"\n')
+    assert load_settings(config=config, environment={}).server == "grpc://named:1"
+
+
+def test_values_of_options_are_text(config: Path) -> None:
+    config.write_text('[http.options]\ncompression = true\nmax_requests = 5\nprefix = "/x"\n')
+    assert load_settings(config=config, environment={}).http.options == {
+        "compression": "true",
+        "max_requests": "5",
+        "prefix": "/x",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "problem"),
+    [
+        ("servers = 1", "servers", "unknown"),
+        ("server = 1", "server", "1 is not text"),
+        ("client = 1", "client", "is a table"),
+        ("[client]\nchunk = 1", "client.chunk", "unknown; known are chunk_size"),
+        ('[client]\nchunk_size = "many"', "client.chunk_size", "'many' is not a whole number"),
+        ("[client]\nchunk_size = true", "client.chunk_size", "True is not a whole number"),
+        ("[client]\nchunk_size = 1.5", "client.chunk_size", "1.5 is not a whole number"),
+        ("[client]\nchunk_size = 0", "client.chunk_size", "not within 1 byte and 4 MiB"),
+        ('[client]\nverify = "maybe"', "client.verify", "'maybe' is not true or false"),
+        ('[client]\nconnect_timeout = "soon"', "client.connect_timeout", "'soon' is not a number"),
+        ("[client]\nconnect_timeout = 0", "client.connect_timeout", "not a positive number"),
+        ("[client]\noptions = 1", "client.options", "1 is not a table"),
+        ("[serve]\ndata = 1", "serve.data", "1 is not text"),
+        ("[serve]\ngrace = -1", "serve.grace", "negative"),
+        ('[serve]\nlog_level = "loud"', "serve.log_level", "'loud' is no level"),
+        ("server", "config", "is not TOML"),
+    ],
+)
+def test_mistakes_are_named(config: Path, text: str, field: str, problem: str) -> None:
+    config.write_text(text)
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(config=config, environment={})
+    assert caught.value.field == field
+    assert problem in caught.value.problem
+
+
+def test_a_named_file_must_exist(config: Path) -> None:
+    with pytest.raises(ConfigurationError, match="does not exist"):
+        load_settings(config=config, environment={})
+    with pytest.raises(ConfigurationError, match="config"):
+        load_settings(config=config.parent, environment={})
