@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import (
+    ConfigurationError,
     GoingAway,
     IntegrityError,
     InternalError,
@@ -27,7 +29,8 @@ from tailrace_common_api import (
     WrongOffset,
 )
 from tailrace_impl_common import chunk_hash
-from tailrace_impl_websocket import _server, _server_streams
+from tailrace_impl_websocket import WebSocketServer, _server, _server_streams
+from tailrace_server_api import TransportServerSettings
 
 UNKNOWN = "0" * 32
 
@@ -89,6 +92,33 @@ async def test_prefix_may_differ_from_the_path_of_the_public_base() -> None:
         raw(server.endpoint) as client,
     ):
         await works(client)
+
+
+async def test_small_messages_are_not_held_back(server: Running) -> None:
+    """With Nagle's algorithm a window would wait for the acknowledgement of a checkpoint."""
+    async with raw(server.endpoint):
+        accepted = [
+            connection.transport.get_extra_info("socket")
+            for connection in server.transport._server.server_state.connections  # type: ignore[union-attr]
+        ]
+        assert [bool(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) for each in accepted] == [True]
+
+
+async def test_address_in_use_is_a_configuration_error(server: Running) -> None:
+    second = WebSocketServer()
+    with pytest.raises(ConfigurationError, match="cannot listen"):
+        await second.start(server.manager, TransportServerSettings(port=int(server.ws.rpartition(":")[2])))
+    with pytest.raises(ConfigurationError, match="cannot listen"):
+        await second.start(server.manager, TransportServerSettings(host="256.256.256.256"))
+    with pytest.raises(ConfigurationError, match="colour"):
+        await second.start(server.manager, TransportServerSettings(options={"colour": "red"}))
+    await second.close(0.0)
+
+
+async def test_closing_twice_is_closing_once() -> None:
+    async with running_server() as server:
+        await asyncio.gather(server.transport.close(0.0), server.transport.close(5.0))
+        await server.transport.close(0.0)
 
 
 # Conversations
@@ -438,7 +468,7 @@ async def test_message_that_names_no_request_ends_the_connection(
         await works(other)
 
 
-async def test_text_that_is_no_utf_8_ends_the_connection(server: Running, caplog: pytest.LogCaptureFixture) -> None:
+async def test_text_that_is_no_utf_8_ends_the_connection(server: Running) -> None:
     async with raw(server.endpoint) as client:
         await client.websocket.send(b'{"type":"\xff"}', text=True)
         with pytest.raises(ConnectionClosed):
