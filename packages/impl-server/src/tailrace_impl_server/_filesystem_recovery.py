@@ -8,6 +8,7 @@ everything below it is on disk and counts by itself.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -29,6 +30,8 @@ from tailrace_impl_server._journal import (
 )
 from tailrace_impl_server._positional_io import read_up_to, sync_data
 from tailrace_server_api import BLOCK_SIZE
+
+_log = logging.getLogger(__name__)
 
 _RECORDS_AT_ONCE = 4096
 
@@ -65,6 +68,7 @@ def recover(files: ResourceFiles) -> Recovered:
         hasher = _proven(files, slot, other, line_access)
         if hasher is not None:
             return Recovered(slot, line_access, hasher)
+        _log.warning("State %s of resource %s is not proven", slot.snapshot.version, files.folder.name)
     raise StorageFailure(f"{files.folder.name}: no state in the journal is proven by what is stored")
 
 

@@ -16,7 +16,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from weakref import WeakValueDictionary
 
 from tailrace_common_api import AlreadyTerminal, ConfigurationError, NotFound, ResourceState, StorageFailure
 from tailrace_impl_common import EMPTY_HEAD, HeadHasher
@@ -32,6 +31,7 @@ from tailrace_impl_server._filesystem_reader import (
 from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, recover
 from tailrace_impl_server._filesystem_writer import FilesystemWriter
 from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_slot, slot_offset
+from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
@@ -74,7 +74,7 @@ class FilesystemStorage(Storage):
         self._writers: dict[str, FilesystemWriter] = {}
         self._creating: set[str] = set()
         self._deletions = 0
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._locks = KeyedLocks()
         self._changes: set[asyncio.Task[object]] = set()
         self._started = False
         self._closed = False
@@ -193,18 +193,18 @@ class FilesystemStorage(Storage):
         await self._fence(id)
         # Reads that are under way may still open the files, but must not leave them open behind the deletion.
         self._deletions += 1
-        files = self._cache.pop(id)
+        held = [self._cache.pop(id)]
         try:
-            await self._run(self._remove, id, files)
+            await self._run(self._remove, id, held)
         except OSError as error:
             raise storage_error(error, f"delete resource {id}") from error
         finally:
             self._deletions += 1
 
-    def _remove(self, id: str, files: ResourceFiles | None) -> None:
+    def _remove(self, id: str, held: list[ResourceFiles | None]) -> None:
         # The files are closed here, in a thread: closing the last descriptor of a big file that has no name any more
         # takes its time.
-        del files
+        held.clear()
         self._layout.remove(id)
 
     async def _fence(self, id: str) -> None:
@@ -231,8 +231,7 @@ class FilesystemStorage(Storage):
             raise storage_error(error, f"read the description of resource {id}") from error
 
     async def load(self, id: str) -> Snapshot:
-        lock = self._lock(id)
-        async with lock:
+        async with self._locks.hold(id):
             writer = self._writers.get(id)
             if writer is not None:
                 return writer.snapshot
@@ -308,17 +307,13 @@ class FilesystemStorage(Storage):
     def _syncs(self) -> bool:
         return self._durability is Durability.FSYNC
 
-    def _lock(self, id: str) -> asyncio.Lock:
-        return self._locks.setdefault(id, asyncio.Lock())
-
     async def _change(self, id: str, change: Coroutine[object, object, _T]) -> _T:
         """Run a change to the end, after all others to the same resource; cancelling abandons the wait only."""
 
         async def alone() -> _T:
-            async with lock:
+            async with self._locks.hold(id):
                 return await change
 
-        lock = self._lock(id)
         task = asyncio.ensure_future(alone())
         self._keep(task)
         return await asyncio.shield(task)
@@ -336,7 +331,13 @@ class FilesystemStorage(Storage):
     async def _run(self, function: Callable[..., _T], *args: object) -> _T:
         if self._closed:
             raise StorageFailure("the storage is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        call = [partial(function, *args)]
+        return await asyncio.get_running_loop().run_in_executor(self._threads, _call_once, call)
+
+
+def _call_once(call: list[partial[_T]]) -> _T:
+    # Taken out, so that the thread holds no files any more once the result is known.
+    return call.pop()()
 
 
 def _read(files: ResourceFiles, *, start: int, end: int) -> bytes:

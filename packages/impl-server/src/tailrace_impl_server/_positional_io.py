@@ -13,9 +13,17 @@ from tailrace_server_api import Buffer
 MAX_BUFFERS = 512
 """Most buffers in one call; systems allow 1,024."""
 
-# Where the system has no fdatasync, fsync does more than is needed.
-sync_data = getattr(os, "fdatasync", os.fsync)
-"""Wait until the bytes of a file and its size are on disk."""
+
+def sync_data(fd: int) -> None:
+    """Wait until the bytes of a file and its size are on disk.
+
+    Raises:
+        OSError: They may not be.
+    """
+    if hasattr(os, "fdatasync"):
+        os.fdatasync(fd)
+    else:
+        os.fsync(fd)
 
 
 def write_all(fd: int, buffers: Sequence[Buffer], offset: int) -> None:
