@@ -1,0 +1,232 @@
+"""What every integration test has: its cell, a real server, clients of it, and a clean end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import saboteurs
+from cells import CROSSINGS, EVERY_CELL, Cell, Crossing, StorageKind, Transport, ordered
+from clock import Clock
+from manifest import EXPECTED_FAILURES
+from server_process import ServerProcess
+from servers import LocalServer
+
+from tailrace_impl_common import ConnectedClient
+
+NewServer = Callable[..., Awaitable[LocalServer]]
+NewClient = Callable[..., ConnectedClient]
+
+HERE = Path(__file__).parent
+
+
+# Citations, cells, and saboteurs
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("integration tests")
+    group.addoption("--citations", metavar="FILE", help="write which test cites which requirement on which cell")
+    group.addoption("--proving", metavar="IDS", help="only tests that cite one of these requirements")
+    group.addoption("--cell", metavar="CELL", help="only this cell, such as in-process-memory")
+    group.addoption("--saboteur", metavar="NAME", help="break the code like this")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "proves(*ids): the requirements that a test proves")
+    config.addinivalue_line("markers", "cells(cells): the cells on which a test runs; all when it is missing")
+    name = config.getoption("--saboteur")
+    if name:
+        # Server processes find it in the environment.
+        os.environ[saboteurs.NAME_VARIABLE] = name
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            [str(HERE / "sabotaged"), str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])]
+        )
+        saboteurs.apply(name)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "crossing" in metafunc.fixturenames:
+        metafunc.parametrize("crossing", CROSSINGS, ids=str)
+    elif "cell" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("cells")
+        cells = EVERY_CELL if marker is None else marker.args[0]
+        metafunc.parametrize("cell", ordered(cells), ids=str)
+
+
+def cited(item: pytest.Item) -> list[str]:
+    """Return the requirements that a test cites."""
+    return [cited_id for marker in item.iter_markers("proves") for cited_id in marker.args]
+
+
+def _parameter(item: pytest.Item, name: str) -> Any:
+    callspec = getattr(item, "callspec", None)
+    return None if callspec is None else callspec.params.get(name)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    wanted = config.getoption("--proving")
+    cell = config.getoption("--cell")
+    if wanted or cell:
+        ids = set((wanted or "").split(","))
+        kept = [
+            item
+            for item in items
+            if (not wanted or ids & set(cited(item)))
+            and (not cell or _parameter(item, "cell") is None or str(_parameter(item, "cell")) == cell)
+            and (not cell or _parameter(item, "crossing") is None)
+        ]
+        dropped = [item for item in items if item not in kept]
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+    for item in items:
+        of = _parameter(item, "cell")
+        for expected in EXPECTED_FAILURES:
+            if expected.id in cited(item) and of == Cell(expected.transport, expected.storage):
+                item.add_marker(pytest.mark.xfail(reason=f"{expected.id}: {expected.reason}", strict=True))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    path = session.config.getoption("--citations")
+    if path:
+        citations = [
+            {
+                "test": item.nodeid,
+                "ids": cited(item),
+                "cell": str(_parameter(item, "cell") or ""),
+                "crossing": str(_parameter(item, "crossing") or ""),
+            }
+            for item in session.items
+        ]
+        Path(path).write_text(json.dumps(citations))
+
+
+# A clean end
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_logged_as_an_error(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Defects in callbacks, in gRPC and in asyncio are reported nowhere but in the log."""
+    yield
+    records = [*caplog.get_records("setup"), *caplog.get_records("call")]
+    assert [record.getMessage() for record in records if record.levelno >= logging.ERROR] == []
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    # grpc.aio ends its own tasks a few turns of the loop after the calls have ended.
+    for _ in range(50):
+        left = [task for task in asyncio.all_tasks() - before if task is not asyncio.current_task()]
+        if not left:
+            return
+        await asyncio.wait(left, timeout=0.1)
+    pytest.fail(f"tasks are left: {left}")
+
+
+# Servers and clients in the loop of the test
+
+
+def _storage_of(request: pytest.FixtureRequest) -> StorageKind:
+    if "crossing" in request.fixturenames:
+        crossing: Crossing = request.getfixturevalue("crossing")
+        return crossing.storage
+    cell: Cell = request.getfixturevalue("cell")
+    return cell.storage
+
+
+def _transports_of(request: pytest.FixtureRequest) -> tuple[Transport, ...]:
+    if "crossing" in request.fixturenames:
+        crossing: Crossing = request.getfixturevalue("crossing")
+        return crossing.upload, crossing.download
+    cell: Cell = request.getfixturevalue("cell")
+    return (cell.transport,)
+
+
+@pytest.fixture
+async def new_server(request: pytest.FixtureRequest, tmp_path: Path, no_task_is_left: None) -> AsyncIterator[NewServer]:
+    """Make servers of the cell's storage, listening on its transport; keyword arguments are settings of the manager.
+
+    ``transport_settings`` holds those of the transports.
+    """
+    servers: list[LocalServer] = []
+    storage, transports = _storage_of(request), _transports_of(request)
+
+    async def new(*, transport_settings: dict[str, Any] | None = None, **options: object) -> LocalServer:
+        folder = tmp_path / f"data-{len(servers)}" if storage is StorageKind.FILESYSTEM else None
+        server = LocalServer(folder, options, transport_settings or {})
+        servers.append(server)
+        await server.start()
+        await server.listen(*transports)
+        return server
+
+    yield new
+    for server in servers:
+        await server.close()
+
+
+@pytest.fixture
+async def server(new_server: NewServer) -> LocalServer:
+    """A server with the default settings."""
+    return await new_server()
+
+
+@pytest.fixture
+def client(server: LocalServer, cell: Cell) -> ConnectedClient:
+    """A client over the cell's transport."""
+    return server.connect(cell.transport)
+
+
+@pytest.fixture
+def second_client(server: LocalServer, cell: Cell) -> ConnectedClient:
+    """Another client over the cell's transport, on a connection of its own."""
+    return server.connect(cell.transport)
+
+
+@pytest.fixture
+def uploader(server: LocalServer, crossing: Crossing) -> ConnectedClient:
+    """A client over the transport that the crossing uploads with."""
+    return server.connect(crossing.upload)
+
+
+@pytest.fixture
+def reader(server: LocalServer, crossing: Crossing) -> ConnectedClient:
+    """A client over the transport that the crossing reads with."""
+    return server.connect(crossing.download)
+
+
+@pytest.fixture
+async def clock() -> Clock:
+    """The clock of the test's loop."""
+    return Clock(asyncio.get_running_loop())
+
+
+# Servers in a process of their own
+
+
+@pytest.fixture
+def new_server_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]:
+    """Make servers by the real command; keyword arguments are settings of the storage."""
+    processes: list[ServerProcess] = []
+
+    def new(folder: Path | None = None, **options: object) -> ServerProcess:
+        process = ServerProcess(folder or tmp_path / "data", tmp_path, options)
+        processes.append(process)
+        process.start()
+        return process
+
+    yield new
+    for process in processes:
+        process.dispose()
+
+
+@pytest.fixture
+def server_process(new_server_process: Callable[..., ServerProcess]) -> ServerProcess:
+    """A server in a process of its own, which listens on both transports."""
+    return new_server_process()

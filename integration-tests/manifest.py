@@ -1,0 +1,160 @@
+"""Every requirement as data: what is built, on which cells it must be proven, and what is not there yet.
+
+The texts are in `REQUIREMENTS.md`. A test cites what it proves with `@proves("RES-1", …)`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from cells import (
+    EVERY_CELL,
+    LASTING_CELLS,
+    PROCESS_CELLS,
+    WEBSOCKET_CELLS,
+    WIRED_CELLS,
+    Cell,
+    StorageKind,
+    Transport,
+)
+
+ONCE: frozenset[Cell] = frozenset()
+"""What does not depend on transport and storage: one test suffices."""
+
+
+def proves(*ids: str) -> pytest.MarkDecorator:
+    """Cite the requirements that a test proves."""
+    return pytest.mark.proves(*ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requirement:
+    """One line of the requirements."""
+
+    id: str
+    """Stable id."""
+    cells: frozenset[Cell] = EVERY_CELL
+    """Cells on each of which a test must cite it."""
+    crossed: bool = False
+    """Whether it must also be proven with every two different transports for upload and download."""
+    built: bool = True
+    """Whether any of it is there; then tests must cite it."""
+    planned: str | None = None
+    """What of it is not there yet; ``None``: nothing is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectedFailure:
+    """A requirement that one cell cannot meet: its tests must fail there."""
+
+    id: str
+    transport: Transport
+    storage: StorageKind
+    reason: str
+
+
+EXPECTED_FAILURES: tuple[ExpectedFailure, ...] = ()
+"""None: every transport and storage meets all that is built."""
+
+
+def _planned(id: str, what: str = "all of it") -> Requirement:
+    return Requirement(id=id, built=False, planned=what)
+
+
+REQUIREMENTS = (
+    Requirement(id="RES-1"),
+    Requirement(id="RES-2"),
+    Requirement(id="RES-3"),
+    Requirement(id="RES-4"),
+    Requirement(id="RES-5", crossed=True, planned="power loss, and crashes at every named point"),
+    Requirement(id="RES-6", planned="access rights"),
+    Requirement(id="RES-7"),
+    Requirement(id="RES-8"),
+    Requirement(id="RES-9", planned="listing by context: contexts themselves are planned"),
+    Requirement(id="UPL-1"),
+    Requirement(id="UPL-2"),
+    Requirement(id="UPL-3"),
+    Requirement(id="UPL-4"),
+    Requirement(id="UPL-5"),
+    Requirement(id="UPL-6"),
+    Requirement(id="UPL-7"),
+    Requirement(id="UPL-8"),
+    Requirement(
+        id="UPL-9",
+        planned="reconnecting by itself; the reopening with a token, the comparison of heads and the grace are there",
+    ),
+    Requirement(id="UPL-10", planned="fencing under network faults; that of a session by the next one is there"),
+    Requirement(id="UPL-11"),
+    Requirement(id="UPL-12"),
+    Requirement(id="UPL-13"),
+    Requirement(id="UPL-14"),
+    Requirement(id="UPL-15", cells=ONCE),
+    Requirement(id="UPL-16", planned="a real full disk; a full store, a deletion, a quota and a shutdown are there"),
+    Requirement(id="UPL-17"),
+    _planned("UPL-18"),
+    _planned("UPL-19"),
+    Requirement(id="DWN-1", crossed=True),
+    Requirement(id="DWN-2", crossed=True),
+    Requirement(id="DWN-3"),
+    Requirement(id="DWN-4", crossed=True),
+    _planned("DWN-5"),
+    Requirement(id="DWN-6"),
+    Requirement(id="DWN-7"),
+    Requirement(id="DWN-8"),
+    Requirement(id="DWN-9"),
+    Requirement(id="DWN-10", cells=WEBSOCKET_CELLS),
+    Requirement(id="LIN-1"),
+    Requirement(id="LIN-2", crossed=True),
+    Requirement(id="LIN-3"),
+    Requirement(id="LIN-4"),
+    Requirement(id="LIN-5"),
+    Requirement(id="LIN-6"),
+    Requirement(id="INT-1"),
+    Requirement(id="INT-2"),
+    Requirement(id="INT-3"),
+    Requirement(id="INT-4", cells=ONCE),
+    Requirement(id="INT-5", cells=ONCE),
+    Requirement(id="CHK-1"),
+    Requirement(id="CHK-2", planned="group commit, and the figure of what it costs"),
+    Requirement(
+        id="CHK-3",
+        cells=PROCESS_CELLS,
+        planned="kill -9 at every named point, and power loss; a clean stop and a plain kill -9 are there",
+    ),
+    _planned("CHK-4", "`verify`; reading already refuses damaged blocks"),
+    _planned("LIM-1"),
+    _planned("LIM-2"),
+    _planned("CTX-1"),
+    _planned("ACC-1"),
+    _planned("ACC-2"),
+    Requirement(id="ACC-3"),
+    _planned("HOO-1"),
+    _planned("CON-1"),
+    Requirement(id="CON-2"),
+    Requirement(id="CON-3", cells=WEBSOCKET_CELLS),
+    Requirement(id="CON-4"),
+    *(_planned(f"REC-{number}") for number in range(13)),
+    Requirement(id="USE-1", cells=ONCE),
+    Requirement(id="USE-2", cells=WIRED_CELLS),
+    Requirement(id="USE-3"),
+    Requirement(id="USE-4"),
+    Requirement(
+        id="USE-5", cells=PROCESS_CELLS, planned="the commands context, verify, token, bulk, query, work and bench"
+    ),
+    Requirement(id="USE-6", cells=PROCESS_CELLS, planned="reconnects"),
+)
+"""All of them, in the order of `REQUIREMENTS.md`."""
+
+BY_ID = {requirement.id: requirement for requirement in REQUIREMENTS}
+
+__all__ = [
+    "BY_ID",
+    "EXPECTED_FAILURES",
+    "LASTING_CELLS",
+    "ONCE",
+    "REQUIREMENTS",
+    "ExpectedFailure",
+    "Requirement",
+    "proves",
+]
