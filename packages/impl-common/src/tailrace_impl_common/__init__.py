@@ -30,7 +30,7 @@ from tailrace_impl_common._retry import Retry, RetrySchedule
 from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
-from tailrace_impl_common._sources import iter_source, read_pieces
+from tailrace_impl_common._sources import BlockingSource, Source, iter_source, read_pieces
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
 from tailrace_impl_common._transcode import Transcoder
@@ -45,6 +45,7 @@ __all__ = [
     "MAX_CHUNK_SIZE",
     "UPLOAD_TRANSITIONS",
     "BlockDigest",
+    "BlockingSource",
     "Buffer",
     "ChainSender",
     "ChainVerifier",
@@ -74,6 +75,7 @@ __all__ = [
     "SendWindow",
     "ServerStream",
     "Signal",
+    "Source",
     "SourceRestarted",
     "Transcoder",
     "UploadReceiver",
