@@ -12,6 +12,7 @@ from impl_server_manager_bench import (
     read_all,
     reading,
     refusal,
+    turned,
     upload,
 )
 
@@ -29,6 +30,7 @@ from tailrace_common_api import (
     Visibility,
 )
 from tailrace_impl_common import chunk_hash
+from tailrace_impl_server import LocalEventBus, Manager
 from tailrace_impl_server._tokens import hash_token
 
 
@@ -117,7 +119,13 @@ async def test_a_retried_creation_is_the_next_session_with_a_new_token(bench: Be
     with pytest.raises(TokenRejected):
         await manager.reopen(second.id, first.ingest.token)
     third = Uploader(await manager.reopen(second.id, second.token), sent=b"sent\n")
-    await third.finish()
+    await third.ingest.release()
+    # The same once nobody holds the resource in memory: the storage has the new token.
+    assert len(manager._registry) == 0
+    with pytest.raises(TokenRejected):
+        await manager.reopen(second.id, first.ingest.token)
+    fourth = Uploader(await manager.reopen(second.id, second.token), sent=b"sent\n")
+    await fourth.finish()
 
 
 async def test_a_retried_creation_of_an_ended_upload_gives_its_status(bench: Bench) -> None:
@@ -137,6 +145,7 @@ async def test_concurrent_creations_under_one_key_give_one_resource(bench: Bench
     ingests = await asyncio.gather(*(manager.create(LINES, idempotency_key="key") for _ in range(20)))
     assert len({ingest.id for ingest in ingests}) == 1
     assert len(await bench.catalog.known()) == 1
+    assert bench.gates.calls["create"] == 1
     epochs = [ingest._writer.epoch for ingest in ingests]  # type: ignore[attr-defined] # Of the one kind made here.
     last = ingests[epochs.index(max(epochs))]
     assert sorted(set(epochs)) == sorted(epochs)
@@ -145,6 +154,21 @@ async def test_concurrent_creations_under_one_key_give_one_resource(bench: Bench
     for ingest in ingests:
         await ingest.release()
     assert len(manager._keys) == 0
+
+
+async def test_two_servers_that_create_under_one_key_give_one_resource(bench: Bench) -> None:
+    manager = await bench.start()
+    # A second server on the same storage and catalog; it needs no start of its own for this.
+    other = Manager(bench.storage, bench.catalog, LocalEventBus(), manager.settings)
+    bench.gates.shut("create")
+    creating = [asyncio.create_task(at.create(LINES, idempotency_key="key")) for at in (manager, other)]
+    await turned(lambda: bench.gates.calls["create"] == 2)
+    bench.gates.open("create")
+    one, two = await asyncio.gather(*creating)
+    assert one.id == two.id
+    assert await bench.catalog.known() == {one.id}
+    assert [stored async for stored in bench.storage.ids()] == [one.id]
+    await asyncio.gather(one.release(), two.release())
 
 
 @pytest.mark.parametrize(
@@ -343,9 +367,14 @@ async def test_resources_are_in_memory_only_while_somebody_uses_them(bench: Benc
     readers = await asyncio.gather(*(manager.open_reader(stored[0]) for _ in range(50)))
     assert len(manager._registry) == 1
     assert bench.gates.calls["load"] == 1
-    for reader in readers:
+    live = manager._registry.peek(stored[0])
+    assert live is not None
+    assert live.pieces.readers == 50
+    for reader in readers[1:]:
         reader.close()
         reader.close()
+    assert live.pieces.readers == 1
+    readers[0].close()
     with pytest.raises(NotFound):
         await manager.open_reader("0" * 32)
     assert len(manager._registry) == 0

@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ from tailrace_common_api import (
     Visibility,
 )
 from tailrace_impl_common import chunk_hash, head_of
+from tailrace_impl_server._digest import ContentDigest
 from tailrace_server_api import Progress
 
 BINARY = Metadata(name="data.bin")
@@ -93,11 +95,14 @@ async def test_any_chunking_gives_the_same_resource(memory_bench: Bench, pieces:
 async def test_the_last_bytes_of_a_burst_show_without_further_writes(bench: Bench) -> None:
     manager = await bench.start(checkpoint_interval=0.02)
     uploader = Uploader(await manager.create(LINES))
-    for number in range(5):
+    await uploader.send(b"0\n")
+    await uploader.announced()
+    for number in range(1, 5):
         await uploader.send(b"%d\n" % number)
-    # Nothing more is sent: only the trailing edge can announce the rest.
+    # Within the interval, and nothing more is sent: only the trailing edge can announce them.
     await uploader.announced()
     assert await read_all(manager, uploader.id) == b"0\n1\n2\n3\n4\n"
+    await uploader.ingest.release()
 
 
 async def test_the_first_bytes_show_at_once_whatever_the_interval(bench: Bench) -> None:
@@ -137,6 +142,24 @@ async def test_the_window_is_renewed_without_announcements(bench: Bench) -> None
     assert uploader.ingest.progress.checkpoint.size == 1
 
 
+async def test_what_a_thread_stores_unasked_renews_the_window_too(memory_bench: Bench) -> None:
+    window = 256 * 1024
+    manager = await memory_bench.start(checkpoint_interval=3600.0, upload_window=window)
+    uploader = Uploader(await manager.create(LINES))
+    await uploader.send(b"x")
+    await uploader.announced()
+    progress = uploader.ingest.progress
+    memory_bench.gates.stored_shown = 1
+    await uploader.send(bytes(window // 2))
+    assert uploader.ingest.progress == progress
+    # All of it is stored before the session looks again; no flush is needed, and nothing else would renew the window.
+    memory_bench.gates.stored_shown = None
+    renewed = await uploader.ingest.changed(progress)
+    assert renewed.until == uploader.size + window
+    assert memory_bench.gates.calls["flush"] == 0
+    await uploader.ingest.release()
+
+
 async def test_a_window_of_unannounced_bytes_is_announced_whatever_the_interval(bench: Bench) -> None:
     window = 64 * 1024
     manager = await bench.start(checkpoint_interval=3600.0, upload_window=window)
@@ -172,6 +195,17 @@ async def test_a_bad_chunk_is_neither_stored_nor_shown_and_those_before_it_are(b
         await again.send(b"BAD\n")
         assert (await again.finish()).state is ResourceState.COMPLETED
         assert await follow(reader, until=ended) == b"good\nBAD\n"
+
+
+async def test_memory_does_not_keep_what_was_never_announced(bench: Bench) -> None:
+    manager = await bench.start()
+    ingest = await manager.create(LINES)
+    async with reading(manager, ingest.id):
+        ingest.submit(b"good\n", hash=chunk_hash(b"good\n"))
+        ingest.submit(bytes(100_000), hash=bytes(8))
+        assert isinstance(await refusal(ingest), IntegrityError)
+        await ingest.release()
+        assert 5 <= manager._registry.tails.used < 1_000
 
 
 async def test_an_overdrawn_window_is_refused(bench: Bench) -> None:
@@ -245,6 +279,44 @@ async def test_a_declared_sha256_is_checked(bench: Bench, size: int) -> None:
     assert (await last_status(manager, wrong.id)).state is ResourceState.FAILED
 
 
+class _Hash:
+    """Takes note of the order in which pieces are hashed; the first takes until it is allowed to end."""
+
+    def __init__(self) -> None:
+        self.begun = threading.Event()
+        self.may_end = threading.Event()
+        self.hashed: list[int] = []
+
+    def update(self, data: bytes) -> None:
+        if not self.begun.is_set():
+            self.begun.set()
+            self.may_end.wait()
+        self.hashed.append(data[0])
+
+    def digest(self) -> bytes:
+        return bytes(self.hashed)
+
+
+async def test_pieces_are_hashed_in_order_when_the_end_comes_in_the_middle_of_one(memory_bench: Bench) -> None:
+    manager = await memory_bench.start()
+    uploader = Uploader(await manager.create(BINARY))
+    await uploader.send(b"\1" * MIB + b"\2" * MIB + b"\3" * 100)
+    await uploader.announced()
+    live = manager._registry.peek(uploader.id)
+    assert live is not None
+    slow = _Hash()
+    digest = ContentDigest(live)
+    digest._hash = slow  # type: ignore[assignment] # Stands for hashlib's.
+    await asyncio.to_thread(slow.begun.wait)
+    result = asyncio.create_task(digest.result())
+    # However often the loop turns, nothing overtakes the piece that a thread is at.
+    for _ in range(10):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(slow.may_end.set)
+    assert await result == b"\1\2\3"
+    await uploader.ingest.release()
+
+
 async def test_a_declared_sha256_covers_what_earlier_sessions_sent(bench: Bench) -> None:
     manager = await bench.start()
     uploader = Uploader(await manager.create(BINARY, sha256=hashlib.sha256(b"first, second").digest()))
@@ -260,7 +332,8 @@ async def test_the_largest_size_is_a_quota_that_shows_while_uploading(bench: Ben
     with pytest.raises(QuotaExceeded):
         await manager.create(BINARY, length=11)
     uploader = Uploader(await manager.create(BINARY))
-    assert uploader.ingest.progress.until == 10
+    # One byte more is granted than is taken, so that an uploader with too much hears of it.
+    assert uploader.ingest.progress.until == 11
     await uploader.send(b"0123456789")
     with pytest.raises(QuotaExceeded) as raised:
         uploader.ingest.submit(b"x", hash=chunk_hash(b"x"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tailrace_common_api import (
+    MAX_OFFSET,
     AlreadyTerminal,
     Checkpoint,
     Deleted,
@@ -115,6 +116,8 @@ class UploadSession(UploadIngest):
         settings = host.settings
         self._interval = settings.checkpoint_interval
         self._max_size = settings.max_resource_size
+        # One byte more is granted than is taken: an uploader with too much is refused instead of waiting for ever.
+        self._last_grant = min(self._max_size + 1, MAX_OFFSET)
         self._length = live.descriptor.length
         self._tail = live.pieces.tail
         self._loop = asyncio.get_running_loop()
@@ -364,6 +367,7 @@ class UploadSession(UploadIngest):
             self._host.spawn(recording, f"tailrace-record-{self.id}")
 
     async def _publish_end(self, snapshot: Snapshot) -> None:
+        logger.info("ended %s at %d bytes", snapshot.state.value, snapshot.size, extra={"resource": self.id})
         # The catalog first: whoever sees the status finds it in a listing too.
         await self._host.record_state(self.live, snapshot.state)
         self._publish(snapshot)
@@ -377,7 +381,7 @@ class UploadSession(UploadIngest):
     def _renew_window(self) -> None:
         """Grant what has become free, if it is a quarter of a window or more."""
         window = self._host.window()
-        until = min(self._writer.stored + window, self._max_size)
+        until = min(self._writer.stored + window, self._last_grant)
         if until - self._until >= window // 4 and until > self._until:
             self._until = until
             self._progress = Progress(until, self._progress.checkpoint)
@@ -385,7 +389,7 @@ class UploadSession(UploadIngest):
 
     def _grant(self) -> int:
         """Grant all that is free."""
-        self._until = max(self._until, min(self._writer.stored + self._host.window(), self._max_size))
+        self._until = max(self._until, min(self._writer.stored + self._host.window(), self._last_grant))
         return self._until
 
     async def _close(self) -> None:
