@@ -18,6 +18,14 @@ from tailrace_impl_server._filesystem_storage import FilesystemStorage
 from tailrace_server_api import BLOCK_SIZE, Committed, Descriptor, Durability, Snapshot
 
 ID = "0" * 32
+DESCRIPTOR = Descriptor(
+    id=ID,
+    metadata=Metadata(name="x", lines=True),
+    visibility=Visibility.LIVE,
+    created_at=1.0,
+    token_hash=bytes(32),
+    principal="",
+)
 SECTOR = 512
 _readlink = os.readlink  # As it is before blocking calls are watched: the recorder is called on the event loop.
 
@@ -132,16 +140,7 @@ async def record_upload(
     rng = random.Random(seed)
     storage = FilesystemStorage(root, durability=durability)
     await storage.start()
-    await storage.create(
-        Descriptor(
-            id=ID,
-            metadata=Metadata(name="x", lines=True),
-            visibility=Visibility.LIVE,
-            created_at=1.0,
-            token_hash=bytes(32),
-            principal="",
-        )
-    )
+    await storage.create(DESCRIPTOR)
     recorder = Recorder(root / "resources" / ID)
     recorder.install(monkeypatch)
     data = b""
@@ -293,22 +292,33 @@ async def test_an_upload_continues_after_any_kill(tmp_path: Path, seed: int, mon
         assert (root / "resources" / ID / "data").read_bytes() == before + added
 
 
+@pytest.mark.parametrize("lost", range(1, 21))
+async def test_a_state_counts_only_with_all_records_that_it_needs(tmp_path: Path, lost: int) -> None:
+    storage = FilesystemStorage(tmp_path, durability=Durability.OS)
+    await storage.start()
+    await storage.create(DESCRIPTOR)
+    writer = await storage.open(ID)
+    writer.append(b"x" * BLOCK_SIZE)
+    await writer.checkpoint()
+    before = writer.snapshot
+    writer.append(b"y" * 20 * BLOCK_SIZE)
+    await writer.checkpoint()
+    await storage.close()
+    folder = tmp_path / "resources" / ID
+    files = ResourceFiles(folder, writable=True)
+    assert recover(files).slot.snapshot == writer.snapshot
+    # The slot reached the disk, one of the records before it did not.
+    os.pwrite(files.journal, bytes(48), 12288 + 48 * lost)
+    assert recover(files).slot.snapshot == before
+
+
 @pytest.mark.parametrize("size", [0, 1, BLOCK_SIZE, 2 * BLOCK_SIZE + 5])
 async def test_a_journal_that_is_cut_anywhere_is_refused_or_recovers_an_announced_state(
     tmp_path: Path, size: int
 ) -> None:
     storage = FilesystemStorage(tmp_path / "storage", durability=Durability.OS)
     await storage.start()
-    await storage.create(
-        Descriptor(
-            id=ID,
-            metadata=Metadata(name="x"),
-            visibility=Visibility.LIVE,
-            created_at=1.0,
-            token_hash=bytes(32),
-            principal="",
-        )
-    )
+    await storage.create(DESCRIPTOR)
     states = [await storage.load(ID)]
     writer = await storage.open(ID)
     states.append(writer.snapshot)

@@ -316,6 +316,26 @@ async def test_ending_is_synced_and_off_the_loop_in_every_mode(
     assert threading.get_ident() not in {thread for _, _, thread in disk.writes}
 
 
+async def test_what_has_ended_is_found_after_a_power_loss(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    writer = await writer_of(storage)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(_readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    await writer.complete()
+    resources = tmp_path / "storage/resources"
+    assert synced == [str(resources / ID), str(resources)]
+    synced.clear()
+    await storage.delete(ID)
+    assert str(resources) in synced
+
+
 async def test_a_slow_disk_sends_small_appends_to_a_thread_for_a_while(
     os_storage: FilesystemStorage, disk: Disk
 ) -> None:

@@ -1,0 +1,216 @@
+"""What the SQLite catalog does beside the contract: damage, group commit, indexes, other connections."""
+
+import asyncio
+import os
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from tailrace_common_api import ConfigurationError, ListFilter, Metadata, ResourceState, StorageFailure, Visibility
+from tailrace_impl_server import _sqlite_catalog
+from tailrace_impl_server import _sqlite_catalog_statements as statements
+from tailrace_impl_server._sqlite_catalog import SqliteCatalog
+from tailrace_server_api import CatalogEntry, Descriptor, Durability
+
+
+def entry(number: int) -> CatalogEntry:
+    return CatalogEntry(
+        Descriptor(
+            id=f"{number:032d}",
+            metadata=Metadata(name="x", labels={"parity": str(number % 2)}, context="c"),
+            visibility=Visibility.LIVE,
+            created_at=float(number),
+            token_hash=bytes(32),
+            principal="",
+        ),
+        ResourceState.INITIATED,
+    )
+
+
+async def started(path: Path, durability: Durability = Durability.OS) -> SqliteCatalog:
+    catalog = SqliteCatalog(path, durability=durability)
+    await catalog.start()
+    return catalog
+
+
+async def filled(path: Path, count: int = 500) -> None:
+    catalog = await started(path)
+    await asyncio.gather(*(catalog.insert(entry(number)) for number in range(count)))
+    await catalog.close()
+
+
+def damage(path: Path, how: str) -> None:
+    size = path.stat().st_size
+    if how == "not a database":
+        path.write_bytes(b"this is no database" * 1000)
+    elif how == "cut":
+        os.truncate(path, size // 2)
+    else:
+        with open(path, "r+b") as file:
+            file.seek(size // 3)
+            file.write(b"\xa5" * (size // 3))
+
+
+@pytest.mark.parametrize("how", ["not a database", "cut", "overwritten"])
+async def test_a_damaged_file_is_put_aside_and_made_anew(
+    tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "catalog.sqlite"
+    for attempt in (1, 2):
+        await filled(path)
+        damage(path, how)
+        catalog = await started(path)
+        assert await catalog.known() == frozenset()
+        assert await catalog.insert(entry(1)) is None
+        assert await catalog.known() == {entry(1).descriptor.id}
+        await catalog.close()
+        assert (tmp_path / f"catalog.sqlite.damaged-{attempt}").exists()
+        assert "is damaged" in caplog.text
+
+
+async def test_a_missing_file_is_made(tmp_path: Path) -> None:
+    catalog = await started(tmp_path / "not" / "there" / "catalog.sqlite")
+    assert await catalog.known() == frozenset()
+    await catalog.close()
+
+
+async def test_a_file_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.sqlite"
+    await filled(path)
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    catalog = SqliteCatalog(path, durability=Durability.OS)
+    with pytest.raises(ConfigurationError, match="version 99"):
+        await catalog.start()
+    await catalog.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("SELECT count(*) FROM resource").fetchone() == (500,)
+    connection.close()
+
+
+async def test_a_path_that_cannot_be_opened_is_refused(tmp_path: Path) -> None:
+    catalog = SqliteCatalog(tmp_path, durability=Durability.OS)
+    with pytest.raises(ConfigurationError):
+        await catalog.start()
+    await catalog.close()
+
+
+async def test_what_was_committed_is_there_after_a_kill(tmp_path: Path) -> None:
+    catalog = await started(tmp_path / "catalog.sqlite")
+    await asyncio.gather(*(catalog.insert(entry(number)) for number in range(50)))
+    for name in ("catalog.sqlite", "catalog.sqlite-wal"):
+        target = tmp_path / f"killed-{name}"
+        target.write_bytes((tmp_path / name).read_bytes())
+    await catalog.close()
+    survivor = await started(tmp_path / "killed-catalog.sqlite")
+    assert len(await survivor.known()) == 50
+    await survivor.close()
+
+
+async def test_changes_that_wait_together_are_committed_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commits: list[int] = []
+    commit = _sqlite_catalog._commit
+
+    def counting(
+        connection: sqlite3.Connection, batch: list[_sqlite_catalog._Change]
+    ) -> list[tuple[_sqlite_catalog._Change, StorageFailure | None]]:
+        commits.append(len(batch))
+        return commit(connection, batch)
+
+    monkeypatch.setattr(_sqlite_catalog, "_commit", counting)
+    catalog = await started(tmp_path / "catalog.sqlite", Durability.FSYNC)
+    # While another connection writes, changes gather.
+    other = sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    inserts = [asyncio.ensure_future(catalog.insert(entry(number))) for number in range(200)]
+    await asyncio.sleep(0)
+    other.execute("COMMIT")
+    other.close()
+    assert await asyncio.gather(*inserts) == [None] * 200
+    assert sum(commits) == 200
+    assert len(commits) <= 3
+    await catalog.close()
+
+
+async def test_a_change_that_fails_harms_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert = statements.insert
+    bad = entry(3).descriptor.id
+
+    def failing(connection: sqlite3.Connection, added: CatalogEntry, text: str) -> str | None:
+        insert(connection, added, text)
+        if added.descriptor.id == bad:
+            raise sqlite3.OperationalError("disk I/O error")
+        return None
+
+    monkeypatch.setattr(statements, "insert", failing)
+    catalog = await started(tmp_path / "catalog.sqlite")
+    results = await asyncio.gather(*(catalog.insert(entry(number)) for number in range(10)), return_exceptions=True)
+    assert [type(result) for result in results] == [
+        StorageFailure if number == 3 else type(None) for number in range(10)
+    ]
+    assert await catalog.known() == {entry(number).descriptor.id for number in range(10) if number != 3}
+    await catalog.close()
+
+
+async def test_a_reader_elsewhere_does_not_stop_changes(tmp_path: Path) -> None:
+    catalog = await started(tmp_path / "catalog.sqlite")
+    await catalog.insert(entry(1))
+    other = sqlite3.connect(tmp_path / "catalog.sqlite", isolation_level=None)
+    other.execute("BEGIN")
+    assert other.execute("SELECT count(*) FROM resource").fetchone() == (1,)
+    await catalog.insert(entry(2))
+    assert other.execute("SELECT count(*) FROM resource").fetchone() == (1,)
+    other.close()
+    await catalog.close()
+
+
+@pytest.mark.parametrize(
+    "filter",
+    [
+        ListFilter(),
+        ListFilter(labels={"a": "b"}),
+        ListFilter(labels={"a": "b", "c": "d"}, context="e", state=ResourceState.COMPLETED),
+        ListFilter(context="e"),
+        ListFilter(state=ResourceState.FAILED),
+        ListFilter(context="e", state=ResourceState.FAILED, created_from=1.0, created_before=2.0),
+    ],
+)
+def test_a_later_page_is_found_through_an_index_and_nothing_is_sorted(filter: ListFilter) -> None:
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(statements.SCHEMA)
+    query, values = statements.page_query(filter, "0" * 32, 100)
+    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+    assert "id>?" in plan[0]
+    assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step]
+    connection.close()
+
+
+async def test_a_closed_catalog_refuses(tmp_path: Path) -> None:
+    catalog = await started(tmp_path / "catalog.sqlite")
+    await catalog.close()
+    with pytest.raises(StorageFailure):
+        await catalog.insert(entry(1))
+    with pytest.raises(StorageFailure):
+        await catalog.known()
+
+
+async def test_fsync_means_full_synchronisation(tmp_path: Path) -> None:
+    for durability, expected in ((Durability.OS, 1), (Durability.FSYNC, 2)):
+        catalog = SqliteCatalog(tmp_path / "catalog.sqlite", durability=durability)
+        connection = await asyncio.to_thread(catalog._open)
+        try:
+            level, mode = await asyncio.to_thread(
+                lambda opened: (
+                    opened.execute("PRAGMA synchronous").fetchone()[0],
+                    opened.execute("PRAGMA journal_mode").fetchone()[0],
+                ),
+                connection,
+            )
+        finally:
+            connection.close()
+        assert (level, mode) == (expected, "wal")
+        await catalog.close()
