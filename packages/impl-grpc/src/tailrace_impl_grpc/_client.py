@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator
 from urllib.parse import urlsplit
 
 import grpc
@@ -33,6 +32,7 @@ from tailrace_impl_common.messages import (
     Watch,
     Watched,
 )
+from tailrace_impl_grpc._call_status import STATUS_TIMEOUT, CallStatus
 from tailrace_impl_grpc._codec import WATCH, Method, method_of
 from tailrace_impl_grpc._error_table import ERROR_KEY, error_from_status
 from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcClientOptions, channel_options, compression_of
@@ -42,13 +42,6 @@ DEFAULT_PORT = 7070
 """Port of a URL that names none."""
 
 _SCHEMES = ("grpc", "grpcs")
-_STATUS_TIMEOUT = 5.0
-"""Time for the status of a call to follow what shows that the call has ended, in seconds."""
-
-# A write that fails because the call has ended makes grpc.aio set this status, before or after the real one.
-_PLACEHOLDER = (grpc.StatusCode.INTERNAL, "Internal error from Core")
-
-ResultT = TypeVar("ResultT")
 
 _Call = grpc.aio.StreamStreamCall[bytes, bytes] | grpc.aio.UnaryStreamCall[bytes, bytes]
 
@@ -207,9 +200,7 @@ class GrpcClientStream(ClientStream):
         self._closed = False
         self._ended = asyncio.Event()
         self._error: TailraceError | None = None
-        self._status: grpc.aio.AioRpcError | None = None
-        self._status_set = asyncio.Event()
-        call.add_done_callback(self._on_status)
+        self._status = CallStatus(call)
 
     async def send(self, message: ClientMessage) -> None:
         if isinstance(self._call, grpc.aio.UnaryStreamCall):
@@ -254,7 +245,7 @@ class GrpcClientStream(ClientStream):
         try:
             if self._finished and not self._call.done():
                 # Cancelling a call that the server is just ending in order would look like a failure there.
-                async with asyncio.timeout(_STATUS_TIMEOUT):
+                async with asyncio.timeout(STATUS_TIMEOUT):
                     await self._call.code()
         except TimeoutError:
             pass
@@ -298,7 +289,7 @@ class GrpcClientStream(ClientStream):
         read. What is read here is bounded by what HTTP/2 had let through.
         """
         try:
-            async with asyncio.timeout(_STATUS_TIMEOUT):
+            async with asyncio.timeout(STATUS_TIMEOUT):
                 if self._receiving:
                     await self._ended.wait()
                 else:
@@ -312,33 +303,8 @@ class GrpcClientStream(ClientStream):
 
     async def _error_behind(self, exc: grpc.aio.AioRpcError) -> TailraceError | None:
         """Return the server's error, for which grpc.aio may have set a placeholder; ``None`` if there was none."""
-        if (exc.code(), exc.details()) == _PLACEHOLDER:
-            try:
-                async with asyncio.timeout(_STATUS_TIMEOUT):
-                    await self._status_set.wait()
-            except TimeoutError:
-                return self._connection.error_of(exc)
-            assert self._status is not None
-            exc = self._status
+        exc = await self._status.behind(exc)
         return None if exc.code() is grpc.StatusCode.OK else self._connection.error_of(exc)
-
-    def _on_status(self, call: _Call) -> None:
-        """Keep the real status: grpc.aio calls this with each that it sets, and its placeholder may overwrite it."""
-        code, details = _at_once(call.code()), _at_once(call.details())
-        if (code, details) != _PLACEHOLDER:
-            self._status = grpc.aio.AioRpcError(code, None, _at_once(call.trailing_metadata()), details)
-            self._status_set.set()
-
-
-def _at_once(coroutine: Coroutine[Any, Any, ResultT]) -> ResultT:
-    """Return the result of a coroutine that need not wait: what grpc.aio knows of a call that is done."""
-    try:
-        coroutine.send(None)
-    except StopIteration as done:
-        result: ResultT = done.value
-        return result
-    coroutine.close()
-    raise RuntimeError("the call is not done")
 
 
 def _same(data: bytes) -> bytes:

@@ -99,7 +99,15 @@ def error_from_status(
         metadata: Trailing metadata.
         address: Whom the call went to, for the text of errors that are not the server's.
     """
+    error = sent_error(metadata)
+    if error is not None:
+        return error
+    return error_from_wire(_CODE_OF_STATUS.get(status, "internal"), f"{address}: {message or status.name}", {})
+
+
+def sent_error(metadata: Iterable[tuple[str, str | bytes]]) -> TailraceError | None:
+    """Return the error in the trailing metadata of a call, if one was sent."""
     for key, value in metadata:
         if key == ERROR_KEY and isinstance(value, bytes):
             return decode_error(value)
-    return error_from_wire(_CODE_OF_STATUS.get(status, "internal"), f"{address}: {message or status.name}", {})
+    return None
