@@ -88,6 +88,7 @@ async def test_application_is_mounted_under_a_prefix(prefix: str) -> None:
             assert (await client.get(f"{outside}/hello")).text == "hello"
 
 
+@pytest.mark.usefixtures("errors_are_logged")
 async def test_response_is_cut_off_by_any_server() -> None:
     async with create_manager(None, {}) as managed, foreign_server(managed.manager) as server:
         resource = await server.upload(b"so far", finish=False)

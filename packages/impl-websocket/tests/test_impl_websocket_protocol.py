@@ -468,6 +468,7 @@ async def test_message_that_names_no_request_ends_the_connection(
         await works(other)
 
 
+@pytest.mark.usefixtures("errors_are_logged")
 async def test_text_that_is_no_utf_8_ends_the_connection(server: Running) -> None:
     async with raw(server.endpoint) as client:
         await client.websocket.send(b'{"type":"\xff"}', text=True)
@@ -557,6 +558,7 @@ async def test_server_does_not_wait_for_a_client_that_never_reads() -> None:
             client.websocket.transport.abort()
 
 
+@pytest.mark.usefixtures("errors_are_logged")
 async def test_defects_are_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(*arguments: object, **named: object) -> None:
         raise RuntimeError("secret")

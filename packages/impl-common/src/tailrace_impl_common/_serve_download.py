@@ -126,8 +126,11 @@ class _DownloadConversation:
                 await asyncio.wait((sending,))
             sending.result()
         finally:
-            await cancel_and_wait(sending)
-            await cancel_and_wait(control)
+            # The conversation may be cancelled again meanwhile, when its connection ends too.
+            try:
+                await cancel_and_wait(sending)
+            finally:
+                await cancel_and_wait(control)
         await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
     async def _send_all(self, snapshot: Snapshot, control: asyncio.Future[None]) -> None:

@@ -90,8 +90,11 @@ class _UploadConversation:
         try:
             await asyncio.wait((receiver, reporter), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            await self._stop_reporting(reporter)
-            await cancel_and_wait(receiver)
+            # The conversation may be cancelled again meanwhile, when its connection ends too.
+            try:
+                await self._stop_reporting(reporter)
+            finally:
+                await cancel_and_wait(receiver)
         # What ended the upload explains an end of the connection, not the other way round.
         if not reporter.cancelled():
             reporter.result()
@@ -104,8 +107,10 @@ class _UploadConversation:
         try:
             await asyncio.wait((completion,))
         finally:
-            await self._stop_reporting(reporter)
-            await cancel_and_wait(completion)
+            try:
+                await self._stop_reporting(reporter)
+            finally:
+                await cancel_and_wait(completion)
         if not reporter.cancelled():
             reporter.exception()
         return completion.result()
@@ -139,8 +144,10 @@ class _UploadConversation:
         self._stopping = True
         if self._waiting:
             reporter.cancel()
-        await asyncio.wait((reporter,), timeout=_LAST_REPORT_TIMEOUT)
-        await cancel_and_wait(reporter)
+        try:
+            await asyncio.wait((reporter,), timeout=_LAST_REPORT_TIMEOUT)
+        finally:
+            await cancel_and_wait(reporter)
 
     async def _tell(self, progress: Progress) -> None:
         known = self._told

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -23,7 +23,9 @@ from tailrace_impl_websocket._options import WebSocketServerOptions
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from uvicorn._types import ASGISendEvent
+
 
 _BACKLOG = 2048
 _LINGER = 10.0
@@ -179,6 +181,12 @@ class _WebSocketProtocol(WebSocketsSansIOProtocol):
         super().keepalive_timeout()
         if self.transport.get_write_buffer_size():
             self.transport.abort()
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
+            # The base forgets that a refusal completes the handshake too, and logs an error.
+            self.handshake_complete = True
 
     async def run_asgi(self) -> None:
         await super().run_asgi()

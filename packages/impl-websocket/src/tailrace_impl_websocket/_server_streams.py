@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import ConnectionLost, GoingAway, MessageTooLarge, Overloaded, ProtocolError, TailraceError
-from tailrace_impl_common import MessageStream, answer_request, cancel_and_wait, serve_conversation
+from tailrace_impl_common import MessageStream, answer_request, serve_conversation
 from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
@@ -246,8 +246,8 @@ class ServerConnection:
             tasks = tuple(self._tasks)
             for task in tasks:
                 task.cancel()
-            for task in tasks:
-                await cancel_and_wait(task)
+            if tasks:
+                await asyncio.wait(tasks)
 
     # Sending
 
