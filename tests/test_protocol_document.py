@@ -1,4 +1,4 @@
-"""PROTOCOL.md says what the code does: its tables, vectors and examples are read and compared with it."""
+"""PROTOCOL.md says what the code does: words, messages, conversations and errors."""
 
 from __future__ import annotations
 
@@ -6,13 +6,23 @@ import dataclasses
 import json
 import re
 import typing
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-import grpc
 import pytest
-from google.protobuf.descriptor import FieldDescriptor
+from protocol_document import (
+    DOCUMENT,
+    FIRST,
+    FIRST_CHUNK,
+    ROOT,
+    SECOND,
+    Row,
+    blocks,
+    optional,
+    prose,
+    quoted,
+    section,
+    table,
+)
 
 from tailrace_common_api import (
     HEAD_SIZE,
@@ -21,7 +31,6 @@ from tailrace_common_api import (
     InvalidArgument,
     Limits,
     Metadata,
-    RangeNotSatisfiable,
     Reference,
     ResourceState,
     Status,
@@ -41,77 +50,14 @@ from tailrace_impl_common import (
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS
 from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver
 from tailrace_impl_common.messages import Chunk
-from tailrace_impl_grpc import _client as grpc_client
-from tailrace_impl_grpc import _codec as grpc_codec
 from tailrace_impl_grpc import _codec_values as grpc_values
 from tailrace_impl_grpc import _error_table as grpc_errors
-from tailrace_impl_grpc._chunk_frame import frame_chunk as frame_grpc_chunk
-from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_websocket import _chunk_frame as websocket_frames
 from tailrace_impl_websocket import _codec as websocket_codec
 from tailrace_impl_websocket import _error_table as websocket_errors
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENT = (ROOT / "PROTOCOL.md").read_text()
-PROTO = ROOT / "packages/impl-grpc/src/tailrace_impl_grpc/_proto/v1/tailrace.proto"
 VECTORS = ROOT / "packages/impl-common/tests/head_vectors.json"
-
-Row = dict[str, str]
-
-FIRST, SECOND = b"compiling\n", b"linking\n"
-FIRST_CHUNK = Chunk(0, FIRST, chunk_hash(FIRST), b"")
-SECOND_CHUNK = Chunk(len(FIRST), SECOND, chunk_hash(SECOND), chunk_hash(FIRST))
-SECOND_CHUNK_READ = SECOND_CHUNK._replace(checkpoint=Checkpoint(18, 2, head_of(FIRST + SECOND)))
 PATTERN = bytes(i % 251 for i in range(300_000))
-
-
-# Reading the document
-
-
-def section(number: str) -> str:
-    """Return a section with its subsections, by the number in its heading."""
-    depth = "#" * (2 + number.count("."))
-    found = re.search(rf"^{depth} {re.escape(number)}\.? .*?(?=^#{{2,{len(depth)}}} |\Z)", DOCUMENT, re.M | re.S)
-    assert found, number
-    return found[0]
-
-
-def cells(line: str) -> list[str]:
-    return [cell.strip() for cell in line.strip().strip("|").split("|")]
-
-
-def tables(text: str) -> list[list[Row]]:
-    """Return the tables of a text; each row by the names of its columns."""
-    found: list[list[Row]] = []
-    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
-        header, _, *rows = block.splitlines()
-        names = cells(header)
-        found.append([dict(zip(names, cells(row), strict=True)) for row in rows])
-    return found
-
-
-def table(number: str, first_column: str) -> list[Row]:
-    """Return the one table of a section whose first column has this name."""
-    found = [rows for rows in tables(section(number)) if next(iter(rows[0])) == first_column]
-    assert len(found) == 1, (number, first_column)
-    return found[0]
-
-
-def blocks(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
-
-
-def quoted(cell: str) -> list[str]:
-    return re.findall(r"`([^`]+)`", cell)
-
-
-def from_hex(block: str) -> bytes:
-    """Return the bytes of an annotated dump: what stands behind two spaces or more within a line is annotation."""
-    return bytes.fromhex("".join(re.split(r"(?<=\S) {2,}", line.strip())[0] for line in block.splitlines()))
-
-
-def optional(annotation: Any) -> bool:
-    return type(None) in typing.get_args(annotation)
 
 
 # Words
@@ -286,7 +232,20 @@ def test_offences_of_uploaders() -> None:
         max_page_size=1,
         max_heads=1,
     )
-    status = example("opened").message.status
+    status = Status(
+        reference="",
+        id="",
+        version=1,
+        state=ResourceState.INITIATED,
+        size=0,
+        lines=None,
+        head=bytes(16),
+        reason=None,
+        alternatives=(),
+        metadata=Metadata(name="x"),
+        visibility=Visibility.LIVE,
+        created_at=0.0,
+    )
 
     def refused(chunk: Chunk) -> str:
         receiver = UploadReceiver(limits)
@@ -340,357 +299,19 @@ def test_codes_named_in_the_text_exist() -> None:
         assert quoted(row["error"])[0] in codes
 
 
-# gRPC
-
-
-def test_proto_file() -> None:
-    def stripped(text: str) -> list[str]:
-        return [line for line in re.sub(r"//.*", "", text).split() if line]
-
-    assert stripped(blocks(section("10"), "proto")[0]) == stripped(PROTO.read_text())
-
-
-def test_grpc_methods() -> None:
-    kinds = {(True, True): "bidirectional", (False, True): "server-streaming", (False, False): "unary"}
-    written = {
-        (quoted(row["service"])[0], quoted(row["method"])[0]): (
-            row["kind"],
-            quoted(row["client messages"])[0],
-            quoted(row["server messages"])[0],
-        )
-        for row in table("4.1", "service")
-    }
-    assert written == {
-        (service.full_name, method.name): (
-            kinds[method.client_streaming, method.server_streaming],
-            method.input_type.name,
-            method.output_type.name,
-        )
-        for service in pb.DESCRIPTOR.services_by_name.values()
-        for method in service.methods
-    }
-    for row in table("4.1", "service"):
-        for request in quoted(row["begins with"]):
-            method = grpc_codec._METHODS[getattr(messages, request)]
-            assert [f"`{method.service}`", f"`{method.name}`"] == [row["service"], row["method"]]
-    assert f"without a port, {grpc_client.DEFAULT_PORT} is" in section("4.1").replace("\n", " ")
-
-
-def test_fields_in_the_proto_file_bear_the_names_of_the_messages() -> None:
-    for name in (
-        "Status",
-        "Metadata",
-        "Limits",
-        "Chunk",
-        "Checkpoint",
-        "Window",
-        "Finish",
-        "Abort",
-        "Finished",
-        "Opened",
-    ):
-        cls = getattr(messages, name, None) or Metadata
-        assert {field.name for field in pb.DESCRIPTOR.message_types_by_name[name].fields} == set(
-            typing.get_type_hints(cls)
-        )
-    chunk = pb.DESCRIPTOR.message_types_by_name["Chunk"].fields
-    assert max(chunk, key=lambda field: field.number).name == "data"
-    opening = pb.DESCRIPTOR.message_types_by_name["OpenFollow"]
-    assert [field.name for field in opening.oneofs_by_name["start"].fields] == ["offset", "last_bytes", "last_lines"]
-    signed = {"start", "end", "suffix", "first", "count", "last", "sizes", "line", "limit"}
-    for name in ("OpenRead", "OpenFollow", "OpenReadLines", "HeadsRequest", "LocateRequest", "ListRequest"):
-        for field in pb.DESCRIPTOR.message_types_by_name[name].fields:
-            if field.name in signed or field.name == "offset":
-                assert field.type == FieldDescriptor.TYPE_INT64
-
-
-def test_grpc_examples() -> None:
-    dumps = [from_hex(block) for block in blocks(section("4.2"), "hex")]
-    assert dumps == [frame_grpc_chunk(chunk) for chunk in (FIRST_CHUNK, SECOND_CHUNK, SECOND_CHUNK_READ)]
-    uploaded, _, read = dumps
-    assert pb.UploadRequest.FromString(uploaded).chunk.data == FIRST
-    assert pb.DownloadResponse.FromString(uploaded).chunk.data == FIRST
-    chunk = pb.DownloadResponse.FromString(read).chunk
-    assert (chunk.offset, chunk.checkpoint.size, chunk.checkpoint.newlines) == (10, 18, 2)
-
-
-def test_grpc_error_example() -> None:
-    error = grpc_values.decode_error(from_hex(blocks(section("4.3"), "hex")[0]))
-    expected = RangeNotSatisfiable(start=0, end=100, size=18)
-    assert (type(error), error.message, error.details()) == (type(expected), expected.message, expected.details())
-    assert f"`{grpc_errors.ERROR_KEY}`" in section("4.3")
-    text = section("4.3").replace("\n", " ")
-    assert f"cut to {grpc_errors._MAX_STATUS_MESSAGE} bytes of UTF-8" in text
-    assert f"cut to {grpc_values._MAX_ERROR_TEXT:,} bytes of UTF-8" in text
-
-
-def test_statuses_that_are_not_ours() -> None:
-    written = {
-        quoted(row["gRPC status without the entry"])[0]: quoted(row["treat as"])[0]
-        for row in table("4.3", "gRPC status without the entry")
-    }
-    assert written == {status.name: code for status, code in grpc_errors._CODE_OF_STATUS.items()}
-    assert set(written) == {status.name for status in grpc.StatusCode} - {"OK"}
-
-
 def test_sizes() -> None:
-    assert f"{grpc_values.MAX_DATA_MESSAGE:,} bytes as an encoded message" in section("4.2").replace("\n", " ")
+    assert f"{grpc_values.MAX_DATA_MESSAGE:,} bytes as an encoded message" in prose("4.2")
     assert grpc_values.MAX_DATA_MESSAGE < 4 * 1024 * 1024
     assert MAX_OFFSET == 9007199254740991
     assert f"({MAX_OFFSET})" in section("1.1")
     assert f"never above {MAX_CHUNK_SIZE:,}" in section("1.2")
-    assert f"at most {MAX_CHUNK_SIZE:,} bytes" in section("2.6").replace("\n", " ")
-    assert f"{MAX_CHUNK_SIZE:,} bytes (4 MiB − 64 KiB)" in section("2.10").replace("\n", " ")
+    assert f"at most {MAX_CHUNK_SIZE:,} bytes" in prose("2.6")
+    assert f"{MAX_CHUNK_SIZE:,} bytes (4 MiB − 64 KiB)" in prose("2.10")
     for limit in (grpc_values.MAX_CONTROL_MESSAGE, websocket_codec.MAX_TEXT_SIZE):
-        assert f"at most {limit:,} bytes" in section("2.10").replace("\n", " ")
-    assert f"has {websocket_frames.MAX_FRAME_SIZE:,} bytes" in section("5.4").replace("\n", " ")
-    assert f"cut to {websocket_codec.MAX_CLOSE_REASON} bytes" in section("5.6").replace("\n", " ")
+        assert f"at most {limit:,} bytes" in prose("2.10")
+    assert f"has {websocket_frames.MAX_FRAME_SIZE:,} bytes" in prose("5.4")
+    assert f"cut to {websocket_codec.MAX_CLOSE_REASON} bytes" in prose("5.6")
     assert websocket_codec.MAX_REQUEST == 2**32 - 1
-
-
-# WebSocket
-
-_HEX = {"hash": 16, "head": 32, "sha256": 64}
-_WRONG: dict[str, list[Any]] = {
-    "uint": [-1, 2**53, 1.0, "1", True],
-    "int": [2**63, 1.0, "1", True],
-    "number": ["1", True],
-    "text": [1, "\ud800"],
-    "flag": [1, "true"],
-    "state": ["DONE", 1],
-    "visibility": ["secret", 1],
-    "labels": [[], {"a": 1}],
-    "details": [[], {"a": []}],
-    **{name: ["0" * (digits - 1), "A" * digits, 1] for name, digits in _HEX.items()},
-}
-_RIGHT: dict[str, Any] = {
-    "uint": 7,
-    "int": 7,
-    "number": 1.5,
-    "text": "a/b",
-    "flag": True,
-    "state": "COMPLETED",
-    "visibility": "atomic",
-    "labels": {"a": "b"},
-    "details": {"id": "x"},
-    **{name: "0a" * (digits // 2) for name, digits in _HEX.items()},
-}
-_ALSO_RIGHT: dict[str, list[Any]] = {"int": [-5, 2**63 - 1], "uint": [2**53 - 1], "number": [3], "labels": [{}]}
-_EXCLUSIVE = {"follow": ("from_offset", "last_bytes", "last_lines"), "locate": ("line", "offset")}
-
-
-def field_types(cell: str) -> dict[str, tuple[str, bool]]:
-    """Return name, type and whether it is required of each field in a cell."""
-    found = re.findall(r"`(\w+)(\??): ([\w\[\]]+)`", cell)
-    return {name: (type_, not mark) for name, mark, type_ in found}
-
-
-def objects() -> dict[str, dict[str, tuple[str, bool]]]:
-    return {quoted(row["object"])[0]: field_types(row["fields"]) for row in table("5.3", "object")}
-
-
-def right(type_: str) -> Any:
-    if type_.startswith("["):
-        return [right(type_[1:-1])]
-    if type_ in objects():
-        return {name: right(inner) for name, (inner, _) in objects()[type_].items()}
-    return _RIGHT[type_]
-
-
-def wrong(type_: str) -> list[Any]:
-    if type_.startswith("["):
-        return [{}, "x", *[[value] for value in wrong(type_[1:-1])]]
-    if type_ in objects():
-        lists: list[Any] = ["x", []]
-        return lists + [
-            {**right(type_), name: value} for name, (inner, _) in objects()[type_].items() for value in wrong(inner)[:2]
-        ]
-    return _WRONG[type_]
-
-
-def message_tables() -> Iterator[tuple[str, Row]]:
-    from_client, from_server = (rows for rows in tables(section("5.3")) if next(iter(rows[0])) == "`type`")
-    for side, rows in (("client", from_client), ("server", from_server)):
-        for row in rows:
-            yield side, row
-
-
-MESSAGES = [pytest.param(side, row, id=f"{side}-{row['`type`'].strip('`')}") for side, row in message_tables()]
-
-
-def decode(side: str, text: str) -> Any:
-    read = websocket_codec.decode_from_client if side == "client" else websocket_codec.decode_from_server
-    return read(text)
-
-
-def encode(side: str, decoded: Any) -> dict[str, Any]:
-    write: Any = websocket_codec.encode_from_client if side == "client" else websocket_codec.encode_from_server
-    fields: dict[str, Any] = json.loads(write(decoded.request, decoded.message))
-    return fields
-
-
-def filled(row: Row) -> tuple[dict[str, Any], dict[str, tuple[str, bool]]]:
-    """Return a message with every field that its table has, and the fields that can be tried one by one."""
-    name = quoted(row["`type`"])[0]
-    fields = field_types(row["fields"])
-    alone = _EXCLUSIVE.get(name, ())[1:]
-    fields = {key: value for key, value in fields.items() if key not in alone}
-    message = {"type": name, **{key: right(type_) for key, (type_, _) in fields.items()}}
-    if name == "hello":
-        message["protocol"] = websocket_codec.PROTOCOL_VERSION
-    if name == "error":
-        message["code"] = "not_found"
-    if name not in ("ping", "pong", "hello"):
-        message["request"] = 3
-    return message, fields
-
-
-@pytest.mark.parametrize(("side", "row"), MESSAGES)
-def test_websocket_message_has_the_fields_of_its_table(side: str, row: Row) -> None:
-    message, fields = filled(row)
-    decoded = decode(side, json.dumps(message))
-    assert encode(side, decoded) == message
-    assert decoded.request == message.get("request")
-    for name, (type_, required) in fields.items():
-        without = json.dumps({key: value for key, value in message.items() if key != name})
-        if required:
-            with pytest.raises(websocket_codec.Malformed):
-                decode(side, without)
-        elif name not in _EXCLUSIVE["locate"]:
-            decode(side, without)
-            decode(side, json.dumps({**message, name: None}))
-        for value in wrong(type_):
-            with pytest.raises(websocket_codec.Malformed):
-                decode(side, json.dumps({**message, name: value}))
-        for value in _ALSO_RIGHT.get(type_, []) if name != "protocol" else []:
-            decode(side, json.dumps({**message, name: value}))
-    decode(side, json.dumps({**message, "later": {"a": [1]}}))
-
-
-@pytest.mark.parametrize(("side", "row"), [p for p in MESSAGES if "–" not in p.values[1]["message"]])  # type: ignore[index]
-def test_websocket_table_names_the_message(side: str, row: Row) -> None:
-    decoded = decode(side, json.dumps(filled(row)[0]))
-    assert type(decoded.message).__name__ == quoted(row["message"])[0]
-
-
-# Where the wire spreads a value of a message over several fields, or gives it another name.
-_SPREAD = {
-    ("Follow", "start"): ["from_offset", "last_bytes", "last_lines"],
-    ("Located", "position"): ["line", "offset"],
-    ("List", "filter"): ["labels", "context", "state", "created_from", "created_before"],
-    ("Listed", "page"): ["statuses", "next_token"],
-}
-
-
-@pytest.mark.parametrize(("side", "row"), [p for p in MESSAGES if "–" not in p.values[1]["message"]])  # type: ignore[index]
-def test_websocket_table_has_every_field_of_the_message(side: str, row: Row) -> None:
-    name = quoted(row["message"])[0]
-    hints = typing.get_type_hints(Checkpoint if name == "Checkpoint" else getattr(messages, name))
-    expected = [wire for field in hints for wire in _SPREAD.get((name, field), [field])]
-    assert list(field_types(row["fields"])) == (["status"] if name == "Status" else expected)
-
-
-@pytest.mark.parametrize(("name", "cls"), [("Metadata", Metadata), ("Status", Status), ("Limits", Limits)])
-def test_websocket_objects(name: str, cls: type) -> None:
-    fields = objects()[name]
-    assert list(fields) == list(typing.get_type_hints(cls))
-    carrier: dict[str, dict[str, Any]] = {
-        "Metadata": {"type": "open_upload", "request": 1},
-        "Status": {"type": "status", "request": 1},
-        "Limits": {"type": "hello", "protocol": 1, "keepalive_interval": 20},
-    }
-    side = "client" if name == "Metadata" else "server"
-    for field, (_, required) in fields.items():
-        value = {key: content for key, content in right(name).items() if key != field}
-        text = json.dumps({**carrier[name], name.lower(): value})
-        if required:
-            with pytest.raises(websocket_codec.Malformed):
-                decode(side, text)
-        else:
-            decode(side, text)
-
-
-def test_websocket_alternatives_within_a_message() -> None:
-    for name, alternatives in _EXCLUSIVE.items():
-        base = {"type": name, "request": 1, "id": "x"}
-        for alternative in alternatives:
-            assert encode("client", decode("client", json.dumps({**base, alternative: 7})))[alternative] == 7
-        with pytest.raises(websocket_codec.Malformed):
-            decode("client", json.dumps({**base, **dict.fromkeys(alternatives, 7)}))
-
-
-def test_websocket_examples() -> None:
-    for side, block in zip(("client", "server"), blocks(section("5.3"), "json"), strict=True):
-        written = [json.loads(line) for line in block.splitlines()]
-        types = [quoted(row["`type`"])[0] for of, row in message_tables() if of == side]
-        assert [message["type"] for message in written] == types
-        for message in written:
-            again = encode(side, decode(side, json.dumps(message)))
-            assert {key: again[key] for key in message if key != "metadata"} == {
-                key: value for key, value in message.items() if key != "metadata"
-            }
-
-
-def example(type_: str) -> Any:
-    """Return a message of the server that the document gives as an example, decoded."""
-    for line in blocks(section("5.3"), "json")[1].splitlines():
-        if json.loads(line)["type"] == type_:
-            return decode("server", line)
-    raise AssertionError(type_)
-
-
-def test_every_websocket_message_is_in_a_table() -> None:
-    written = {
-        side: {quoted(row["`type`"])[0] for of, row in message_tables() if of == side} for side in ("client", "server")
-    }
-    assert written["client"] == {*websocket_codec._CLIENT_DECODERS, "ping"}
-    assert written["server"] == {*websocket_codec._SERVER_DECODERS, "hello", "pong", "error"}
-
-
-def test_layout_of_binary_messages() -> None:
-    rows = table("5.4", "offset")
-    checkpoint = SECOND_CHUNK_READ.checkpoint
-    assert checkpoint is not None
-    expected = [
-        b"\x01",
-        b"\x02",
-        bytes(2),
-        bytes.fromhex("01020304"),
-        SECOND_CHUNK_READ.offset.to_bytes(8, "big"),
-        SECOND_CHUNK_READ.hash,
-        SECOND_CHUNK_READ.previous,
-        checkpoint.newlines.to_bytes(8, "big"),
-        checkpoint.head,
-    ]
-    frame = websocket_frames.frame_chunk(0x01020304, SECOND_CHUNK_READ)
-    position = 0
-    for row, value in zip(rows, expected, strict=False):
-        assert int(row["offset"]) == position
-        assert frame[position : position + int(row["size"])] == value
-        position += int(row["size"])
-    assert rows[-1]["offset"] == f"{websocket_frames.HEADER_SIZE} or {position}"
-    assert frame[position:] == SECOND
-    assert position == websocket_frames.HEADER_SIZE + websocket_frames.CHECKPOINT_SIZE
-
-
-def test_examples_of_binary_messages() -> None:
-    dumps = [from_hex(block) for block in blocks(section("5.4"), "hex")]
-    chunks = ((1, FIRST_CHUNK), (1, SECOND_CHUNK), (2, SECOND_CHUNK_READ))
-    assert dumps == [websocket_frames.frame_chunk(request, chunk) for request, chunk in chunks]
-    assert [websocket_frames.parse_chunk(dump) for dump in dumps] == [chunk for _, chunk in chunks]
-
-
-def test_names_on_the_wire_have_the_version() -> None:
-    text = section("9").replace("\n", " ")
-    assert f"subprotocol `{websocket_codec.SUBPROTOCOL}`" in text
-    assert f"path `{websocket_codec.PATH}`" in text
-    assert f"`hello.protocol` {websocket_codec.PROTOCOL_VERSION}" in text
-    assert f"package `{pb.DESCRIPTOR.package}`" in text
-
-
-def test_close_codes() -> None:
-    listed = {int(row["code"]) for row in table("5.6", "code")}
-    assert {status.close_code for status in websocket_errors.ERROR_TABLE.values()} <= listed
 
 
 # Sequences
