@@ -120,7 +120,7 @@ class Layout:
         journal = journal[:offset] + packed + journal[offset + len(packed) :]
         new.mkdir()
         try:
-            write_new_file(new / DATA, b"")
+            write_new_file(new / DATA, b"", sync=sync_names)
             write_new_file(new / JOURNAL, journal)
             write_new_file(new / DESCRIPTION, descriptor_to_json(descriptor).encode())
             if sync_names:

@@ -76,8 +76,13 @@ def sync_folder(path: Path) -> None:
         os.close(fd)
 
 
-def write_new_file(path: Path, data: bytes) -> None:
+def write_new_file(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write a file that must not exist, and wait until its bytes are on disk.
+
+    Args:
+        path: Where it shall be.
+        data: Its bytes.
+        sync: Whether to wait.
 
     Raises:
         OSError: The file exists or cannot be written.
@@ -86,7 +91,8 @@ def write_new_file(path: Path, data: bytes) -> None:
     try:
         if data:
             write_all(fd, [data], 0)
-        os.fsync(fd)
+        if sync:
+            os.fsync(fd)
     finally:
         os.close(fd)
 
