@@ -1,0 +1,48 @@
+import { fileURLToPath } from 'node:url';
+import { loadSync } from '@grpc/proto-loader';
+import { fromHex, toHex } from 'tailrace-protocol';
+
+const options = { keepCase: true, longs: Number, enums: String, defaults: true, oneofs: true };
+
+export const definitions = loadSync(fileURLToPath(new URL('tailrace.proto', import.meta.url)), options);
+
+// The first message of a call, from the fields of the request.
+export function encodeOpen(type, fields) {
+  if (type !== 'follow') return { open: fields };
+  const { from_offset: offset, ...others } = fields;
+  return { open: { ...others, ...(offset !== undefined && { offset }) } };
+}
+
+// Any later message of the client.
+export function encodeNext(type, fields) {
+  if (type === 'chunk') {
+    const { offset, hash, previous, data } = fields;
+    return { chunk: { offset, hash: fromHex(hash), previous: fromHex(previous ?? ''), data } };
+  }
+  if (type === 'finish') return { finish: { size: fields.size, head: fromHex(fields.head) } };
+  return { [type]: fields };
+}
+
+// A message of the server: the one that is set in its oneof.
+export function decode(response) {
+  const type = response.message;
+  const fields = response[type];
+  const message = { ...fields, type };
+  if (fields.status) message.status = decodeStatus(fields.status);
+  if (fields.head) message.head = toHex(fields.head);
+  if (fields.hash) message.hash = toHex(fields.hash);
+  if (fields.previous) message.previous = toHex(fields.previous) || null;
+  if (fields.checkpoint) message.checkpoint = { ...fields.checkpoint, head: toHex(fields.checkpoint.head) };
+  return message;
+}
+
+// The error in the trailing metadata entry 'tailrace-error-bin': code, message, and details by name.
+export function decodeError(entry) {
+  const { code, message, details } = definitions['tailrace.v1.Error'].deserialize(entry);
+  const values = Object.entries(details).map(([name, value]) => [name, value[value.kind] ?? null]);
+  return { code, message, details: Object.fromEntries(values) };
+}
+
+function decodeStatus(status) {
+  return { ...status, state: status.state.replace('RESOURCE_STATE_', ''), head: toHex(status.head) };
+}

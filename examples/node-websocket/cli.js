@@ -1,0 +1,6 @@
+#!/usr/bin/env node
+import { main } from 'tailrace-protocol/cli';
+import { WebSocket } from 'ws';
+import { connect } from './connection.js';
+
+await main((base) => connect(base, WebSocket));
