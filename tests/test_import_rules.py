@@ -48,12 +48,16 @@ def imported_modules(source: str) -> Iterator[str]:
             yield node.module.partition(".")[0]
 
 
+# _typeshed exists for type checkers only; importing it at run time would fail at once.
+OWN_OR_TYPES = {"tailrace", "_typeshed"}
+
+
 def third_parties(source: str) -> set[str]:
     """Return the imported modules that are neither of the standard library nor of this workspace."""
     return {
         name
         for name in imported_modules(source)
-        if name not in sys.stdlib_module_names and name != "tailrace" and not name.startswith("tailrace_")
+        if name not in sys.stdlib_module_names and name not in OWN_OR_TYPES and not name.startswith("tailrace_")
     }
 
 
@@ -103,7 +107,7 @@ def test_what_is_imported_is_declared(package: str) -> None:
     needed = {
         DISTRIBUTIONS.get(name, name).replace("_", "-")
         for name in imported
-        if name not in sys.stdlib_module_names and name != project["name"].replace("-", "_")
+        if name not in sys.stdlib_module_names | {"_typeshed"} and name != project["name"].replace("-", "_")
     }
     # pydantic comes with pydantic-settings, which re-exports nothing of it and is versioned against it.
     assert needed - {"pydantic"} <= declared

@@ -6,14 +6,23 @@ import asyncio
 from typing import Any
 
 
-async def cancel_and_wait(task: asyncio.Future[Any]) -> None:
-    """Cancel a task unless it is done, and wait until it has ended.
+async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
+    """Cancel tasks unless they are done, and wait until all of them have ended.
 
-    What it raised stays with the task. A cancellation of the caller meanwhile is not swallowed.
+    What they raised stays with them. A caller that is itself cancelled meanwhile waits on, since a task must not outlive
+    its owner, and is told afterwards.
     """
-    if not task.done():
+    for task in tasks:
         task.cancel()
-        await asyncio.wait((task,))
-    if not task.cancelled():
-        # Asking for it marks it as seen; a task that failed while it was being cancelled is nobody's concern any more.
-        task.exception()
+    cancelled: asyncio.CancelledError | None = None
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    for task in tasks:
+        if not task.cancelled():
+            # Asking marks it as seen: what a task says when it is not wanted any more is nobody's concern.
+            task.exception()
+    if cancelled is not None:
+        raise cancelled

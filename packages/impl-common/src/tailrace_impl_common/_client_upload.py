@@ -339,8 +339,9 @@ class ConnectedUpload(UploadSession):
 
     async def _end(self) -> None:
         """Release tasks and conversation; the outcome stays."""
-        for task in self._tasks:
-            await cancel_and_wait(task)
-        if self._stream is not None:
-            await self._stream.close()
-        self._changed.notify()
+        try:
+            await cancel_and_wait(*self._tasks)
+        finally:
+            if self._stream is not None:
+                await self._stream.close()
+            self._changed.notify()

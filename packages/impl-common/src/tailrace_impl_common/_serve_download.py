@@ -126,11 +126,7 @@ class _DownloadConversation:
                 await asyncio.wait((sending,))
             sending.result()
         finally:
-            # The conversation may be cancelled again meanwhile, when its connection ends too.
-            try:
-                await cancel_and_wait(sending)
-            finally:
-                await cancel_and_wait(control)
+            await cancel_and_wait(sending, control)
         await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
     async def _send_all(self, snapshot: Snapshot, control: asyncio.Future[None]) -> None:

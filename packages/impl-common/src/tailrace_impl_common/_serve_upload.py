@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from tailrace_common_api import Status
 from tailrace_impl_common._cancelling import cancel_and_wait
@@ -90,11 +91,7 @@ class _UploadConversation:
         try:
             await asyncio.wait((receiver, reporter), return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # The conversation may be cancelled again meanwhile, when its connection ends too.
-            try:
-                await self._stop_reporting(reporter)
-            finally:
-                await cancel_and_wait(receiver)
+            await self._stop(reporter, receiver)
         # What ended the upload explains an end of the connection, not the other way round.
         if not reporter.cancelled():
             reporter.result()
@@ -107,10 +104,7 @@ class _UploadConversation:
         try:
             await asyncio.wait((completion,))
         finally:
-            try:
-                await self._stop_reporting(reporter)
-            finally:
-                await cancel_and_wait(completion)
+            await self._stop(reporter, completion)
         if not reporter.cancelled():
             reporter.exception()
         return completion.result()
@@ -139,15 +133,15 @@ class _UploadConversation:
             self._waiting = False
             await self._tell(progress)
 
-    async def _stop_reporting(self, reporter: asyncio.Future[None]) -> None:
-        """End the reporter without cutting a message that it is sending: another one follows on the same stream."""
+    async def _stop(self, reporter: asyncio.Future[None], other: asyncio.Future[Any]) -> None:
+        """End both, the reporter without cutting a message that it is sending: another one follows on the stream."""
         self._stopping = True
         if self._waiting:
             reporter.cancel()
         try:
             await asyncio.wait((reporter,), timeout=_LAST_REPORT_TIMEOUT)
         finally:
-            await cancel_and_wait(reporter)
+            await cancel_and_wait(reporter, other)
 
     async def _tell(self, progress: Progress) -> None:
         known = self._told
