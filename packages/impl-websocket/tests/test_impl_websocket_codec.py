@@ -149,6 +149,10 @@ def test_missing_and_null_optional_fields_are_the_same() -> None:
     assert isinstance(decoded(type="follow", id=ID), Follow)
 
 
+def test_metadata_needs_no_more_than_a_name() -> None:
+    assert decoded(type="open_upload", metadata={"name": "x"}) == OpenUpload(metadata=Metadata(name="x"))
+
+
 def test_unknown_fields_are_ignored() -> None:
     assert decoded(type="watch", id=ID, later={"x": [1, 2.5, None]}) == Watch(id=ID)
 
