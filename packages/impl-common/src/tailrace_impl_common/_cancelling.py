@@ -9,8 +9,8 @@ from typing import Any
 async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
     """Cancel tasks unless they are done, and wait until all of them have ended.
 
-    What they raised stays with them. A caller that is itself cancelled meanwhile waits on, since a task must not outlive
-    its owner, and is told afterwards.
+    What they raised stays with them. A caller that is itself cancelled meanwhile waits on, since a task must not
+    outlive its owner, and is told afterwards.
     """
     for task in tasks:
         task.cancel()
