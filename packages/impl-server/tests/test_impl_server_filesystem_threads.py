@@ -1,0 +1,228 @@
+"""Which thread of the filesystem storage writes, and when."""
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import pytest
+from impl_server_disk import ID, Disk, committed, watch_disk, writer_of
+
+from tailrace_common_api import (
+    ResourceState,
+    StorageFailure,
+)
+from tailrace_impl_common import chunk_hash, head_of
+from tailrace_impl_server._filesystem_storage import FilesystemStorage
+from tailrace_server_api import Durability, FencedOff
+
+_readlink = os.readlink  # As it is before blocking calls are watched: syncs are noted on the event loop, too.
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
+    return watch_disk(monkeypatch)
+
+
+@pytest.fixture(params=list(Durability))
+def durability(request: pytest.FixtureRequest) -> Durability:
+    value = request.param
+    assert isinstance(value, Durability)
+    return value
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, durability: Durability) -> AsyncGenerator[FilesystemStorage, None]:
+    storage = FilesystemStorage(tmp_path / "storage", durability=durability, writer_threads=2)
+    await storage.start()
+    yield storage
+    await storage.close()
+
+
+@pytest.fixture
+async def os_storage(tmp_path: Path) -> AsyncGenerator[FilesystemStorage, None]:
+    storage = FilesystemStorage(tmp_path / "storage", durability=Durability.OS, writer_threads=1)
+    await storage.start()
+    yield storage
+    await storage.close()
+
+
+async def test_small_appends_are_written_by_the_loop_in_os_mode(os_storage: FilesystemStorage, disk: Disk) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = lambda: 0.0
+    disk.writes.clear()
+    for _ in range(10):
+        writer.append(b"a line\n")
+        await writer.checkpoint()
+        writer.append(b"a line\n")
+        await writer.flush()
+    assert {thread for _, _, thread in disk.writes} == {threading.get_ident()}
+    assert disk.synced_by == []
+
+
+async def test_big_appends_never_are(os_storage: FilesystemStorage, disk: Disk) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = lambda: 0.0
+    disk.writes.clear()
+    for _ in range(10):
+        writer.append(b"x" * 65_537)
+        await writer.checkpoint()
+    assert len(disk.writes) >= 20
+    assert threading.get_ident() not in {thread for _, _, thread in disk.writes}
+
+
+async def test_nothing_is_written_or_synced_by_the_loop_in_fsync_mode(tmp_path: Path, disk: Disk) -> None:
+    storage = FilesystemStorage(tmp_path / "storage", durability=Durability.FSYNC)
+    await storage.start()
+    writer = await writer_of(storage)
+    for _ in range(10):
+        writer.append(b"a line\n")
+        await writer.checkpoint()
+        await writer.flush()
+    await writer.complete()
+    await storage.close()
+    assert len(disk.synced_by) >= 20
+    assert threading.get_ident() not in {thread for _, _, thread in disk.writes}
+    assert threading.get_ident() not in disk.synced_by
+
+
+@pytest.mark.parametrize("end", ["complete", "fail"])
+async def test_ending_is_synced_and_off_the_loop_in_every_mode(
+    storage: FilesystemStorage, disk: Disk, end: str
+) -> None:
+    writer = await writer_of(storage)
+    writer.append(b"x")
+    await writer.checkpoint()
+    disk.writes.clear()
+    disk.synced_by.clear()
+    await (writer.complete() if end == "complete" else writer.fail("why"))
+    assert len(disk.synced_by) >= 3
+    assert threading.get_ident() not in disk.synced_by
+    assert threading.get_ident() not in {thread for _, _, thread in disk.writes}
+
+
+async def test_what_has_ended_is_found_after_a_power_loss(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    writer = await writer_of(storage)
+    synced: list[str] = []
+    fsync = os.fsync
+
+    def noting(fd: int) -> None:
+        synced.append(_readlink(f"/proc/self/fd/{fd}"))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    await writer.complete()
+    resources = tmp_path / "storage/resources"
+    assert synced == [str(resources / ID), str(resources)]
+    synced.clear()
+    await storage.delete(ID)
+    assert str(resources) in synced
+
+
+async def test_a_slow_disk_sends_small_appends_to_a_thread_for_a_while(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    time = 0.0
+    step = 0.002
+
+    def clock() -> float:
+        nonlocal time
+        time += step
+        return time
+
+    writer._clock = clock
+    disk.writes.clear()
+
+    async def written_by() -> set[int]:
+        disk.writes.clear()
+        writer.append(b"a line\n")
+        await writer.checkpoint()
+        return {thread for _, _, thread in disk.writes}
+
+    loop_thread = {threading.get_ident()}
+    assert await written_by() == loop_thread
+    for _ in range(10):
+        assert await written_by() != loop_thread
+    step = 0.0
+    threads = [await written_by() for _ in range(200)]
+    assert threads[-1] == loop_thread
+
+
+async def test_the_loop_does_not_overtake_what_is_pending(os_storage: FilesystemStorage, disk: Disk) -> None:
+    writer = await writer_of(os_storage)
+    disk.gate = threading.Event()
+    big = os.urandom(100_000)
+    writer.append(big)
+    writer.append(b"small")
+    checkpoint = asyncio.ensure_future(writer.checkpoint())
+    await asyncio.sleep(0)
+    assert not checkpoint.done()
+    disk.gate.set()
+    assert committed(await checkpoint).head == head_of(big + b"small")
+
+
+async def test_small_appends_are_gathered_into_one_write(os_storage: FilesystemStorage, disk: Disk) -> None:
+    writer = await writer_of(os_storage)
+    disk.writes.clear()
+    for _ in range(300):
+        writer.append(b"a line\n", hash=chunk_hash(b"a line\n"))
+    await writer.checkpoint()
+    assert [(name, size) for name, size, _ in disk.writes] == [("data", 2100), ("journal", 512)]
+
+
+async def test_one_slow_writer_does_not_keep_the_loop_waiting(os_storage: FilesystemStorage, disk: Disk) -> None:
+    slow = await writer_of(os_storage)
+    disk.gate = threading.Event()
+    slow.append(b"x" * 1_000_000)
+    waiting = asyncio.ensure_future(slow.checkpoint())
+    # The only thread of the pool stands still, and yet reading, describing and small appends go on.
+    quick = await writer_of(os_storage, "1" * 32)
+    quick._clock = lambda: 0.0
+    quick.append(b"a line\n")
+    assert committed(await quick.checkpoint()).size == 7
+    assert bytes(await os_storage.read("1" * 32, 0, 7)) == b"a line\n"
+    assert (await os_storage.load(ID)).size == 0
+    assert not waiting.done()
+    disk.gate.set()
+    assert committed(await waiting).size == 1_000_000
+
+
+async def test_a_fenced_writer_drops_what_is_queued(os_storage: FilesystemStorage, disk: Disk, tmp_path: Path) -> None:
+    older = await writer_of(os_storage)
+    disk.gate = threading.Event()
+    for _ in range(20):
+        older.append(b"o" * 1_000_000)
+    waiting = asyncio.ensure_future(older.checkpoint())
+    await asyncio.sleep(0)
+    opening = asyncio.ensure_future(os_storage.open(ID))
+    while not older._dropping:  # noqa: ASYNC110 - nothing tells when the fence holds.
+        await asyncio.sleep(0)
+    disk.gate.set()
+    newer = await opening
+    assert await waiting == FencedOff(newer.epoch)
+    # At most what one write gathers was stored before the fence held.
+    assert sum(size for name, size, _ in disk.writes if name == "data") <= 2_000_000
+    assert (tmp_path / "storage/resources" / ID / "data").read_bytes() == b""
+
+
+async def test_closing_while_the_end_is_being_written_never_completes_less(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    disk.gate = threading.Event()
+    data = b"x" * 5_000_000
+    for start in range(0, len(data), 1_000_000):
+        writer.append(data[start : start + 1_000_000])
+    completing = asyncio.ensure_future(writer.complete())
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(writer.close())
+    await asyncio.sleep(0)
+    disk.gate.set()
+    with pytest.raises(StorageFailure):
+        await completing
+    await closing
+    assert (await os_storage.load(ID)).state is ResourceState.INITIATED
