@@ -38,21 +38,30 @@ def call(portal: Portal, func: Callable[P, Awaitable[T]], *args: P.args, **kwarg
         RuntimeError: The portal is closed, or this is its own thread.
     """
     ended = threading.Event()
+    interrupted = False
+    task: asyncio.Task[Any] | None = None
 
-    async def run() -> T:
+    async def run() -> T | None:
+        nonlocal task
+        if interrupted:
+            return None
+        task = asyncio.current_task()
         try:
             return await func(*args, **kwargs)
         finally:
             ended.set()
 
-    future: Future[T] = portal.start_task_soon(run)
     try:
-        return future.result()
+        result: T = portal.start_task_soon(run).result()
     except BaseException:
-        if not future.done():
-            future.cancel()
-            ended.wait()
+        if not ended.is_set():
+            # Not what the coroutine raised, so the wait was interrupted, or could not even begin.
+            interrupted = True
+            if task is not None:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+                ended.wait()
         raise
+    return result
 
 
 def call_plain(portal: Portal, func: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -50,10 +50,15 @@ class SharedPortal:
 
 PORTAL = SharedPortal()
 
+# Loops of the parents of a forked process. Their threads are not here, so nothing may ever wait for them, and letting
+# go of them would.
+_ABANDONED: list[object] = []
+
 
 def _forget() -> None:
     """Start anew in a forked process, which has the state of the loop and not its thread."""
-    PORTAL.__init__()  # type: ignore[misc]  # the object is known to others; its state is what must go
+    _ABANDONED.append(PORTAL.__dict__.copy())
+    PORTAL.__init__()  # type: ignore[misc]  # others know the object; its state is what must go
 
 
 if hasattr(os, "register_at_fork"):

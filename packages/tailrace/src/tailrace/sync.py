@@ -36,11 +36,17 @@ class Client(UploadClient, DownloadClient, ResourceClient):
         ResourceClient.__init__(self, portal, client)
         self._portal = portal
         self._client = client
+        self._process = os.getpid()
         self._closing = threading.Lock()
         self._closed = False
 
     def close(self) -> None:
-        """End every conversation and release the connection; idempotent."""
+        """End every conversation and release the connection; idempotent.
+
+        In a forked process nothing happens: the connection is the parent's.
+        """
+        if self._process != os.getpid():
+            return
         with self._closing:
             if self._closed:
                 return

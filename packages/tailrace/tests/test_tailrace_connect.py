@@ -1,0 +1,71 @@
+"""The transport is chosen by URL, environment or file; code does not change."""
+
+from pathlib import Path
+
+import pytest
+from tailrace_processes import Server
+
+import tailrace
+from tailrace._connect import client_url
+from tailrace_common_api import ConfigurationError, ResourceState, TransportMissing
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "ws", "http"])
+async def test_a_client_is_connected_by_the_scheme_of_its_url(server: Server, scheme: str) -> None:
+    async with tailrace.connect(server.urls[scheme], connect_timeout=20.0) as client:
+        async with client.upload("build.log", content_type="text/plain", lines=True) as upload:
+            await upload.write(b"compiling\n")
+        assert upload.status.state is ResourceState.COMPLETED
+        async with client.open(upload.reference) as resource:
+            assert [chunk async for chunk in resource.follow()] == [b"compiling\n"]
+            assert await resource.read_lines(last=100) == [b"compiling\n"]
+
+
+async def test_the_environment_names_the_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAILRACE_SERVER", server.ws)
+    async with tailrace.connect() as client, client.upload("a") as upload:
+        assert upload.reference.startswith(server.ws)
+
+
+def test_the_file_names_the_server(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f'server = "{server.grpc}"\n')
+    with tailrace.sync.connect(config=tmp_path / "own.toml") as blocking, blocking.upload("a") as session:
+        assert session.reference.startswith(server.grpc)
+
+
+async def test_without_a_server_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("TAILRACE_SERVER", raising=False)
+    with pytest.raises(ConfigurationError, match="TAILRACE_SERVER"):
+        async with tailrace.connect():
+            pass
+
+
+async def test_a_missing_transport_is_named() -> None:
+    with pytest.raises(TransportMissing, match="carrier-pigeon"):
+        async with tailrace.connect("carrier-pigeon://coop"):
+            pass
+
+
+def test_a_missing_transport_is_named_to_blocking_code_too() -> None:
+    with pytest.raises(TransportMissing) as caught:
+        tailrace.sync.connect("carrier-pigeon://coop")
+    assert caught.value.scheme == "carrier-pigeon"
+
+
+async def test_bad_settings_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="connect_timeout"):
+        async with tailrace.connect("grpc://127.0.0.1:1", connect_timeout=0):
+            pass
+    with pytest.raises(ConfigurationError, match="SCHEME"):
+        async with tailrace.connect("127.0.0.1:1"):
+            pass
+
+
+def test_http_stands_for_websocket() -> None:
+    assert client_url("http://h:1/p") == "ws://h:1/p"
+    assert client_url("HTTPS://h") == "wss://h"
+    assert client_url("grpc://h") == "grpc://h"
