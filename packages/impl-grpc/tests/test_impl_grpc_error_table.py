@@ -15,7 +15,7 @@ from tailrace_common_api import (
     WireValue,
     error_classes,
 )
-from tailrace_impl_grpc._error_table import ERROR_KEY, STATUS_OF_CODE, error_from_status, error_to_status
+from tailrace_impl_grpc._error_table import ERROR_KEY, ERROR_TABLE, error_from_status, error_to_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 
 SAMPLES: dict[str, WireValue] = {
@@ -44,8 +44,8 @@ CLASSES: list[type[TailraceError]] = sorted(error_classes(), key=lambda cls: cls
 
 
 def test_every_error_has_a_status_and_no_status_is_superfluous() -> None:
-    assert set(STATUS_OF_CODE) == {cls.code for cls in CLASSES}
-    assert grpc.StatusCode.OK not in STATUS_OF_CODE.values()
+    assert set(ERROR_TABLE) == {cls.code for cls in CLASSES}
+    assert grpc.StatusCode.OK not in ERROR_TABLE.values()
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.code)

@@ -17,43 +17,43 @@ from tailrace_impl_grpc._codec_values import clean_text
 ERROR_KEY = "tailrace-error-bin"
 """Name of the trailing metadata entry that holds the error."""
 
-STATUS_OF_CODE: dict[str, grpc.StatusCode] = {
+ERROR_TABLE: dict[str, grpc.StatusCode] = {
+    "already_terminal": grpc.StatusCode.FAILED_PRECONDITION,
+    "configuration": grpc.StatusCode.INVALID_ARGUMENT,
+    "connection_lost": grpc.StatusCode.UNAVAILABLE,
+    "damaged_block": grpc.StatusCode.DATA_LOSS,
+    "data_lost": grpc.StatusCode.DATA_LOSS,
+    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
+    "deleted": grpc.StatusCode.NOT_FOUND,
+    "digest_mismatch": grpc.StatusCode.DATA_LOSS,
+    "encoding": grpc.StatusCode.INVALID_ARGUMENT,
+    "fenced": grpc.StatusCode.ABORTED,
+    "going_away": grpc.StatusCode.UNAVAILABLE,
+    "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
+    "integrity": grpc.StatusCode.DATA_LOSS,
+    "internal": grpc.StatusCode.INTERNAL,
     "invalid_argument": grpc.StatusCode.INVALID_ARGUMENT,
     "invalid_reference": grpc.StatusCode.INVALID_ARGUMENT,
-    "encoding": grpc.StatusCode.INVALID_ARGUMENT,
-    "configuration": grpc.StatusCode.INVALID_ARGUMENT,
-    "transport_missing": grpc.StatusCode.INVALID_ARGUMENT,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "deleted": grpc.StatusCode.NOT_FOUND,
-    "range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
-    "line_range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
-    "line_access_disabled": grpc.StatusCode.FAILED_PRECONDITION,
-    "wrong_offset": grpc.StatusCode.FAILED_PRECONDITION,
-    "integrity": grpc.StatusCode.DATA_LOSS,
-    "damaged_block": grpc.StatusCode.DATA_LOSS,
-    "source_changed": grpc.StatusCode.FAILED_PRECONDITION,
     "length_mismatch": grpc.StatusCode.INVALID_ARGUMENT,
-    "digest_mismatch": grpc.StatusCode.DATA_LOSS,
-    "token_rejected": grpc.StatusCode.PERMISSION_DENIED,
-    "fenced": grpc.StatusCode.ABORTED,
-    "already_terminal": grpc.StatusCode.FAILED_PRECONDITION,
-    "idempotency_conflict": grpc.StatusCode.ALREADY_EXISTS,
-    "upload_aborted": grpc.StatusCode.ABORTED,
-    "resource_failed": grpc.StatusCode.FAILED_PRECONDITION,
-    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
-    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
-    "quota_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "storage_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "storage_failure": grpc.StatusCode.INTERNAL,
-    "data_lost": grpc.StatusCode.DATA_LOSS,
-    "overloaded": grpc.StatusCode.UNAVAILABLE,
-    "going_away": grpc.StatusCode.UNAVAILABLE,
-    "protocol": grpc.StatusCode.INVALID_ARGUMENT,
+    "line_access_disabled": grpc.StatusCode.FAILED_PRECONDITION,
+    "line_range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
     "message_too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "not_found": grpc.StatusCode.NOT_FOUND,
+    "overloaded": grpc.StatusCode.UNAVAILABLE,
+    "permission_denied": grpc.StatusCode.PERMISSION_DENIED,
+    "protocol": grpc.StatusCode.INVALID_ARGUMENT,
+    "quota_exceeded": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "range_not_satisfiable": grpc.StatusCode.OUT_OF_RANGE,
+    "resource_failed": grpc.StatusCode.FAILED_PRECONDITION,
+    "source_changed": grpc.StatusCode.FAILED_PRECONDITION,
+    "storage_failure": grpc.StatusCode.INTERNAL,
+    "storage_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "token_rejected": grpc.StatusCode.PERMISSION_DENIED,
+    "transport_missing": grpc.StatusCode.INVALID_ARGUMENT,
+    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
     "unsupported": grpc.StatusCode.UNIMPLEMENTED,
-    "connection_lost": grpc.StatusCode.UNAVAILABLE,
-    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
-    "internal": grpc.StatusCode.INTERNAL,
+    "upload_aborted": grpc.StatusCode.ABORTED,
+    "wrong_offset": grpc.StatusCode.FAILED_PRECONDITION,
 }
 """Status of every error code."""
 
@@ -84,7 +84,7 @@ _MAX_STATUS_MESSAGE = 512
 
 def error_to_status(error: TailraceError) -> tuple[grpc.StatusCode, str, tuple[tuple[str, bytes], ...]]:
     """Return status code, status message and trailing metadata of an error."""
-    status = STATUS_OF_CODE.get(error.code, grpc.StatusCode.UNKNOWN)
+    status = ERROR_TABLE.get(error.code, grpc.StatusCode.UNKNOWN)
     return status, clean_text(error.message, _MAX_STATUS_MESSAGE), ((ERROR_KEY, encode_error(error)),)
 
 

@@ -22,24 +22,20 @@ from tailrace_common_api import (
     TailraceError,
     url_scheme,
 )
-from tailrace_impl_common import MessageStream, answer_request, serve_conversation
+from tailrace_impl_common import answer_request, serve_conversation
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
-    Abort,
-    ClientMessage,
-    Finish,
     Request,
-    ServerMessage,
     Watch,
-    Watched,
 )
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, RESOURCES, UPLOAD, UPLOADS, WATCH, Method
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
 from tailrace_impl_grpc._poller import keep_poller
+from tailrace_impl_grpc._server_streams import Context, GrpcServerStream
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
 
 logger = logging.getLogger(__name__)
@@ -48,8 +44,6 @@ _RETRY_AFTER = 1.0
 """What a client is told to wait when the server goes away, in seconds."""
 
 ResultT = TypeVar("ResultT")
-
-_Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class GrpcServer(TransportServer):
@@ -121,11 +115,11 @@ class GrpcServer(TransportServer):
 
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 
-    def _conversing(self, method: Method) -> Callable[[object, _Context], Awaitable[None]]:
+    def _conversing(self, method: Method) -> Callable[[object, Context], Awaitable[None]]:
         expected = UPLOAD_REQUESTS if method is UPLOAD else DOWNLOAD_REQUESTS
 
-        async def handle(_messages: object, context: _Context) -> None:
-            stream = _GrpcServerStream(method, context)
+        async def handle(_messages: object, context: Context) -> None:
+            stream = GrpcServerStream(method, context)
 
             async def serve() -> None:
                 request = await stream.receive()
@@ -141,19 +135,19 @@ class GrpcServer(TransportServer):
 
         return handle
 
-    def _watching(self) -> Callable[[bytes, _Context], Awaitable[None]]:
-        async def handle(data: bytes, context: _Context) -> None:
+    def _watching(self) -> Callable[[bytes, Context], Awaitable[None]]:
+        async def handle(data: bytes, context: Context) -> None:
             async def serve() -> None:
                 request = WATCH.decode_request(data)
                 assert isinstance(request, Watch)
-                await self._serve(request, _GrpcServerStream(WATCH, context))
+                await self._serve(request, GrpcServerStream(WATCH, context))
 
             await self._run(context, serve, ends_when_closing=True)
 
         return handle
 
-    def _answering(self, method: Method) -> Callable[[bytes, _Context], Awaitable[bytes]]:
-        async def handle(data: bytes, context: _Context) -> bytes:
+    def _answering(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
+        async def handle(data: bytes, context: Context) -> bytes:
             async def answer() -> bytes:
                 request = method.decode_request(data)
                 assert isinstance(request, UNARY_REQUESTS)
@@ -165,7 +159,7 @@ class GrpcServer(TransportServer):
 
         return handle
 
-    async def _serve(self, request: Request, stream: _GrpcServerStream) -> None:
+    async def _serve(self, request: Request, stream: GrpcServerStream) -> None:
         assert self._manager is not None
         await serve_conversation(request, stream, manager=self._manager, base=self._base, chunk_size=self._chunk_size)
 
@@ -176,7 +170,7 @@ class GrpcServer(TransportServer):
         self._manager.admit()
 
     async def _run(
-        self, context: _Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
+        self, context: Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
     ) -> ResultT | None:
         """Do the work of one call and tell the client what went wrong with it, if something did."""
         task = asyncio.current_task()
@@ -225,43 +219,7 @@ class _Call:
             self._task.cancel()
 
 
-class _GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
-    """A conversation over one call."""
-
-    def __init__(self, method: Method, context: _Context) -> None:
-        self._context = context
-        self._encode = method.encode_response
-        self._decode = method.decode_request
-        self._open_ended = method is UPLOAD
-        self.abandoned = False
-        """Whether the client has stopped sending without saying that its upload is over."""
-
-    async def send(self, message: ServerMessage) -> None:
-        if type(message) is Watched:
-            # The status of the call says it.
-            return
-        data = self._encode(message)
-        del message
-        try:
-            await self._context.write(data)
-        except grpc.aio.BaseError:
-            raise ConnectionLost("the client is gone") from None
-
-    async def receive(self) -> ClientMessage | None:
-        try:
-            data: object = await self._context.read()
-        except grpc.aio.BaseError:
-            raise ConnectionLost("the client is gone") from None
-        if not isinstance(data, bytes):
-            self.abandoned = self._open_ended
-            return None
-        message = self._decode(data)
-        if isinstance(message, Finish | Abort):
-            self._open_ended = False
-        return message
-
-
-async def _abort(context: _Context, error: TailraceError) -> None:
+async def _abort(context: Context, error: TailraceError) -> None:
     """End a call with an error."""
     status, message, metadata = error_to_status(error)
     try:

@@ -1,0 +1,48 @@
+"""A conversation, on the server's side."""
+
+from __future__ import annotations
+
+import grpc.aio
+
+from tailrace_common_api import ConnectionLost
+from tailrace_impl_common import MessageStream
+from tailrace_impl_common.messages import Abort, ClientMessage, Finish, ServerMessage, Watched
+from tailrace_impl_grpc._codec import UPLOAD, Method
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
+    """A conversation over one call."""
+
+    def __init__(self, method: Method, context: Context) -> None:
+        self._context = context
+        self._encode = method.encode_response
+        self._decode = method.decode_request
+        self._open_ended = method is UPLOAD
+        self.abandoned = False
+        """Whether the client has stopped sending without saying that its upload is over."""
+
+    async def send(self, message: ServerMessage) -> None:
+        if type(message) is Watched:
+            # The status of the call says it.
+            return
+        data = self._encode(message)
+        del message
+        try:
+            await self._context.write(data)
+        except grpc.aio.BaseError:
+            raise ConnectionLost("the client is gone") from None
+
+    async def receive(self) -> ClientMessage | None:
+        try:
+            data: object = await self._context.read()
+        except grpc.aio.BaseError:
+            raise ConnectionLost("the client is gone") from None
+        if not isinstance(data, bytes):
+            self.abandoned = self._open_ended
+            return None
+        message = self._decode(data)
+        if isinstance(message, Finish | Abort):
+            self._open_ended = False
+        return message
