@@ -11,6 +11,7 @@ from protocol_document import (
     FIRST,
     FIRST_CHUNK,
     ROOT,
+    SECOND,
     SECOND_CHUNK,
     SECOND_CHUNK_READ,
     blocks,
@@ -26,6 +27,7 @@ from tailrace_common_api import (
     RangeNotSatisfiable,
 )
 from tailrace_impl_common import (
+    MessageChainSender,
     messages,
 )
 from tailrace_impl_grpc import _client as grpc_client
@@ -126,3 +128,12 @@ def test_statuses_that_are_not_ours() -> None:
     }
     assert written == {status.name: code for status, code in grpc_errors._CODE_OF_STATUS.items()}
     assert set(written) == {status.name for status in grpc.StatusCode} - {"OK"}
+
+
+def test_chain_in_messages_of_other_services() -> None:
+    def build(data: bytes, previous: bytes) -> tuple[str, str]:
+        return data.decode().replace("\n", "\\n"), previous.hex()
+
+    sent = list(MessageChainSender(build).messages([FIRST, SECOND]))
+    rows = table("4.5", "message")
+    assert sent == [("".join(quoted(row["bytes"])), "".join(quoted(row["hash of the chunk before"]))) for row in rows]
