@@ -41,7 +41,7 @@ class ClientSettings:
     answer_timeout: float = 30.0
     """Longest time for an acknowledgement or a unary answer, in seconds."""
     finish_timeout: float = 300.0
-    """Longest time for the end of an upload to be acknowledged, in seconds: the server syncs all of it to disk first."""
+    """Longest time for the end of an upload to be acknowledged, in seconds: the server syncs it to disk first."""
     keepalive_interval: float = 20.0
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
