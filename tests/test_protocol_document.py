@@ -284,7 +284,7 @@ def test_every_error() -> None:
         assert tuple(name for name, _ in details) == cls.fields, code
         hints = typing.get_type_hints(cls.__init__)
         assert all(types[written] == hints[name] for name, written in details), code
-        assert quoted(row["gRPC status"]) == [grpc_errors.STATUS_OF_CODE[code].name]
+        assert quoted(row["gRPC status"]) == [grpc_errors.ERROR_TABLE[code].name]
         assert (int(row["close"]), int(row["HTTP"])) == websocket_errors.ERROR_TABLE[code]
         assert set(re.split(", ", row["from"])) <= {"server", "client", "reserved"}
 
