@@ -62,7 +62,7 @@ async def _stream(stack: AsyncExitStack, source: Process, urls: dict[str, str], 
     live_copy = folder / "live"
     follower = await _start(stack, "follow", reference, "--server", urls["ws"], "-o", str(live_copy))
     _say("follow", "over WebSocket, from the first byte, while it grows")
-    async with connect(urls["ws"]) as client, client.open(reference) as resource:
+    async with connect(urls["ws"], config=os.devnull) as client, client.open(reference) as resource:
         final = await _watch(resource)
 
     if await copying:
