@@ -75,7 +75,8 @@ export async function main(connect, argv = process.argv.slice(2)) {
   try {
     await run(connect, argv, interruption.signal);
   } catch (error) {
-    console.error(error instanceof UsageError ? `${error.message}\n\n${USAGE}` : `${error.code ?? 'error'}: ${error.message}`);
-    process.exitCode = interruption.signal.aborted ? 130 : error instanceof UsageError ? 2 : 1;
+    const wrongUsage = error instanceof UsageError;
+    console.error(wrongUsage ? `${error.message}\n\n${USAGE}` : `${error.code ?? 'error'}: ${error.message}`);
+    process.exitCode = interruption.signal.aborted ? 130 : wrongUsage ? 2 : 1;
   }
 }
