@@ -302,7 +302,7 @@ class UploadReceiver:
             ProtocolError: It does not fit the state, or overdraws the window.
             MessageTooLarge: A chunk is larger than the limit.
             WrongOffset: A chunk is not the next one.
-            IntegrityError: A chunk does not follow the one before it, or ``Finish`` does not follow the last one.
+            IntegrityError: A chunk does not follow the one before it.
         """
         state = _received(self.state, message)
         if isinstance(message, Chunk):

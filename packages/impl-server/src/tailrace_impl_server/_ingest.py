@@ -123,7 +123,8 @@ class UploadSession(UploadIngest):
         self._loop = asyncio.get_running_loop()
         self._start = self._submitted = writer.snapshot.size
         self._until = 0
-        self._progress = Progress(self._grant(), writer.snapshot.checkpoint)
+        self._grant()
+        self._progress = Progress(self._until, writer.snapshot.checkpoint)
         self._due = 0.0
         self._work: asyncio.Future[None] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
@@ -374,23 +375,25 @@ class UploadSession(UploadIngest):
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.live.publish(snapshot)
-        self._progress = Progress(self._grant(), snapshot.checkpoint)
+        self._grant()
+        self._progress = Progress(self._until, snapshot.checkpoint)
         self._wake_watchers()
         self._host.announced(self.id)
 
     def _renew_window(self) -> None:
-        """Grant what has become free, if it is a quarter of a window or more."""
-        window = self._host.window()
-        until = min(self._writer.stored + window, self._last_grant)
-        if until - self._until >= window // 4 and until > self._until:
-            self._until = until
-            self._progress = Progress(until, self._progress.checkpoint)
+        """Tell the uploader what has become free, if that is worth a message."""
+        if self._grant():
+            self._progress = Progress(self._until, self._progress.checkpoint)
             self._wake_watchers()
 
-    def _grant(self) -> int:
-        """Grant all that is free."""
-        self._until = max(self._until, min(self._writer.stored + self._host.window(), self._last_grant))
-        return self._until
+    def _grant(self) -> bool:
+        """Grant what has become free, from a quarter of a window on: a message for every line would be too much."""
+        window = self._host.window()
+        until = min(self._writer.stored + window, self._last_grant)
+        if until <= self._until or (until - self._until < window // 4 and until < self._last_grant):
+            return False
+        self._until = until
+        return True
 
     async def _close(self) -> None:
         if self._digest is not None:

@@ -59,6 +59,10 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_KEY = 255
 _LEAST_WINDOW = 64 * 1024
+_MOST_PAGE_BYTES = 512 * 1024
+"""Most bytes of a page of a listing, but for its first entry: a control message holds 1 MiB."""
+_LISTED_OVERHEAD = 2048
+"""Bytes of a listed resource beside its metadata, at the most."""
 UPLOADER_LOST = "uploader lost"
 """Reason of resources whose uploader did not come back."""
 
@@ -346,11 +350,16 @@ class Manager(ResourceManager):
         after = None if page_token is None else _parse_page_token(page_token)
         entries = await self._catalog.list(filter, after=after, limit=limit + 1)
         statuses = []
+        taken = size = 0
         for entry in entries[:limit]:
+            size += _listed_size(entry.descriptor.metadata)
+            if taken and size > _MOST_PAGE_BYTES:
+                break
+            taken += 1
             status = await self._listed_status(entry, filter)
             if status is not None:
                 statuses.append(status)
-        next_token = _make_page_token(entries[limit - 1].descriptor.id) if len(entries) > limit else None
+        next_token = _make_page_token(entries[taken - 1].descriptor.id) if len(entries) > taken else None
         return Page(tuple(statuses), next_token)
 
     async def _listed_status(self, entry: CatalogEntry, filter: ListFilter) -> Status | None:
@@ -501,6 +510,12 @@ async def _abandon(opening: asyncio.Task[UploadIngest]) -> None:
     await asyncio.wait((opening,))
     if not opening.cancelled() and opening.exception() is None:
         await opening.result().release()
+
+
+def _listed_size(metadata: Metadata) -> int:
+    """Return about how many bytes a resource takes in a page, at the most: a character may be escaped to six."""
+    texts = [metadata.name, metadata.content_type, metadata.context or "", *metadata.labels, *metadata.labels.values()]
+    return _LISTED_OVERHEAD + 6 * sum(map(len, texts))
 
 
 def _make_page_token(id: str) -> str:
