@@ -146,6 +146,7 @@ def test_every_error_has_an_exit_code() -> None:
         "transport_missing": 2,
         "resource_failed": 1,
         "connection_lost": 1,
+        "encoding": 1,
     }
     assert {name: codes[name] for name in expected} == expected
     assert exit_code_of(TailraceError("x")) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tailrace_processes import Outcome, Run, Server, Start, serving
+from tailrace_processes import ENVIRONMENT, PROGRAM, Outcome, Run, Server, Start, serving
 
 from tailrace_impl_common import head_of
 
@@ -227,7 +227,7 @@ def test_a_failed_resource_is_followed_to_its_last_byte_and_then_is_a_failure(st
         pass
     feed(uploader, b"bad \xff\n")
     event = json.loads(line_of(uploader))
-    assert uploader.wait() == 2
+    assert uploader.wait() == 1
     assert event["event"] == "failed"
     assert event["error"]["code"] == "encoding"
     assert (event["status"]["state"], event["status"]["size"]) == ("FAILED", 5)
@@ -408,3 +408,27 @@ def test_status_is_readable_and_shows_no_control_characters(run: Run, url: str) 
     assert "state:        COMPLETED" in text
     assert "a=\\u202eb" in text
     check(run("status", UNKNOWN, "--server", url), 3)
+
+
+def test_progress_is_shown_on_a_terminal_and_output_stays_pure(run: Run, url: str, tmp_path: Path) -> None:
+    (tmp_path / "data.bin").write_bytes(bytes(2_000_000))
+    terminal, ours = os.openpty()
+    try:
+        for command in (
+            ["upload", "data.bin", "--server", url],
+            ["download", upload(run, url, bytes(2_000_000)), "-o", "copy.bin"],
+        ):
+            process = subprocess.run(
+                [*PROGRAM, *command],
+                cwd=tmp_path,
+                env=ENVIRONMENT | {"TERM": "xterm"},
+                stdout=subprocess.PIPE,
+                stderr=ours,
+                check=True,
+            )
+            shown = os.read(terminal, 65536)
+            assert b"2.0/2.0 MB" in shown
+            assert process.stdout.decode() == (f"{process.stdout.decode().strip()}\n" if command[0] == "upload" else "")
+    finally:
+        os.close(terminal)
+        os.close(ours)

@@ -99,5 +99,7 @@ def test_a_closed_pipe_ends(pipe: tuple[int, int]) -> None:
     os.close(writer)
     source = StoppableInput(reader)
     assert b"".join(source.pieces()) == b"all"
+    source.stop()
     source.close()
+    source.stop()
     os.close(reader)

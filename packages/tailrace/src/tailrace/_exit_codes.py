@@ -8,6 +8,7 @@ from tailrace_common_api import (
     ConfigurationError,
     DataLost,
     DigestMismatch,
+    EncodingError,
     IntegrityError,
     InvalidArgument,
     InvalidReference,
@@ -44,6 +45,8 @@ _CODES: dict[type[TailraceError], ExitCode] = {
     TailraceError: ExitCode.FAILED,
     ConfigurationError: ExitCode.USAGE,
     InvalidArgument: ExitCode.USAGE,
+    # Found in the input, not in how the command was called.
+    EncodingError: ExitCode.FAILED,
     InvalidReference: ExitCode.REFERENCE,
     NotFound: ExitCode.REFERENCE,
     IntegrityError: ExitCode.INTEGRITY,

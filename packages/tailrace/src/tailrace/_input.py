@@ -9,6 +9,7 @@ import select
 import stat
 import termios
 from collections.abc import Generator
+from contextlib import suppress
 
 _FILE_PIECE = 1024 * 1024
 # More than a pipe holds by default.
@@ -30,7 +31,9 @@ class StoppableInput:
     def stop(self) -> None:
         """End the input; what a pipe or terminal holds at this moment is still read."""
         if self._stop_writer >= 0:
-            os.write(self._stop_writer, b"\0")
+            # Without a reader the input has ended by itself.
+            with suppress(BrokenPipeError):
+                os.write(self._stop_writer, b"\0")
 
     def close(self) -> None:
         """End the input for good; the thread that reads notices. Idempotent."""
