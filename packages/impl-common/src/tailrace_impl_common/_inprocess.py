@@ -99,7 +99,7 @@ class _ClientEnd(ClientStream):
                 _ServerEnd(self._to_server, self._to_client),
                 manager=connection.manager,
                 base=connection.base,
-                chunk_size=_CHUNK_SIZE,
+                chunk_size=min(_CHUNK_SIZE, connection.manager.limits.chunk_size),
             )
             error = None
         except TailraceError as exc:
