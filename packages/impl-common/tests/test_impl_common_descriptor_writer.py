@@ -22,7 +22,12 @@ async def test_buffers_are_written_in_order_and_seen_before(tmp_path: Path) -> N
     path = tmp_path / "file"
     seen: list[bytes] = []
     writer = DescriptorWriter(os.open(path, os.O_WRONLY | os.O_CREAT), observe=lambda data: seen.append(bytes(data)))
-    pieces: list[bytes | bytearray | memoryview] = [b"one", bytearray(b"two"), memoryview(b"three"), os.urandom(3_000_000)]
+    pieces: list[bytes | bytearray | memoryview] = [
+        b"one",
+        bytearray(b"two"),
+        memoryview(b"three"),
+        os.urandom(3_000_000),
+    ]
     for piece in pieces:
         await writer.write(piece)
     await writer.flush()
