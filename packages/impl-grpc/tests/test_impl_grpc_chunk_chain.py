@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +36,7 @@ class FaultyChain(ChunkChain[Part]):
 
 class Warehouse(parcels.ParcelsServicer):
     def __init__(self) -> None:
-        self.received: list[bytes] = []
+        self.received: queue.Queue[bytes] = queue.Queue()
         self.left = threading.Event()
 
     def Put(self, request_iterator: Iterator[Part], context: grpc.ServicerContext) -> Receipt:  # noqa: N802
@@ -43,7 +44,7 @@ class Warehouse(parcels.ParcelsServicer):
         try:
             size = PARTS.accept(request_iterator, file, context)
         finally:
-            self.received.append(file.getvalue())
+            self.received.put(file.getvalue())
         return Receipt(size=size)
 
     def Get(self, request: Order, context: grpc.ServicerContext) -> Iterator[Part]:  # noqa: N802
@@ -87,7 +88,7 @@ def test_content_of_any_size_arrives(
     sources: list[BlockingSource] = [content, io.BytesIO(content), iter([content[:7], b"", content[7:]])]
     for source in sources:
         assert PARTS.upload(stub.Put, source) == Receipt(size=size)
-    assert warehouse.received == [content] * 3
+    assert [warehouse.received.get() for _ in range(3)] == [content] * 3
     pieces: list[bytes] = []
     assert PARTS.download(stub.Get(Order(name=str(size))), pieces.append) == size
     assert b"".join(pieces) == content
@@ -101,7 +102,7 @@ def test_larger_chunks_than_the_default_message_fit(stub: parcels.ParcelsStub, w
     chain = ChunkChain(build=build, read=read)
     content = bytes(3_000_000)
     assert chain.upload(stub.Put, content, timeout=30.0, metadata=(("key", "value"),)).size == len(content)
-    assert warehouse.received == [content]
+    assert warehouse.received.get() == content
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -113,8 +114,7 @@ def test_faults_on_the_way_up_are_refused_by_the_server(
     cause: Any = caught.value.__cause__
     assert isinstance(cause, grpc.RpcError)
     assert cause.code() is grpc.StatusCode.DATA_LOSS
-    (received,) = warehouse.received
-    assert received == CONTENT[: caught.value.offset]
+    assert warehouse.received.get() == CONTENT[: caught.value.offset]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

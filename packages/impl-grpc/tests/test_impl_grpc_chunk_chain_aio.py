@@ -41,7 +41,7 @@ class FaultyChain(ChunkChain[Part]):
 
 class Warehouse:
     def __init__(self) -> None:
-        self.received: list[bytes] = []
+        self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.left = asyncio.Event()
 
     async def Put(self, request_iterator: AsyncIterator[Part], context: Context) -> Receipt:  # noqa: N802
@@ -49,7 +49,7 @@ class Warehouse:
         try:
             size = await PARTS.accept(request_iterator, file, context)
         finally:
-            self.received.append(file.getvalue())
+            self.received.put_nowait(file.getvalue())
         return Receipt(size=size)
 
     async def Get(self, request: Order, context: Context) -> AsyncIterator[Part]:  # noqa: N802
@@ -98,7 +98,7 @@ async def test_content_of_any_size_arrives(stub: ParcelsStub, warehouse: Warehou
     sources: list[Source] = [content, io.BytesIO(content), iter([content[:7], content[7:]]), in_pieces(content)]
     for source in sources:
         assert await PARTS.upload(stub.Put, source) == Receipt(size=size)
-    assert warehouse.received == [content] * 4
+    assert [await warehouse.received.get() for _ in range(4)] == [content] * 4
     with (tmp_path / "file").open("wb") as file:
         assert await PARTS.download(stub.Get(Order(name=str(size))), file) == size
     assert (tmp_path / "file").read_bytes() == content
@@ -117,7 +117,7 @@ async def test_larger_chunks_fit(stub: ParcelsStub, warehouse: Warehouse) -> Non
     chain = ChunkChain(build=build, read=read)
     content = bytes(3_000_000)
     assert (await chain.upload(stub.Put, content, timeout=30.0, metadata=(("key", "value"),))).size == len(content)
-    assert warehouse.received == [content]
+    assert await warehouse.received.get() == content
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -129,8 +129,7 @@ async def test_faults_on_the_way_up_are_refused_by_the_server(
     cause = caught.value.__cause__
     assert isinstance(cause, grpc.aio.AioRpcError)
     assert cause.code() is grpc.StatusCode.DATA_LOSS
-    (received,) = warehouse.received
-    assert received == CONTENT[: caught.value.offset]
+    assert await warehouse.received.get() == CONTENT[: caught.value.offset]
 
 
 @pytest.mark.parametrize("fault", FAULTS)

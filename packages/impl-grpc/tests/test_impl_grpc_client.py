@@ -79,6 +79,11 @@ async def send_for_ever(stream: ClientStream) -> None:
         await stream.send(chunk)
 
 
+async def grant_for_ever(stream: ClientStream) -> None:
+    while True:
+        await stream.send(Window(1))
+
+
 async def write_for_ever(upload: UploadSession) -> None:
     while True:
         await upload.write(bytes(10_000))
@@ -253,6 +258,17 @@ async def test_messages_before_the_error_are_delivered_after_a_failed_write() ->
         await stream.close()
         await stream.close()
         await connection.close()
+
+
+async def test_what_a_server_said_is_heard_even_when_it_has_hung_up(client: ConnectedClient) -> None:
+    async with client.upload("a") as upload:
+        await upload.write(b"data")
+    async with await client.connection.open(Follow(id=upload.id, start=FromOffset(0), window=1)) as stream:
+        # The server sends everything and ends the call: what is granted then comes too late.
+        with pytest.raises(ConnectionLost, match="has ended the conversation"):
+            await grant_for_ever(stream)
+        kinds = [type(await stream.receive()) for _ in range(4)]
+    assert kinds == [Started, Chunk, End, type(None)]
 
 
 async def test_a_server_that_ends_in_order_too_early_is_a_lost_connection_for_a_writer() -> None:

@@ -128,7 +128,9 @@ async def test_generated_classes_are_enough_to_upload_and_read(channel: grpc.aio
         assert (chunk.offset, chunk.previous, chunk.hash) == (10 + len(received), previous, chunk_hash(chunk.data))
         received += chunk.data
         previous = chunk.hash
-        await call.write(pb.ReadRequest(window=pb.Window(until=10 + len(received) + 1)))
+        # Behind its last byte the server hangs up, and grpc.aio does not forgive a write that comes too late.
+        if 10 + len(received) < 5000:
+            await call.write(pb.ReadRequest(window=pb.Window(until=10 + len(received) + 1)))
     assert received == data[10:5000]
     assert (message.end.offset, message.end.previous) == (5000, previous)
     assert len(previous) == HASH_SIZE
