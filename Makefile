@@ -50,7 +50,7 @@ wheels: setup ## Build the wheels, install them into clean environments, and use
 .PHONY: examples
 examples: setup ## Test the examples; installs Node.js, Chromium and npm packages where it may.
 	scripts/setup-node
-	$(PYTHON_BIN) -m pytest examples
+	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal examples
 
 .PHONY: demo
 demo: setup ## Upload a live stream over gRPC, follow it over WebSocket, and compare.

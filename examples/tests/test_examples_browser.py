@@ -1,0 +1,28 @@
+"""The page in headless Chromium against a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from example_processes import TAILRACE, Run, Server
+
+
+@pytest.fixture
+def chromium() -> str:
+    found = os.environ.get("CHROMIUM")
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        found = found or shutil.which(name)
+    assert found, "Chromium is missing: scripts/setup-node"
+    return found
+
+
+def test_the_page_uploads_and_follows(examples: Path, chromium: str, server: Server, run: Run, tmp_path: Path) -> None:
+    source = tmp_path / "source.bin"
+    source.write_bytes(bytes(i % 251 for i in range(300_000)))
+    references = json.loads(run("node", examples / "browser" / "check-page.js", chromium, server.ws, source))
+    assert run(*TAILRACE, "download", references["uploaded"]) == source.read_bytes()
+    assert run(*TAILRACE, "lines", references["live"], "1:") == b"linking\n"
