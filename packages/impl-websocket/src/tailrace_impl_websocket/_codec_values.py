@@ -5,6 +5,7 @@ from __future__ import annotations
 from tailrace_common_api import (
     HEAD_SIZE,
     FromOffset,
+    InvalidArgument,
     LastBytes,
     LastLines,
     Limits,
@@ -61,14 +62,14 @@ def read_state(text: str) -> ResourceState:
     try:
         return ResourceState(text)
     except ValueError:
-        raise ProtocolError(f"unknown state {text[:40]!a}") from None
+        raise InvalidArgument(field="state", problem=f"{text[:40]!a} is unknown") from None
 
 
 def read_visibility(text: str) -> Visibility:
     try:
         return Visibility(text)
     except ValueError:
-        raise ProtocolError(f"unknown visibility {text[:40]!a}") from None
+        raise InvalidArgument(field="visibility", problem=f"{text[:40]!a} is unknown") from None
 
 
 def read_status(fields: Fields) -> Status:
