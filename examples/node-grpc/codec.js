@@ -44,5 +44,7 @@ export function decodeError(entry) {
 }
 
 function decodeStatus(status) {
-  return { ...status, state: status.state.replace('RESOURCE_STATE_', ''), head: toHex(status.head) };
+  const state = status.state.replace('RESOURCE_STATE_', '');
+  const visibility = status.visibility.replace('VISIBILITY_', '').toLowerCase();
+  return { ...status, state, visibility, head: toHex(status.head) };
 }
