@@ -40,7 +40,7 @@ def status_of(run: Run, reference: str) -> dict[str, object]:
 
 
 def test_unit_tests(examples: Path, run: Run) -> None:
-    output = run("node", "--test", "--test-reporter=tap", examples).decode()
+    output = run("npm", "--prefix", examples, "test", "--", "--test-reporter=tap").decode()
     assert re.search(r"^# fail 0$", output, re.MULTILINE)
     assert int(re.search(r"^# pass (\d+)$", output, re.MULTILINE)[1]) >= 34  # type: ignore[index]
 
