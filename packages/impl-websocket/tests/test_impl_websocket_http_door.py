@@ -338,6 +338,18 @@ async def test_follow_gives_history_and_then_what_is_added(
         assert received == b"so far, so good"[start:]
 
 
+async def test_headers_of_a_follower_do_not_wait_for_the_first_byte(server: Running) -> None:
+    async with (
+        growing(server) as upload,
+        browser(server) as client,
+        client.stream("GET", f"/r/{upload.id}?follow") as response,
+    ):
+        assert (response.status_code, response.headers["x-tailrace-size"]) == (200, "0")
+        await upload.write(b"late")
+        await upload.finish()
+        assert await response.aread() == b"late"
+
+
 async def test_follow_of_a_completed_resource_is_all_of_it(server: Running) -> None:
     resource = await server.upload(DATA)
     response = await get(server, f"/r/{resource}?follow")

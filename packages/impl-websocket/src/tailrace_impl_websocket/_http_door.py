@@ -169,11 +169,12 @@ class HttpDoor:
                 await _abort(scope, reason, departure)
         finally:
             del self._bodies[body]
-            await cancel_and_wait(body)
-            await cancel_and_wait(departure)
+            await cancel_and_wait(body, departure)
 
 
 async def _copy(pieces: AsyncGenerator[bytes, None], send: Send) -> None:
+    # A server may hold the headers back for the first byte, which a follower may have to wait for.
+    await send({"type": "http.response.body", "body": b"", "more_body": True})
     async with aclosing(pieces):
         async for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
