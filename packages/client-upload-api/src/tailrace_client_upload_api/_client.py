@@ -151,7 +151,8 @@ class UploadSession(ABC):
     async def finish(self) -> Status:
         """Complete the upload and return the final status; repeating it returns the same status.
 
-        The resource is COMPLETED, and on disk, when this returns; sizes and heads of both sides agree.
+        The resource is COMPLETED, and on disk, when this returns; sizes and heads of both sides agree. When it is
+        cancelled nothing is decided: it can be called again, or the upload aborted.
 
         Raises:
             IntegrityError: They do not.
@@ -182,7 +183,8 @@ class UploadSession(ABC):
     async def detach(self) -> None:
         """End the session and leave the upload open: it can be reopened within the server's grace period.
 
-        What was written is on its way when this returns, and is announced if the connection holds. Idempotent.
+        What was written is on its way when this returns, and is announced if the connection holds. Leaving the context
+        manager does nothing more then. Idempotent.
         """
 
     async def send_all(self, source: Iterable[Buffer] | AsyncIterable[Buffer]) -> int:
@@ -211,11 +213,15 @@ class UploadSession(ABC):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if exc is None:
-            if not self.status.state.terminal:
-                await self.finish()
-        else:
+        if exc is not None:
             await self.abort(_reason_of(exc))
+        elif not self.status.state.terminal:
+            try:
+                await self.finish()
+            except BaseException as failure:
+                # Harmless where finishing has failed; where it was cancelled, the upload is not left open.
+                await self.abort(_reason_of(failure))
+                raise
 
 
 def _reason_of(exc: BaseException) -> str:

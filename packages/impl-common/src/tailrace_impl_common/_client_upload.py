@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine
+from types import TracebackType
 from typing import Any
 
 from tailrace_client_upload_api import Buffer, UploadSession
@@ -32,6 +33,8 @@ from tailrace_impl_common.messages import GetHeads, Heads, Opened, OpenUpload, R
 
 _ABORT_TIMEOUT = 5.0
 """Time for an abort to be sent and acknowledged, in seconds; after it the conversation is cut."""
+_REASON_TIMEOUT = 5.0
+"""Time that the server's reason may take when sending has failed, in seconds."""
 _MOST_SAMPLES = 256
 """Heads of a prefix that are kept to find where it begins to differ."""
 
@@ -56,6 +59,7 @@ class ConnectedUpload(UploadSession):
         self._tasks: list[asyncio.Task[None]] = []
         self._error: TailraceError | None = None
         self._finishing = False
+        self._detached = False
         self._sending = False
         self._work = asyncio.Event()
         self._changed = Signal()
@@ -125,7 +129,7 @@ class ConnectedUpload(UploadSession):
             await self._end()
             return
         self._tasks = [
-            asyncio.create_task(self._run(self._send_chunks), name="tailrace upload sender"),
+            asyncio.create_task(self._run(self._send), name="tailrace upload sender"),
             asyncio.create_task(self._run(self._receive_messages), name="tailrace upload receiver"),
         ]
 
@@ -178,11 +182,19 @@ class ConnectedUpload(UploadSession):
             self._fail(error)
 
     def _fail(self, error: TailraceError) -> None:
-        # The server's reason says more than the broken connection that the sender may notice first.
+        # The server's reason says more than a broken connection.
         if self._error is None or isinstance(self._error, ConnectionLost):
             self._error = error
         self._work.set()
         self._changed.notify()
+
+    async def _send(self) -> None:
+        try:
+            await self._send_chunks()
+        except ConnectionLost:
+            # Why the server ended the conversation may have arrived and not been read yet.
+            await asyncio.wait(self._tasks[1:], timeout=_REASON_TIMEOUT)
+            raise
 
     async def _send_chunks(self) -> None:
         machine, work, changed = self._machine, self._work, self._changed
@@ -229,8 +241,18 @@ class ConnectedUpload(UploadSession):
     async def write(self, data: Buffer) -> None:
         self._answer()
         self._check()
+        if type(data) is bytes:
+            await self._hand_over(data)
+            return
+        # What may be changed later is copied, a chunk at a time: it may be as large as a mapped file.
+        view = memoryview(flat(data))
+        step = self._machine.chunk_size
+        for start in range(0, len(view), step):
+            await self._hand_over(bytes(view[start : start + step]))
+
+    async def _hand_over(self, data: bytes) -> None:
         machine = self._machine
-        machine.write(data if type(data) is bytes else bytes(flat(data)))
+        machine.write(data)
         self._work.set()
         while machine.pending > machine.chunk_size:
             await self._changed.wait()
@@ -242,20 +264,23 @@ class ConnectedUpload(UploadSession):
         while self._machine.announced.size < target:
             if self._error is not None:
                 raise self._error
+            if self._machine.state is UploadState.ENDED:
+                raise UploadAborted(reason=self.status.reason or "the upload has ended")
             await self._changed.wait()
         return self._machine.announced
 
     async def finish(self) -> Status:
         self._answer()
         if self._machine.state is not UploadState.ENDED:
-            if self._machine.state is UploadState.ABORTING:
-                self._check()
-            self._finishing = True
-            self._work.set()
+            if self._machine.state is UploadState.OPEN:
+                self._finishing = True
+                self._work.set()
             try:
                 await self._wait_for_end()
-            finally:
+            except TailraceError:
                 await self._end()
+                raise
+            await self._end()
         final = self._machine.final
         if final is None or final.status is None:
             raise self._error or UploadAborted(reason="the upload has ended")
@@ -283,22 +308,27 @@ class ConnectedUpload(UploadSession):
     async def abort(self, reason: str = "aborted by the client") -> Status | None:
         if self._machine.opened is None:
             return None
-        if self._machine.state is UploadState.ENDED or self._error is not None:
-            await self._end()
-            return None if self._machine.final is None else self._machine.final.status
-        if self._machine.state is UploadState.OPEN:
-            try:
+        try:
+            if self._machine.state is not UploadState.ENDED and self._error is None:
                 async with asyncio.timeout(_ABORT_TIMEOUT):
                     await self._send_abort(reason)
-            except (TimeoutError, TailraceError):
-                # The server notices the end of the conversation, and fails the upload after its grace period.
-                pass
-        if self._machine.final is None:
-            self._fail(UploadAborted(reason=reason))
-        await self._end()
+        except (TimeoutError, TailraceError):
+            # The server notices the end of the conversation, and fails the upload after its grace period.
+            pass
+        finally:
+            if self._machine.final is None:
+                self._fail(UploadAborted(reason=reason))
+            await self._end()
         return None if self._machine.final is None else self._machine.final.status
 
     async def _send_abort(self, reason: str) -> None:
+        """Give the upload up, and wait until the server has taken note; what is being completed is cut."""
+        if self._machine.state is UploadState.OPEN:
+            await self._leave_off(reason)
+        while self._machine.state is UploadState.ABORTING and self._error is None:
+            await self._changed.wait()
+
+    async def _leave_off(self, reason: str) -> None:
         assert self._stream is not None
         sender, _ = self._tasks
         message = self._machine.abort(reason)
@@ -309,8 +339,6 @@ class ConnectedUpload(UploadSession):
             await self._changed.wait()
         await cancel_and_wait(sender)
         await self._stream.send(message)
-        while self._machine.final is None and self._error is None:
-            await self._changed.wait()
 
     async def checkpoints(self) -> AsyncGenerator[Checkpoint, None]:
         self._answer()
@@ -333,9 +361,16 @@ class ConnectedUpload(UploadSession):
         try:
             await self.flush()
         finally:
+            self._detached = True
             if self._error is None:
                 self._fail(UploadAborted(reason="the session was detached"))
             await self._end()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._detached:
+            await super().__aexit__(exc_type, exc, traceback)
 
     async def _end(self) -> None:
         """Release tasks and conversation; the outcome stays."""
