@@ -41,8 +41,12 @@ class Conversation:
         while True:
             message = await self.stream.receive()
             assert message is not None, f"the conversation ended before {kind.__name__}"
+            self._note(message)
             if isinstance(message, kind):
                 return message
+
+    def _note(self, message: ServerMessage) -> None:
+        """Keep what a later question may be about."""
 
     async def rest(self) -> list[ServerMessage]:
         """Return all messages up to the end, which must be in order."""
@@ -94,14 +98,23 @@ class HandUpload(Conversation):
         upload.opened = await upload.receive(Opened)
         upload.offset = upload.opened.offset
         upload.until = upload.opened.until
+        upload.checkpoint = Checkpoint(upload.opened.offset, upload.opened.newlines, upload.opened.head)
         upload.previous = b""
         upload._hasher = HeadHasher()
         return upload
 
     offset: int
     until: int
+    checkpoint: Checkpoint
+    """The last announced one that was received."""
     previous: bytes
     _hasher: HeadHasher
+
+    def _note(self, message: ServerMessage) -> None:
+        if isinstance(message, Window):
+            self.until = message.until
+        elif isinstance(message, Checkpoint):
+            self.checkpoint = message
 
     @property
     def id(self) -> str:
@@ -139,15 +152,14 @@ class HandUpload(Conversation):
 
     async def announced(self, size: int) -> Checkpoint:
         """Wait until a size is announced, and return that checkpoint."""
-        while True:
-            checkpoint = await self.receive(Checkpoint)
-            if checkpoint.size >= size:
-                return checkpoint
+        while self.checkpoint.size < size:
+            await self.receive(Checkpoint)
+        return self.checkpoint
 
     async def granted(self, until: int) -> None:
         """Wait until bytes up to ``until`` may be sent."""
         while self.until < until:
-            self.until = (await self.receive(Window)).until
+            await self.receive(Window)
 
     async def finish(self, *, size: int | None = None, head: bytes | None = None) -> None:
         """Say that the input has ended."""
