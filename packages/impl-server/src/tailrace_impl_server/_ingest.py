@@ -123,7 +123,7 @@ class UploadSession(UploadIngest):
         self._loop = asyncio.get_running_loop()
         self._start = self._submitted = writer.snapshot.size
         self._until = 0
-        self._grant()
+        self._grant(writer.snapshot.size)
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
         self._due = 0.0
         self._work: asyncio.Future[None] | None = None
@@ -375,21 +375,25 @@ class UploadSession(UploadIngest):
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.live.publish(snapshot)
-        self._grant()
+        self._grant(snapshot.size)
         self._progress = Progress(self._until, snapshot.checkpoint)
         self._wake_watchers()
         self._host.announced(self.id)
 
     def _renew_window(self) -> None:
         """Tell the uploader what has become free, if that is worth a message."""
-        if self._grant():
+        if self._grant(self._progress.checkpoint.size):
             self._progress = Progress(self._until, self._progress.checkpoint)
             self._wake_watchers()
 
-    def _grant(self) -> bool:
-        """Grant what has become free, from a quarter of a window on: a message for every line would be too much."""
+    def _grant(self, announced: int) -> bool:
+        """Grant what has become free, from a quarter of a window on: a message for every line would be too much.
+
+        That is a window beyond what is stored, but no more than two beyond what is announced: so much the uploader has
+        to keep, however slow an announcement is.
+        """
         window = self._host.window()
-        until = min(self._writer.stored + window, self._last_grant)
+        until = min(self._writer.stored + window, announced + 2 * window, self._last_grant)
         if until <= self._until or (until - self._until < window // 4 and until < self._last_grant):
             return False
         self._until = until
