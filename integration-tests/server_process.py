@@ -105,20 +105,27 @@ class ServerProcess:
         assert self._process is not None
         self._process.kill()
         self._process.wait(DEADLINE)
+        self._close_output()
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """End it in order, and return its exit code."""
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(DEADLINE)
+        code = self._process.wait(DEADLINE)
+        self._close_output()
+        return code
 
     def dispose(self) -> None:
         """End it for good, however it is."""
         if self._process is not None:
             if self._process.poll() is None:
                 self.kill()
-            if self._process.stdout is not None:
-                self._process.stdout.close()
+            self._close_output()
+
+    def _close_output(self) -> None:
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self._process.stdout.close()
 
 
 def run(
