@@ -96,6 +96,27 @@ async def test_an_expiry_that_fails_is_tried_again(bench: Bench, caplog: pytest.
     assert (await last_status(manager, ingest.id)).reason == "uploader lost"
 
 
+@pytest.mark.parametrize("damaged", ["unfinished", "ended"])
+async def test_a_damaged_resource_harms_no_other(disk_bench: Bench, damaged: str) -> None:
+    manager = await disk_bench.start()
+    uploader = Uploader(await manager.create(LINES))
+    await uploader.send(b"announced\n")
+    await uploader.announced()
+    whole = await upload(manager, b"whole\n")
+    if damaged == "ended":
+        await uploader.finish()
+    await disk_bench.close()
+    assert disk_bench.path is not None
+    (disk_bench.path / "resources" / uploader.id / "journal").write_bytes(b"")
+    manager = await disk_bench.start()
+    page = await manager.list(ListFilter(), limit=10)
+    assert [status.id for status in page.statuses] == [whole.id]
+    with pytest.raises(StorageFailure):
+        await manager.open_reader(uploader.id)
+    assert await read_all(manager, whole.id) == b"whole\n"
+    await upload(manager, b"another\n")
+
+
 async def test_the_grace_begins_again_when_the_server_starts(disk_bench: Bench) -> None:
     manager = await disk_bench.start()
     uploader = Uploader(await manager.create(LINES))

@@ -26,6 +26,7 @@ from tailrace_common_api import (
     QuotaExceeded,
     ResourceState,
     Status,
+    StorageFailure,
     TailraceError,
     TokenRejected,
     Visibility,
@@ -369,6 +370,10 @@ class Manager(ResourceManager):
         try:
             snapshot = live.snapshot if live is not None else await self._storage.load(descriptor.id)
         except NotFound:
+            return None
+        except StorageFailure:
+            # One damaged resource must not hide the others; asking for it tells what is wrong with it.
+            logger.warning("a resource cannot be listed", exc_info=True, extra={"resource": descriptor.id})
             return None
         if filter.state is not None and snapshot.state is not filter.state:
             return None
