@@ -6,6 +6,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
+from impl_server_gated_storage import GatedWriter
 from impl_server_manager_bench import LINES, Bench, Uploader, last_status, read_all, reading, turned, upload
 
 from tailrace_common_api import (
@@ -23,7 +24,7 @@ from tailrace_impl_server import ManagedServer, ServerSettings, create_manager
 from tailrace_impl_server._admission import DescriptorBudget
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._retention import Sweeper
-from tailrace_server_api import Durability
+from tailrace_server_api import Durability, Outcome
 
 
 async def test_a_lost_uploader_fails_the_resource_when_the_grace_is_over(bench: Bench) -> None:
@@ -115,6 +116,25 @@ async def test_a_damaged_resource_harms_no_other(disk_bench: Bench, damaged: str
         await manager.open_reader(uploader.id)
     assert await read_all(manager, whole.id) == b"whole\n"
     await upload(manager, b"another\n")
+
+
+async def test_an_expiry_that_fails_behind_its_opening_is_tried_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    failing = GatedWriter.fail
+    manager = await bench.start(upload_grace=0.01)
+    ingest = await manager.create(LINES)
+
+    async def fail(writer: GatedWriter, reason: str) -> Outcome:
+        raise StorageFailure("not now")
+
+    monkeypatch.setattr(GatedWriter, "fail", fail)
+    with caplog.at_level(logging.ERROR):
+        await ingest.release()
+        await turned(lambda: bool(caplog.records))
+    assert caplog.records[0].resource == ingest.id  # type: ignore[attr-defined] # Every record bears it.
+    monkeypatch.setattr(GatedWriter, "fail", failing)
+    assert (await last_status(manager, ingest.id)).reason == "uploader lost"
 
 
 async def test_the_grace_begins_again_when_the_server_starts(disk_bench: Bench) -> None:

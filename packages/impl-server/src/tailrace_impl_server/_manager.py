@@ -483,13 +483,18 @@ class Manager(ResourceManager):
     async def _fail_lost(self, live: LiveResource) -> None:
         try:
             writer = await self._storage.open(live.id)
+            try:
+                outcome = await writer.fail(UPLOADER_LOST)
+            finally:
+                await writer.close()
         except AlreadyTerminal:
             live.publish(await self._storage.load(live.id))
             return
-        try:
-            outcome = await writer.fail(UPLOADER_LOST)
-        finally:
-            await writer.close()
+        except StorageFailure:
+            logger.exception("a lost upload could not be ended; it is tried again", extra={"resource": live.id})
+            # This attempt may have taken the next epoch: that is nobody who has come back.
+            self._sweeper.begin_grace(live.id, live.snapshot.epoch + 1)
+            return
         if isinstance(outcome, Committed | Ended):
             await self.record_state(live, outcome.snapshot.state)
             live.publish(outcome.snapshot)
