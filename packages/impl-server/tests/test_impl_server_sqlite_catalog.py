@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tailrace_common_api import ConfigurationError, ListFilter, Metadata, ResourceState, StorageFailure, Visibility
+from tailrace_common_api import ConfigurationError, ListFilter, Metadata, ResourceState, StorageFailure, StorageFull, Visibility
 from tailrace_impl_server import _sqlite_catalog
 from tailrace_impl_server import _sqlite_catalog_statements as statements
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
@@ -153,6 +153,22 @@ async def test_a_change_that_fails_harms_no_other(tmp_path: Path, monkeypatch: p
         StorageFailure if number == 3 else type(None) for number in range(10)
     ]
     assert await catalog.known() == {entry(number).descriptor.id for number in range(10) if number != 3}
+    await catalog.close()
+
+
+async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    insert = statements.insert
+
+    def on_a_full_disk(connection: sqlite3.Connection, added: CatalogEntry, text: str) -> str | None:
+        pages = connection.execute("PRAGMA page_count").fetchone()[0]
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return insert(connection, added, text)
+
+    monkeypatch.setattr(statements, "insert", on_a_full_disk)
+    catalog = await started(tmp_path / "catalog.sqlite")
+    with pytest.raises(StorageFull):
+        for number in range(1000):
+            await catalog.insert(entry(number))
     await catalog.close()
 
 

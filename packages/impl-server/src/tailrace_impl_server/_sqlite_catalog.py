@@ -16,7 +16,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
-from tailrace_common_api import ConfigurationError, ListFilter, ResourceState, StorageFailure
+from tailrace_common_api import ConfigurationError, ListFilter, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_server import _sqlite_catalog_statements as statements
 from tailrace_impl_server._descriptor import descriptor_to_json
 from tailrace_server_api import Catalog, CatalogEntry, Durability
@@ -41,6 +41,9 @@ class _Change:
         self.apply = apply
         self.future = future
         self.result: object = None
+
+
+_Outcome = tuple[_Change, StorageFull | StorageFailure | None]
 
 
 class SqliteCatalog(Catalog):
@@ -224,7 +227,7 @@ class SqliteCatalog(Catalog):
             raise StorageFailure(f"the catalog cannot be read: {error}") from error
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Change]) -> list[tuple[_Change, StorageFailure | None]]:
+def _commit(connection: sqlite3.Connection, batch: list[_Change]) -> list[_Outcome]:
     """Apply changes in one transaction; when that fails, each in its own, so that each gets its own outcome."""
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -237,11 +240,13 @@ def _commit(connection: sqlite3.Connection, batch: list[_Change]) -> list[tuple[
         if len(batch) > 1:
             return [outcome for change in batch for outcome in _commit(connection, [change])]
         _log.warning("a change of the catalog failed", exc_info=error)
-        return [(batch[0], StorageFailure(f"the catalog cannot be changed: {error}"))]
+        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
+        failure = StorageFull if full else StorageFailure
+        return [(batch[0], failure(f"the catalog cannot be changed: {error}"))]
     return [(change, None) for change in batch]
 
 
-def _deliver(outcomes: list[tuple[_Change, StorageFailure | None]]) -> None:
+def _deliver(outcomes: list[_Outcome]) -> None:
     for change, error in outcomes:
         # Who asked may have been cancelled meanwhile.
         if change.future.done():
