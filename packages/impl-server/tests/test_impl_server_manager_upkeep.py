@@ -1,4 +1,5 @@
 import asyncio
+import errno
 import logging
 import time
 from dataclasses import replace
@@ -371,6 +372,17 @@ async def test_descriptors_are_counted_before_the_reserve_can_be_used_up() -> No
         budget.admit()
         await budget.close()
     assert 1000 // 100 <= counted <= 1000 // 20
+
+
+async def test_where_not_even_counting_is_possible_nobody_is_admitted() -> None:
+    def count() -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    budget = DescriptorBudget(count=count, limit=lambda: 1000)
+    await budget.sample()
+    with pytest.raises(Overloaded):
+        budget.admit()
+    await budget.close()
 
 
 async def test_the_manager_admits(memory_bench: Bench) -> None:

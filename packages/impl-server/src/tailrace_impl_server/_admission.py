@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 from collections.abc import Callable
@@ -68,8 +69,8 @@ class DescriptorBudget:
         try:
             self._admitted = 0
             self._used = await asyncio.to_thread(self._count)
-        except OSError:
-            # Without /proc nothing is known, and nothing refused.
-            self._used = 0
+        except OSError as error:
+            # Counting takes a descriptor too. Without /proc nothing is known, and nothing refused.
+            self._used = self._limit() if error.errno in (errno.EMFILE, errno.ENFILE) else 0
         finally:
             self._sampling = None
