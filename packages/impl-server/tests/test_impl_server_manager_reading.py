@@ -121,14 +121,21 @@ def test_idle_tails_are_emptied() -> None:
 
 
 def test_the_piece_cache_is_bounded_and_drops_what_was_not_used() -> None:
-    cache = PieceCache(100)
+    cache = PieceCache(100_000)
     for number in range(10):
-        cache.put(("id", number, number + 1), Piece(bytes(40), bytes(8)))
+        cache.put(("id", number, number + 1), Piece(bytes(40_000), bytes(8)))
         assert cache.get(("id", 0, 1)) is not None
     assert cache.get(("id", 9, 10)) is not None
     assert cache.get(("id", 5, 6)) is None
-    cache.put(("id", 50, 60), Piece(bytes(101), bytes(8)))
+    cache.put(("id", 50, 60), Piece(bytes(100_001), bytes(8)))
     assert cache.get(("id", 50, 60)) is None
+
+
+def test_the_piece_cache_counts_what_a_small_piece_costs() -> None:
+    cache = PieceCache(100_000)
+    for number in range(1000):
+        cache.put(("id", number, number + 1), Piece(b"x", bytes(8)))
+    assert sum(cache.get(("id", number, number + 1)) is not None for number in range(1000)) < 200
 
 
 async def test_a_thousand_followers_of_many_lines_cost_one_join() -> None:

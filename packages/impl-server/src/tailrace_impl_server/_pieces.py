@@ -10,6 +10,8 @@ from tailrace_impl_server._shared_tail import SharedTail
 from tailrace_server_api import Buffer, Piece, Storage
 
 _PieceKey = tuple[str, int, int]
+_PIECE_OVERHEAD = 512
+"""Bytes of memory that a piece costs beside its data: joined lines are small, and there are many of them."""
 
 
 class PieceCache:
@@ -19,7 +21,7 @@ class PieceCache:
     """
 
     def __init__(self, limit: int) -> None:
-        """Keep up to ``limit`` bytes."""
+        """Keep up to ``limit`` bytes, bookkeeping included."""
         self._limit = limit
         self._used = 0
         self._pieces: OrderedDict[_PieceKey, Piece] = OrderedDict()
@@ -33,13 +35,14 @@ class PieceCache:
 
     def put(self, key: _PieceKey, piece: Piece) -> None:
         """Keep a piece."""
-        if len(piece.data) > self._limit or key in self._pieces:
+        size = len(piece.data) + _PIECE_OVERHEAD
+        if size > self._limit or key in self._pieces:
             return
         self._pieces[key] = piece
-        self._used += len(piece.data)
+        self._used += size
         while self._used > self._limit:
             _, dropped = self._pieces.popitem(last=False)
-            self._used -= len(dropped.data)
+            self._used -= len(dropped.data) + _PIECE_OVERHEAD
 
     def clear(self) -> None:
         """Forget everything."""
