@@ -19,6 +19,7 @@ from tailrace_common_api import (
     Overloaded,
     ResourceState,
     StorageFailure,
+    StorageFull,
     Visibility,
 )
 from tailrace_impl_server import ManagedServer, ServerSettings, create_manager
@@ -119,15 +120,19 @@ async def test_a_damaged_resource_harms_no_other(disk_bench: Bench, damaged: str
     await upload(manager, b"another\n")
 
 
+@pytest.mark.parametrize("failure", [StorageFailure, StorageFull])
 async def test_an_expiry_that_fails_behind_its_opening_is_tried_again(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    bench: Bench,
+    failure: type[StorageFailure] | type[StorageFull],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     failing = GatedWriter.fail
     manager = await bench.start(upload_grace=0.01)
     ingest = await manager.create(LINES)
 
     async def fail(writer: GatedWriter, reason: str) -> Outcome:
-        raise StorageFailure("not now")
+        raise failure("not now")
 
     monkeypatch.setattr(GatedWriter, "fail", fail)
     with caplog.at_level(logging.ERROR):

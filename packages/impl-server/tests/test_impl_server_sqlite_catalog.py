@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tailrace_common_api import ConfigurationError, ListFilter, Metadata, ResourceState, StorageFailure, StorageFull, Visibility
+from tailrace_common_api import (
+    ConfigurationError,
+    ListFilter,
+    Metadata,
+    ResourceState,
+    StorageFailure,
+    StorageFull,
+    Visibility,
+)
 from tailrace_impl_server import _sqlite_catalog
 from tailrace_impl_server import _sqlite_catalog_statements as statements
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
@@ -117,7 +125,7 @@ async def test_changes_that_wait_together_are_committed_together(
 
     def counting(
         connection: sqlite3.Connection, batch: list[_sqlite_catalog._Change]
-    ) -> list[tuple[_sqlite_catalog._Change, StorageFailure | None]]:
+    ) -> list[_sqlite_catalog._Outcome]:
         commits.append(len(batch))
         return commit(connection, batch)
 
@@ -166,9 +174,9 @@ async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(statements, "insert", on_a_full_disk)
     catalog = await started(tmp_path / "catalog.sqlite")
-    with pytest.raises(StorageFull):
-        for number in range(1000):
-            await catalog.insert(entry(number))
+    results = await asyncio.gather(*(catalog.insert(entry(number)) for number in range(1000)), return_exceptions=True)
+    assert isinstance(results[-1], StorageFull)
+    assert {type(result) for result in results} <= {StorageFull, type(None)}
     await catalog.close()
 
 

@@ -27,6 +27,7 @@ from tailrace_common_api import (
     ResourceState,
     Status,
     StorageFailure,
+    StorageFull,
     TailraceError,
     TokenRejected,
     Visibility,
@@ -490,7 +491,7 @@ class Manager(ResourceManager):
         except AlreadyTerminal:
             live.publish(await self._storage.load(live.id))
             return
-        except StorageFailure:
+        except (StorageFailure, StorageFull):
             logger.exception("a lost upload could not be ended; it is tried again", extra={"resource": live.id})
             # This attempt may have taken the next epoch: that is nobody who has come back.
             self._sweeper.begin_grace(live.id, live.snapshot.epoch + 1)
