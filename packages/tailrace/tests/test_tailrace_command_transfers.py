@@ -397,6 +397,7 @@ def test_resources_are_listed_by_label_and_state(run: Run, url: str) -> None:
     text = run("list", "--server", url, "--label", label, "--state", "completed").output.decode()
     assert [line.split()[0] for line in text.splitlines()] == references
     check(run("list", "--server", url, "--label", label, "--state", "failed"), 0)
+    assert [line.split()[-1] for line in text.splitlines()] == ["n0", "n1", "n2"]
     check(run("delete", references[0]), 0)
     assert len(run("list", "--server", url, "--label", label, "--json").json()) == 2
 

@@ -1,14 +1,20 @@
 """The `tailrace` command."""
 
+import os
 import sys
 
 from tailrace._malloc import tune_malloc
+from tailrace._standard_streams import fill_closed_streams
 
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
+    # Before anything is opened.
+    fill_closed_streams()
     # Before anything large is allocated.
     tune_malloc()
+    # What fails is said once, by this program; the library below gRPC would say it, too, in its own words.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tailrace._command import run
 
     sys.exit(run())

@@ -6,10 +6,12 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import click
 
 from tailrace._exit_codes import ExitCode, exit_code_of
+from tailrace._messages import complain, describe
 from tailrace._running import Interrupted
 from tailrace_common_api import TailraceError
 
@@ -74,30 +76,37 @@ def run(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments without the name of the program; ``None`` for those of the process.
     """
     try:
+        return _run(arguments)
+    finally:
+        _discard_unwritable_output()
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    try:
         code = tailrace.main(arguments, prog_name="tailrace", standalone_mode=False)
     except click.ClickException as error:
-        error.show()
+        with suppress(OSError):
+            error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
     except TailraceError as error:
-        _complain(str(error))
+        complain(str(error))
         return exit_code_of(error)
     except (Interrupted, click.Abort, KeyboardInterrupt):
         return ExitCode.INTERRUPTED
     except _OutputClosed:
-        _discard_output()
         return ExitCode.SUCCESS
     except OSError as error:
-        _complain(str(error))
+        complain(describe(error))
         return ExitCode.FAILED
     return code if isinstance(code, int) else ExitCode.SUCCESS
 
 
-def _complain(text: str) -> None:
-    click.echo(f"tailrace: {text}", err=True)
-
-
-def _discard_output() -> None:
-    """Let what is left in the buffer of standard output go nowhere: its flush at exit would complain."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
-    os.close(nowhere)
+def _discard_unwritable_output() -> None:
+    """Let what is left in the buffers and cannot be written go nowhere: their flush at exit would complain."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream.fileno())
+            os.close(nowhere)

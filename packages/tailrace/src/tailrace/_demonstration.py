@@ -21,7 +21,8 @@ import click
 
 from tailrace._connect import connect
 from tailrace._exit_codes import ExitCode
-from tailrace._status_report import printable, status_row
+from tailrace._messages import printable, say
+from tailrace._status_report import status_row
 from tailrace_client_download_api import RemoteResource
 from tailrace_common_api import Status
 
@@ -91,7 +92,7 @@ async def _stream(stack: AsyncExitStack, source: Process, urls: dict[str, str], 
 
 
 def _say(what: str, text: str) -> None:
-    click.echo(f"{what:<9} {text}")
+    say(f"{what:<9} {text}")
 
 
 async def _watch(resource: RemoteResource) -> Status:

@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import click
 
+from tailrace._messages import printable
 from tailrace._progress import Report
 from tailrace_client_download_api import DataChunk
 from tailrace_common_api import TailraceError
@@ -42,10 +43,15 @@ async def write_chunks(
     try:
         descriptor = await asyncio.to_thread(os.open, path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
-        raise click.UsageError(f"{path} exists; it is left as it is") from None
+        raise click.UsageError(f"{printable(path)} exists; it is left as it is") from None
     writer = DescriptorWriter(descriptor)
     try:
         await _copy(chunks, writer, report)
+    except TailraceError:
+        raise  # Some are errors of the operating system as well; they are not about the file.
+    except OSError as error:
+        error.filename = error.filename or path
+        raise
     finally:
         await writer.close()
 
@@ -57,7 +63,7 @@ def refuse_existing(path: str | None) -> None:
         click.UsageError: It exists.
     """
     if path is not None and path != STANDARD and os.path.lexists(path):
-        raise click.UsageError(f"{path} exists; it is left as it is")
+        raise click.UsageError(f"{printable(path)} exists; it is left as it is")
 
 
 def _is_pipe(descriptor: int) -> bool:
@@ -89,6 +95,11 @@ async def _standard_output() -> AsyncGenerator[DescriptorWriter, None]:
     except asyncio.CancelledError:
         if closed:
             raise BrokenPipeError from None
+        raise
+    except TailraceError:
+        raise  # As in write_chunks.
+    except OSError as error:
+        error.filename = error.filename or "standard output"
         raise
     finally:
         if watched and not closed:

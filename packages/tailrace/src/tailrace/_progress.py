@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from tailrace._status_report import printable
+from tailrace._messages import printable
 
 Report = Callable[[int], None]
 """Takes the number of bytes so far."""
@@ -17,14 +17,15 @@ def _ignore(size: int) -> None:
 
 
 @contextmanager
-def transfer_progress(name: str, total: int | None) -> Generator[Report, None, None]:
+def transfer_progress(name: str, total: int | None, *, shown: bool = True) -> Generator[Report, None, None]:
     """Show how a transfer goes, on standard error if that is a terminal; elsewhere nothing is shown.
 
     Args:
         name: What is transferred.
         total: Bytes in all; ``None`` when that is not known.
+        shown: Whether to show anything at all.
     """
-    if not sys.stderr.isatty():
+    if not shown or not sys.stderr.isatty():
         yield _ignore
         return
     from rich.console import Console
@@ -32,19 +33,16 @@ def transfer_progress(name: str, total: int | None) -> Generator[Report, None, N
     from rich.progress import (
         BarColumn,
         DownloadColumn,
+        FileSizeColumn,
         Progress,
+        ProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TransferSpeedColumn,
     )
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeElapsedColumn(),
-    )
+    amount: list[ProgressColumn] = [FileSizeColumn()] if total is None else [BarColumn(), DownloadColumn()]
+    columns = (TextColumn("{task.description}"), *amount, TransferSpeedColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(escape(printable(name)), total=total)
         yield lambda size: progress.update(task, completed=size)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
 import click
 
 from tailrace._connect import client_url
+from tailrace._messages import printable
 from tailrace._settings import load_settings
-from tailrace_common_api import Reference
+from tailrace_common_api import InvalidReference, Reference
 
 server_option = click.option(
     "--server", metavar="URL", help="Server, whatever the reference says; bare IDs need it or TAILRACE_SERVER."
@@ -46,10 +48,13 @@ def resolve_server(server: str | None) -> str:
     """Return the URL of the server to use: the one given, or the one of the settings.
 
     Raises:
-        click.UsageError: Neither is there.
+        click.UsageError: Neither is there, or it is the reference of a resource.
         ConfigurationError: It is no URL, or the settings cannot work.
     """
     url = server or load_settings().server
     if url is None:
         raise click.UsageError("no server is named; give --server URL or set TAILRACE_SERVER")
+    with suppress(InvalidReference):
+        if (base := Reference.parse(url).base) is not None:
+            raise click.UsageError(f"{printable(url)} is a resource; its server is {printable(base)}")
     return client_url(url)

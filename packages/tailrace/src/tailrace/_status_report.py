@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 
+from tailrace._messages import printable
 from tailrace_common_api import Status
 
 
@@ -58,13 +59,9 @@ def status_text(status: Status) -> str:
     return "\n".join(f"{name + ':':14}{printable(value)}" for name, value in rows.items() if value is not None)
 
 
-def status_row(status: Status) -> str:
-    """Return a status as one line for people."""
+def status_row(status: Status, name: str = "") -> str:
+    """Return a status as one line for people, with a name for the resource where one is given."""
     lines = "" if status.lines is None else f"{status.lines:,} lines"
     reason = "" if status.reason is None else f"  {printable(status.reason)}"
-    return f"{status.state.value:<11}  {status.size:>15,} bytes  {lines:>17}{reason}"
-
-
-def printable(text: str) -> str:
-    """Return text of a server so that it cannot control the terminal."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    called = name and f"  {name}"
+    return f"{status.state.value:<11}  {status.size:>15,} bytes  {lines:>17}{called}{reason}"

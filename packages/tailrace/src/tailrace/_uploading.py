@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
-import click
-
 from tailrace._connect import connect
 from tailrace._input import StoppableInput
+from tailrace._messages import describe, say
 from tailrace._progress import transfer_progress
 from tailrace._running import Interrupted, Interruption
 from tailrace._status_report import json_line, status_fields
@@ -77,7 +76,7 @@ async def upload_job(url: str, job: Job, interruption: Interruption) -> None:
         # Nobody reads what would be said.
         raise
     except OSError as error:
-        report.failed(InternalError(f"{type(error).__name__}: {error}"))
+        report.failed(InternalError(describe(error)))
         raise
 
 
@@ -89,17 +88,17 @@ class _Report:
         self.last_status: Status | None = None
 
     def accepted(self, reference: str) -> None:
-        click.echo(json_line({"event": "accepted", "reference": reference}) if self._as_json else reference)
+        say(json_line({"event": "accepted", "reference": reference}) if self._as_json else reference)
 
     def finished(self, status: Status) -> None:
         if self._as_json:
-            click.echo(json_line({"event": "finished", "status": status_fields(status)}))
+            say(json_line({"event": "finished", "status": status_fields(status)}))
 
     def failed(self, error: TailraceError) -> None:
         if self._as_json:
             status = None if self.last_status is None else status_fields(self.last_status)
             described = {"code": error.code, "message": str(error)}
-            click.echo(json_line({"event": "failed", "error": described, "status": status}))
+            say(json_line({"event": "failed", "error": described, "status": status}))
 
 
 class _Upload:
@@ -160,7 +159,10 @@ class _Upload:
     async def _send(self, pieces: AsyncGenerator[bytes, None], job: Job) -> Status:
         session = self._session
         self._report.accepted(session.reference)
-        with transfer_progress(job.metadata.name, await asyncio.to_thread(_known_size, job)) as progress:
+        size = await asyncio.to_thread(_known_size, job)
+        # What somebody types is not written over.
+        typed = job.path is None and os.isatty(sys.stdin.fileno())
+        with transfer_progress(job.metadata.name, size, shown=not typed) as progress:
             async with aclosing(pieces):
                 async for piece in pieces:
                     await session.write(piece)
@@ -206,7 +208,7 @@ async def _open_input(job: Job) -> AsyncGenerator[tuple[AsyncGenerator[bytes, No
         descriptor = await asyncio.to_thread(os.open, job.path, os.O_RDONLY | os.O_NONBLOCK)
     source = StoppableInput(descriptor)
     try:
-        yield _transcoded(_thread_pieces(source), job.encoding), source.stop
+        yield _transcoded(_thread_pieces(source, job.path or "standard input"), job.encoding), source.stop
     finally:
         source.close()
 
@@ -219,10 +221,19 @@ async def _file_pieces(file: GrowingFile) -> AsyncGenerator[bytes, None]:
             yield piece
 
 
-async def _thread_pieces(source: StoppableInput) -> AsyncGenerator[bytes, None]:
-    async with aclosing(iter_source(source.pieces())) as pieces:
+async def _thread_pieces(source: StoppableInput, name: str) -> AsyncGenerator[bytes, None]:
+    async with aclosing(iter_source(_named_pieces(source, name))) as pieces:
         async for piece in pieces:
             yield bytes(piece)
+
+
+def _named_pieces(source: StoppableInput, name: str) -> Generator[bytes, None, None]:
+    """Let errors say which input could not be read."""
+    try:
+        yield from source.pieces()
+    except OSError as error:
+        error.filename = error.filename or name
+        raise
 
 
 async def _transcoded(pieces: AsyncGenerator[bytes, None], encoding: str | None) -> AsyncGenerator[bytes, None]:

@@ -11,7 +11,7 @@ from tailrace._running import run_async
 from tailrace_common_api import FromOffset, LastBytes, LastLines, Start
 
 
-@click.command()
+@click.command(short_help="Print a resource as it grows, until it has ended.")
 @reference_argument
 @click.option("--from", "start", type=click.IntRange(min=0), metavar="N", help="Start at byte N; the default is 0.")
 @click.option("--last-bytes", type=click.IntRange(min=0), metavar="N", help="Start with the last N bytes.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from tailrace._messages import printable, say
 from tailrace._output import STANDARD
 
 
@@ -21,6 +22,10 @@ def head(file: str) -> None:
     from tailrace_impl_common import head_of_file
 
     if file != STANDARD and not os.path.exists(file):
-        raise click.UsageError(f"{file} does not exist")
-    digest = head_of_file(sys.stdin.buffer if file == STANDARD else Path(file))
-    click.echo(digest.hex())
+        raise click.UsageError(f"{printable(file)} does not exist")
+    try:
+        digest = head_of_file(sys.stdin.buffer if file == STANDARD else Path(file))
+    except OSError as error:
+        error.filename = error.filename or "standard input"
+        raise
+    say(digest.hex())

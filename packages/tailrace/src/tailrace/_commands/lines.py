@@ -10,7 +10,7 @@ from tailrace._references import Target, reference_argument, resolve_reference, 
 from tailrace._running import run_async
 
 
-@click.command()
+@click.command(short_help="Print lines of a resource.")
 @reference_argument
 @click.argument("selection", metavar="[FIRST]:[END]", required=False)
 @click.option("--last", type=click.IntRange(min=0), metavar="N", help="The last N lines.")

@@ -7,9 +7,10 @@ from contextlib import aclosing
 import click
 
 from tailrace._labels import parse_labels
+from tailrace._messages import printable, say
 from tailrace._references import resolve_server, server_option
 from tailrace._running import run_async
-from tailrace._status_report import json_line, printable, status_fields, status_row
+from tailrace._status_report import json_line, status_fields, status_row
 from tailrace_common_api import ListFilter, ResourceState
 
 
@@ -34,6 +35,6 @@ async def _list(url: str, chosen: ListFilter, as_json: bool) -> None:
     async with connect(url) as client, aclosing(client.list(chosen)) as statuses:
         async for status in statuses:
             if as_json:
-                click.echo(json_line(status_fields(status)))
+                say(json_line(status_fields(status)))
             else:
-                click.echo(f"{status.reference}  {status_row(status)}  {printable(status.metadata.name)}")
+                say(f"{status.reference}  {status_row(status, printable(status.metadata.name))}")

@@ -8,12 +8,13 @@ from contextlib import suppress
 import click
 
 from tailrace._logging import configure_logging
+from tailrace._messages import say
 from tailrace._running import Interruption, run_async
 from tailrace._settings import Settings, load_settings
 from tailrace._status_report import json_line
 
 
-@click.command()
+@click.command(short_help="Serve resources until SIGINT or SIGTERM.")
 @click.option("--data", metavar="DIR", help="Folder of the resources; ./tailrace-data by default.")
 @click.option("--grpc", metavar="HOST:PORT", help="Address for gRPC; 127.0.0.1:7070 by default, port 0 for any.")
 @click.option("--http", metavar="HOST:PORT", help="Address for WebSocket and HTTP; 127.0.0.1:7080 by default.")
@@ -36,10 +37,10 @@ async def _serve(settings: Settings, as_json: bool, interruption: Interruption) 
     interruption.handlers.append(stop.set)
     async with serve_resources(settings, grace=settings.serve.grace) as urls:
         if as_json:
-            click.echo(json_line({"event": "ready", **urls}))
+            say(json_line({"event": "ready", **urls}))
         else:
-            click.echo(f"gRPC on {urls['grpc']}")
-            click.echo(f"WebSocket on {urls['ws']}, HTTP on {urls['http']}")
+            say(f"gRPC on {urls['grpc']}")
+            say(f"WebSocket on {urls['ws']}, HTTP on {urls['http']}")
         await stop.wait()
 
 

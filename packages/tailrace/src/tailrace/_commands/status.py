@@ -6,6 +6,7 @@ from contextlib import aclosing
 
 import click
 
+from tailrace._messages import say
 from tailrace._references import Target, reference_argument, resolve_reference, server_option
 from tailrace._running import run_async
 from tailrace._status_report import json_line, status_fields, status_row, status_text
@@ -27,8 +28,8 @@ async def _status(target: Target, watch: bool, as_json: bool) -> None:
     async with connect(target.url) as client:
         if not watch:
             current = await client.status(target.id)
-            click.echo(json_line(status_fields(current)) if as_json else status_text(current))
+            say(json_line(status_fields(current)) if as_json else status_text(current))
             return
         async with client.open(target.id) as resource, aclosing(resource.statuses()) as statuses:
             async for current in statuses:
-                click.echo(json_line(status_fields(current)) if as_json else status_row(current))
+                say(json_line(status_fields(current)) if as_json else status_row(current))

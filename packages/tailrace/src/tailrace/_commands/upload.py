@@ -8,6 +8,7 @@ import click
 
 from tailrace._content_types import UNKNOWN, guess_content_type, has_lines
 from tailrace._labels import parse_labels
+from tailrace._messages import printable
 from tailrace._output import STANDARD
 from tailrace._references import resolve_server, server_option
 from tailrace._running import Interruption, run_async
@@ -48,11 +49,13 @@ def upload(
         raise click.UsageError("--until-exit needs --follow")
     if path == STANDARD and follow:
         raise click.UsageError("standard input is followed anyway; --follow is for files")
-    if path != STANDARD and not follow:
-        if not os.path.exists(path):
-            raise click.UsageError(f"{path} does not exist; --follow waits for it")
+    if path != STANDARD:
+        if not follow and not os.path.exists(path):
+            raise click.UsageError(f"{printable(path)} does not exist; --follow waits for it")
         if os.path.isdir(path):
-            raise click.UsageError(f"{path} is a folder")
+            raise click.UsageError(f"{printable(path)} is a folder")
+        if follow and os.path.exists(path) and not os.path.isfile(path):
+            raise click.UsageError(f"{printable(path)} is no regular file; without --follow it is read to its end")
     parsed_labels = parse_labels(labels)
     url = resolve_server(server)
 
@@ -62,7 +65,7 @@ def upload(
 
     if encoding is not None:
         Transcoder(encoding)  # Refuses an unknown one before anything is sent.
-    chosen_name = name or ("stdin" if path == STANDARD else os.path.basename(os.path.abspath(path)))
+    chosen_name = name or ("stdin" if path == STANDARD else printable(os.path.basename(os.path.abspath(path))))
     chosen_type = content_type or _guess(chosen_name, path, encoding)
     metadata = Metadata(
         name=chosen_name,
