@@ -265,7 +265,7 @@ class UploadSession(UploadIngest):
                 await self._wait_for_work(None)
                 continue
             now = self._loop.time()
-            if now >= self._due or self._submitted - announced >= self._host.settings.upload_window:
+            if now >= self._due or self._submitted - announced >= self._host.window():
                 self._due = now + self._interval
                 await self._announce()
             elif self._writer.stored < self._submitted:
