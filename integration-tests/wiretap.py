@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from tailrace_common_api import ClientSettings
 from tailrace_impl_common import ClientStream, ConnectedClient, Connection
 from tailrace_impl_common.messages import ClientMessage, Request, ServerMessage, UnaryAnswer, UnaryRequest
 
@@ -37,9 +38,9 @@ class Wiretap(Connection):
         """Let everything through again."""
         self._passing.set()
 
-    def client(self) -> ConnectedClient:
+    def client(self, settings: ClientSettings | None = None) -> ConnectedClient:
         """Return a client that speaks over this."""
-        return ConnectedClient(self)
+        return ConnectedClient(self, settings)
 
     @property
     def best_chunk_size(self) -> int:
