@@ -197,6 +197,9 @@ class ConnectedResource(RemoteResource):
         try:
             async with asyncio.timeout(seconds):
                 message = await stream.receive()
+        except DeadlineExceeded:
+            # The server's own.
+            raise
         except TimeoutError:
             raise DeadlineExceeded(what=f"the answer to {type(request).__name__}", seconds=seconds) from None
         if message is None:

@@ -113,6 +113,9 @@ class ConnectedUpload(UploadSession):
                 async with asyncio.timeout(seconds):
                     self._stream = await self._connection.open(self._request)
                     message = await self._stream.receive()
+            except DeadlineExceeded:
+                # The server's own.
+                raise
             except TimeoutError:
                 raise DeadlineExceeded(what="the answer to the upload's request", seconds=seconds) from None
             if message is None:
@@ -300,6 +303,9 @@ class ConnectedUpload(UploadSession):
                     if self._error is not None:
                         raise self._error
                     await self._changed.wait()
+        except DeadlineExceeded:
+            # The server's own.
+            raise
         except TimeoutError:
             error = DeadlineExceeded(what="the end of the upload", seconds=seconds)
             self._fail(error)

@@ -93,6 +93,9 @@ class WebSocketConnection(Connection):
         try:
             async with asyncio.timeout(seconds):
                 answer = await stream.receive()
+        except DeadlineExceeded:
+            # The server's own.
+            raise
         except TimeoutError:
             raise DeadlineExceeded(what=f"the answer to {type(request).__name__}", seconds=seconds) from None
         finally:
@@ -156,6 +159,9 @@ class WebSocketConnection(Connection):
                 except BaseException:
                     websocket.transport.abort()
                     raise
+        except DeadlineExceeded:
+            # The server's own.
+            raise
         except TimeoutError:
             raise DeadlineExceeded(what=f"the connection to {address}", seconds=settings.connect_timeout) from None
         except InvalidStatus as error:
