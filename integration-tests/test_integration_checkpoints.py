@@ -7,6 +7,7 @@ import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cells import LASTING_CELLS, PROCESS_CELLS, Cell, Transport
@@ -115,7 +116,7 @@ async def test_an_interval_has_a_leading_and_a_trailing_edge(
     new_server: NewServer, cell: Cell, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Nobody may take the jumps of the clock for a dead peer.
-    calm = {"keepalive_interval": 100_000.0, "keepalive_timeout": 100_000.0}
+    calm: dict[str, Any] = {"keepalive_interval": 100_000.0, "keepalive_timeout": 100_000.0}
     server = await new_server(checkpoint_interval=INTERVAL, upload_window=2**20, transport_settings=calm)
     client = server.connect(cell.transport, **calm)
     upload = await HandUpload.open(client.connection)
