@@ -86,6 +86,13 @@ async def test_everything_is_served_below_the_prefix() -> None:
             assert opened["status"]["reference"].startswith("wss://example.org/tail/race/r/")
 
 
+@pytest.mark.parametrize("base", ["example.org", "grpc://example.org", "ws://", "wss://example.org/?x=1"])
+async def test_a_base_that_no_client_can_connect_to_is_refused(base: str) -> None:
+    with pytest.raises(ConfigurationError, match="public_base"):
+        async with running_server(public_base=base):
+            pass
+
+
 async def test_prefix_may_differ_from_the_path_of_the_public_base() -> None:
     async with (
         running_server({"prefix": "/"}, public_base="wss://example.org/tail") as server,

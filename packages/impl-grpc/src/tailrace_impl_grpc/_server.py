@@ -73,7 +73,9 @@ class GrpcServer(TransportServer):
         except RuntimeError:
             port = 0
         if not port:
-            raise ConfigurationError(field="port", problem=f"cannot listen on {address}")
+            # gRPC does not tell which.
+            problem = f"cannot listen on {address}: it is in use, or is no address of this machine"
+            raise ConfigurationError(field="host", problem=problem)
         self._url = f"grpc://{_address(settings.host, port)}"
         self._base = (settings.public_base or self._url).rstrip("/")
         self._chunk_size = min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size)
@@ -236,6 +238,9 @@ def _address(host: str, port: int) -> str:
 
 def _check_base(base: str) -> None:
     """Refuse a public base that no client of this transport can connect to."""
-    parts = urlsplit(base)
-    if url_scheme(base) not in ("grpc", "grpcs") or parts.path not in ("", "/") or parts.query or parts.fragment:
+    try:
+        known = url_scheme(base) in ("grpc", "grpcs")
+    except ConfigurationError:
+        known = False
+    if not known or urlsplit(base).path not in ("", "/") or urlsplit(base).query or urlsplit(base).fragment:
         raise ConfigurationError(field="public_base", problem=f"{base!a} is not grpc://HOST[:PORT]")

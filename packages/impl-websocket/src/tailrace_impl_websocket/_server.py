@@ -15,7 +15,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from tailrace_common_api import ConfigurationError
+from tailrace_common_api import ConfigurationError, url_scheme
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._http_door import ABORT_EXTENSION
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 
 _BACKLOG = 2048
+_ACCEPTED_AT_ONCE = 16
+"""Connections that are accepted before any of them can be refused: a burst must not use up all descriptors."""
 _LINGER = 10.0
 """Time that a client may take to read the end of a connection, in seconds; then it is cut."""
 _TICK = 1.0
@@ -49,6 +51,8 @@ class WebSocketServer(TransportServer):
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
         options = WebSocketServerOptions.parse(settings.options)
+        if settings.public_base is not None:
+            _check_base(settings.public_base)
         listener = await _listen(settings.host, settings.port)
         try:
             prefix = options.prefix
@@ -76,6 +80,7 @@ class WebSocketServer(TransportServer):
                     ws_ping_interval=settings.keepalive_interval,
                     ws_ping_timeout=settings.keepalive_timeout,
                     ws_per_message_deflate=options.compression,
+                    backlog=_ACCEPTED_AT_ONCE,
                     loop="none",
                     lifespan="off",
                     log_config=None,
@@ -89,6 +94,8 @@ class WebSocketServer(TransportServer):
             await self._server.started_or_failed.wait()
             if not self._server.started:
                 await self._serving
+            # asyncio takes the length of the queue for the number to accept in one go, and has shortened the queue.
+            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             raise
@@ -217,7 +224,17 @@ async def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         if listener is not None:
             listener.close()
-        raise ConfigurationError(field="host", problem=f"cannot listen on {host}:{port}: {error}") from None
+        raise ConfigurationError(field="host", problem=f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _check_base(base: str) -> None:
+    """Refuse a public base that no client of this transport can connect to."""
+    try:
+        known = url_scheme(base) in ("ws", "wss", "http", "https")
+    except ConfigurationError:
+        known = False
+    if not known or urlsplit(base).query or urlsplit(base).fragment:
+        raise ConfigurationError(field="public_base", problem=f"{base!a} is not ws://HOST[:PORT][/PREFIX]")
 
 
 def _in_url(host: str) -> str:
