@@ -82,13 +82,14 @@ def test_codes_of_a_later_version_are_internal_errors_with_their_text() -> None:
 @pytest.mark.parametrize("status", [status for status in grpc.StatusCode if status is not grpc.StatusCode.OK])
 def test_statuses_without_an_error_give_one_that_names_the_address(status: grpc.StatusCode) -> None:
     error = error_from_status(status, "no way", [("other", "x"), (ERROR_KEY, "text")], address="server:1")
-    assert str(error) == "server:1: no way"
+    lost = "the connection to server:1 failed: no way"
+    assert str(error) == (lost if isinstance(error, ConnectionLost) else "server:1: no way")
 
 
 def test_unavailable_is_a_lost_connection() -> None:
     error = error_from_status(grpc.StatusCode.UNAVAILABLE, "", [], address="server:1")
     assert isinstance(error, ConnectionLost)
-    assert str(error) == "server:1: UNAVAILABLE"
+    assert str(error) == "the connection to server:1 failed: UNAVAILABLE"
 
 
 def test_unreadable_errors_are_internal_errors() -> None:

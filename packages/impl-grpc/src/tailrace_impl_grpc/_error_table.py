@@ -102,7 +102,9 @@ def error_from_status(
     error = sent_error(metadata)
     if error is not None:
         return error
-    return error_from_wire(_CODE_OF_STATUS.get(status, "internal"), f"{address}: {message or status.name}", {})
+    code = _CODE_OF_STATUS.get(status, "internal")
+    whom = f"the connection to {address} failed" if code == "connection_lost" else address
+    return error_from_wire(code, f"{whom}: {message or status.name}", {})
 
 
 def sent_error(metadata: Iterable[tuple[str, str | bytes]]) -> TailraceError | None:
