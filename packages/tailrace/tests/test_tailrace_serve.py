@@ -79,7 +79,30 @@ def test_an_address_in_use_is_refused(run: Run, option: str) -> None:
         outcome = run("serve", *ANY, option, address)
     assert outcome.code == 2
     assert outcome.output == b""
-    assert address in outcome.errors
+    # In one line, whatever the library below has to say.
+    (line,) = outcome.errors.splitlines()
+    assert line.startswith(f"tailrace: serve.{option.removeprefix('--')}: cannot listen on {address}: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[storage]\nduarbility = 1", "storage.duarbility: unknown; known are durability, "),
+        ("[storage]\nupload_grace = 'long'", "storage.upload_grace: 'long' is not a number"),
+        ("[http]\npublic_base = 'example.org'", "http.public_base: 'example.org' is not ws://"),
+        ("[grpc]\npublic_base = 'example.org'", "grpc.public_base: 'example.org' is not grpc://"),
+        ("[http.options]\ncolour = true", "http.options: unknown option 'colour'"),
+        ("[grpc.options]\ncolour = true", "grpc.options: unknown option 'colour'"),
+        ("[serve]\ndata = 'tailrace.toml'", "serve.data: tailrace.toml is no folder"),
+    ],
+)
+def test_a_mistake_in_the_settings_is_named_in_one_line(run: Run, tmp_path: Path, text: str, problem: str) -> None:
+    needs_server()
+    (tmp_path / "tailrace.toml").write_text(text)
+    outcome = run("serve", *ANY)
+    assert (outcome.code, outcome.output) == (2, b"")
+    (line,) = outcome.errors.splitlines()
+    assert line.startswith(f"tailrace: {problem}")
 
 
 @pytest.mark.parametrize(

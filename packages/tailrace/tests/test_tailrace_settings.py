@@ -1,5 +1,6 @@
 """Arguments come before the environment, the environment before the file; mistakes are named."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_values_of_options_are_text(config: Path) -> None:
     [
         ("servers = 1", "servers", "unknown"),
         ("server = 1", "server", "1 is not text"),
-        ("client = 1", "client", "is a table"),
+        ("client = 1", "client", "1 is not a table"),
         ("[client]\nchunk = 1", "client.chunk", "unknown; known are chunk_size"),
         ('[client]\nchunk_size = "many"', "client.chunk_size", "'many' is not a whole number"),
         ("[client]\nchunk_size = true", "client.chunk_size", "True is not a whole number"),
@@ -87,9 +88,10 @@ def test_values_of_options_are_text(config: Path) -> None:
         ('[client]\nconnect_timeout = "soon"', "client.connect_timeout", "'soon' is not a number"),
         ("[client]\nconnect_timeout = 0", "client.connect_timeout", "not a positive number"),
         ("[client]\noptions = 1", "client.options", "1 is not a table"),
-        ("[serve]\ndata = 1", "serve.data", "1 is not text"),
-        ("[serve]\ngrace = -1", "serve.grace", "negative"),
-        ('[serve]\nlog_level = "loud"', "serve.log_level", "'loud' is no level"),
+        ("[serve]\ndata = 1", "serve.data", "1 is not a path"),
+        ("[serve]\ngrace = -1", "serve.grace", "-1.0 is not a number of seconds from 0 on"),
+        ('[serve]\ndata = "a\\u0000b"', "serve.data", "is not a path"),
+        ('[serve]\nlog_level = "loud"', "serve.log_level", "'loud' is not a level; known are debug, info"),
         ("server", "config", "is not TOML"),
     ],
 )
@@ -99,6 +101,17 @@ def test_mistakes_are_named(config: Path, text: str, field: str, problem: str) -
         load_settings(config=config, environment={})
     assert caught.value.field == field
     assert problem in caught.value.problem
+
+
+def test_mistakes_say_where_they_are(config: Path) -> None:
+    config.write_text("[client]\nchunk_size = 0\nchunksize = 1\n")
+    with pytest.raises(ConfigurationError, match=rf"client.chunksize: unknown; .* \(set in {config}\)$"):
+        load_settings(config=config, environment={})
+    environment = {"TAILRACE_CLIENT_CHUNK_SIZE": "many"}
+    with pytest.raises(ConfigurationError, match=r"'many' is not .* \(set in TAILRACE_CLIENT_CHUNK_SIZE\)$"):
+        load_settings(config=os.devnull, environment=environment)
+    with pytest.raises(ConfigurationError, match=r"'few' is not a whole number$"):
+        load_settings({"client": {"chunk_size": "few"}}, config=os.devnull, environment=environment)
 
 
 def test_a_named_file_must_exist(config: Path) -> None:

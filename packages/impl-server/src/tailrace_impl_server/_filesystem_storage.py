@@ -86,8 +86,11 @@ class FilesystemStorage(Storage):
     async def start(self) -> None:
         try:
             await self._run(self._layout.acquire)
+        except FileExistsError as error:
+            raise ConfigurationError(field="data", problem=f"{error.filename} is no folder") from error
         except OSError as error:
-            raise ConfigurationError(field="data", problem=str(error)) from error
+            problem = f"{error.filename or 'the folder'}: {error.strerror}"
+            raise ConfigurationError(field="data", problem=problem) from error
         self._boot_id = await self._run(_read_boot_id)
         self._started = True
 

@@ -88,7 +88,7 @@ class ServerSettings:
         values: dict[str, Any] = {}
         for name, value in options.items():
             if name not in known:
-                raise ConfigurationError(field=name, problem="unknown option of the server")
+                raise ConfigurationError(field=name, problem=f"unknown; known are {', '.join(known)}")
             default = known[name].default
             assert default is not MISSING
             values[name] = _read_option(name, value, default)

@@ -6,7 +6,8 @@ import logging
 import sys
 
 _TALKATIVE = ("asyncio", "grpc", "uvicorn", "websockets")
-_LEVELS = ("debug", "info", "warning", "error", "critical")
+LEVELS = ("debug", "info", "warning", "error", "critical")
+"""Names of levels, the most talkative first."""
 
 
 class _LineFormatter(logging.Formatter):
@@ -49,4 +50,4 @@ def configure_logging(level: str) -> None:
 
 def is_level(text: str) -> bool:
     """Return whether ``text`` names a level."""
-    return text.lower() in _LEVELS
+    return text.lower() in LEVELS

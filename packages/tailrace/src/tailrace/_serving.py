@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -50,20 +50,33 @@ async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator
             is missing.
     """
     create, transports = await asyncio.to_thread(_load, settings)
-    server = create(settings.serve.data, settings.storage)
+    with _naming("storage", data="serve.data"):
+        server = create(settings.serve.data, settings.storage)
     async with AsyncExitStack() as stack:
         # Closed even when starting fails half-way; closing is harmless then.
         stack.push_async_callback(server.close)
-        await server.start()
+        with _naming("storage", data="serve.data"):
+            await server.start()
         urls: dict[str, str] = {}
-        closing = [transport for transport, _ in transports]
+        closing = [transport for _, transport, _ in transports]
         stack.push_async_callback(_close_all, closing, grace)
-        for transport, transport_settings in transports:
-            await transport.start(server.manager, transport_settings)
+        for setting, transport, transport_settings in transports:
+            with _naming(setting, host=f"serve.{setting}", port=f"serve.{setting}"):
+                await transport.start(server.manager, transport_settings)
             urls.update(transport.urls)
         _logger.info("serving %s on %s", ascii(str(settings.serve.data)), ", ".join(urls.values()))
         yield urls
         _logger.info("stopping")
+
+
+@contextmanager
+def _naming(table: str, **elsewhere: str) -> Generator[None, None, None]:
+    """Let errors name settings as the user does: by table and key."""
+    try:
+        yield
+    except ConfigurationError as error:
+        name = elsewhere.get(error.field, f"{table}.{error.field}")
+        raise ConfigurationError(field=name, problem=error.problem) from None
 
 
 async def _close_all(transports: list[TransportServer], grace: float) -> None:
@@ -73,7 +86,7 @@ async def _close_all(transports: list[TransportServer], grace: float) -> None:
 def _load(
     settings: Settings,
 ) -> tuple[
-    Callable[[Path, Mapping[str, object]], ManagedServer], list[tuple[TransportServer, TransportServerSettings]]
+    Callable[[Path, Mapping[str, object]], ManagedServer], list[tuple[str, TransportServer, TransportServerSettings]]
 ]:
     """Import server and transports; blocking."""
     found = next(iter(entry_points(group=SERVERS, name="default")), None)
@@ -86,7 +99,7 @@ def _load(
         )
         transport = find_transport(name, group=SERVER_TRANSPORTS)()
         assert isinstance(transport, TransportServer)
-        transports.append((transport, transport_settings))
+        transports.append((setting, transport, transport_settings))
     return found.load(), transports
 
 

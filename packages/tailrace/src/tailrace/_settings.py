@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from tailrace._logging import is_level
+from tailrace._logging import LEVELS, is_level
 from tailrace_common_api import ClientSettings, ConfigurationError
 
 CONFIG_VARIABLE = "TAILRACE_CONFIG"
@@ -47,9 +47,11 @@ class ServeSettings:
 
     def __post_init__(self) -> None:
         if not self.grace >= 0:
-            raise ConfigurationError(field="grace", problem="a negative number of seconds")
+            raise ConfigurationError(field="grace", problem=f"{self.grace!a} is not a number of seconds from 0 on")
         if not is_level(self.log_level):
-            raise ConfigurationError(field="log_level", problem=f"{self.log_level!a} is no level")
+            raise ConfigurationError(
+                field="log_level", problem=f"{self.log_level!a} is not a level; known are {', '.join(LEVELS)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,21 +113,35 @@ def load_settings(
     Raises:
         ConfigurationError: A value cannot work, a setting is unknown, or the file cannot be read.
     """
-    arguments = arguments or {}
-    file = _read_file(config or environment.get(CONFIG_VARIABLE) or None)
-    unknown = sorted(file.keys() - _TABLES.keys() - {"server", "storage"})
-    if unknown:
-        problem = f"unknown; known are server and the tables {', '.join(_TABLES)} and storage"
-        raise ConfigurationError(field=unknown[0], problem=problem)
-    sources = [arguments, _Environment(environment), file]
-    return Settings(
-        server=_first_text(sources, "server"),
-        client=_read_table(sources, "client", ClientSettings),
-        serve=_read_table(sources, "serve", ServeSettings),
-        grpc=_read_table(sources, "grpc", TransportSettings),
-        http=_read_table(sources, "http", TransportSettings),
-        storage=_merged(sources, "storage"),
-    )
+    path = config or environment.get(CONFIG_VARIABLE) or None
+    file = _read_file(path)
+    sources: list[Tables] = [arguments or {}, _Environment(environment), file]
+    try:
+        unknown = sorted(file.keys() - _TABLES.keys() - {"server", "storage"})
+        if unknown:
+            problem = f"unknown; known are server and the tables {', '.join(_TABLES)} and storage"
+            raise ConfigurationError(field=unknown[0], problem=problem)
+        return Settings(
+            server=_first_text(sources, "server"),
+            client=_read_table(sources, "client", ClientSettings),
+            serve=_read_table(sources, "serve", ServeSettings),
+            grpc=_read_table(sources, "grpc", TransportSettings),
+            http=_read_table(sources, "http", TransportSettings),
+            storage=_merged(sources, "storage"),
+        )
+    except ConfigurationError as error:
+        variable = _PREFIX + error.field.replace(".", "_").upper()
+        places = ["", variable, str(path or DEFAULT_FILE)]
+        place = next((place for source, place in zip(sources, places, strict=True) if _has(source, error.field)), "")
+        if not place:
+            raise  # An argument, which whoever gave it has before them.
+        raise ConfigurationError(field=error.field, problem=f"{error.problem} (set in {place})") from None
+
+
+def _has(source: Tables, name: str) -> bool:
+    table, _, key = name.partition(".")
+    value = source.get(table)
+    return (value.get(key) if key and isinstance(value, Mapping) else value) is not None
 
 
 class _Environment(dict[str, object]):
@@ -170,7 +186,7 @@ def _merged(sources: list[Tables], table: str) -> dict[str, object]:
     for source in reversed(sources):
         keys = source.get(table) or {}
         if not isinstance(keys, Mapping):
-            raise ConfigurationError(field=table, problem="is a table")
+            raise ConfigurationError(field=table, problem=f"{keys!a} is not a table")
         merged.update({key: value for key, value in keys.items() if value is not None})
     return merged
 
@@ -207,14 +223,14 @@ def _convert(name: str, value: object, hint: object) -> object:
             return float(value)  # type: ignore[arg-type]  # the same
         if hint in (str, str | None) and isinstance(value, str):
             return value
-        if hint is Path and isinstance(value, (str, os.PathLike)):
+        if hint is Path and isinstance(value, (str, os.PathLike)) and "\0" not in os.fspath(value):
             return Path(value)
         if isinstance(value, Mapping):
             return {key: _option_text(item) for key, item in value.items()}
     except (KeyError, TypeError, ValueError):
         pass
     expected = {bool: "true or false", int: "a whole number", int | None: "a whole number", float: "a number"}
-    kind = expected.get(hint, "text" if hint in (str, str | None, Path) else "a table")  # type: ignore[call-overload]
+    kind = expected.get(hint, "text" if hint in (str, str | None) else "a path" if hint is Path else "a table")  # type: ignore[call-overload]
     raise ConfigurationError(field=name, problem=f"{value!a} is not {kind}")
 
 
