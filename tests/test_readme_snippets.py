@@ -1,0 +1,134 @@
+"""What the READMEs show is run as it is written, against a real server."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tailrace
+
+ROOT = Path(__file__).parents[1]
+READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
+# Generated from a .proto file that the reader has.
+NEEDS_CODE_OF_THE_READER = "warehouse_pb2"
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
+
+
+def blocks(language: str) -> list[Any]:
+    found = []
+    for readme in READMES:
+        texts = re.findall(rf"^```{language}\n(.*?)^```", readme.read_text("utf-8"), re.DOTALL | re.MULTILINE)
+        name = readme.parent.name if readme.parent != ROOT else "tailrace-repository"
+        found += [pytest.param(text, id=f"{name}-{number}") for number, text in enumerate(texts)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    command = [sys.executable, "-P", "-m", "tailrace", "serve", "--json", "--grpc", "127.0.0.1:0"]
+    with subprocess.Popen(
+        [*command, "--http", "127.0.0.1:0"],
+        cwd=tmp_path_factory.mktemp("server"),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        yield json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGTERM)
+    assert process.returncode == 0
+
+
+def at(text: str, urls: dict[str, str]) -> str:
+    """Return a snippet that talks to the server of the tests."""
+    for shown, scheme in (
+        ("grpc://localhost:7070", "grpc"),
+        ("ws://localhost:7080", "ws"),
+        ("http://localhost:7080", "http"),
+    ):
+        text = text.replace(shown, urls[scheme])
+    return text
+
+
+@pytest.fixture
+async def reference(urls: dict[str, str]) -> str:
+    async with tailrace.connect(urls["ws"]) as client, client.upload("seen.log", lines=True) as upload:
+        await upload.write(b"one\ntwo\n")
+    return upload.reference
+
+
+async def lines() -> AsyncGenerator[bytes, None]:
+    yield b"one\n"
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+async def test_python_runs(
+    text: str, urls: dict[str, str], reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = compile(text, "README.md", "exec")
+    if NEEDS_CODE_OF_THE_READER in text:
+        return  # Its sense is tested with the chunk chain.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.bin").write_bytes(bytes(range(256)))
+    code = compile(at(text, urls), "README.md", "exec")
+    names: dict[str, Any] = {"__name__": "snippet"}
+    # In a thread without a loop, as a program runs it.
+    await asyncio.to_thread(exec, code, names)
+    async with tailrace.connect(urls["grpc"]) as client:
+        known: dict[str, Any] = {"reference": reference, "lines": lines()}
+        for function in [value for value in names.values() if asyncio.iscoroutinefunction(value)]:
+            if function.__module__ != "snippet":
+                continue
+            known |= {"resource": client.open(reference), "upload": client.upload("report.log")}
+            arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+            await function(*(known[name] for name in arguments))
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "tailrace upload" in block.values[0]])
+async def test_commands_run(text: str, urls: dict[str, str], tmp_path: Path) -> None:
+    """The commands around an upload; those that make a server or a demonstration have tests of their own."""
+    (tmp_path / "Makefile").write_text("all:\n\t@echo one; echo two\n")
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    script = ["set -eu -o pipefail", 'tailrace() { "$PYTHON" -P -m tailrace "$@"; }']
+    for line in at(text, urls).splitlines():
+        if line.startswith(("tailrace serve", "tailrace demo")):
+            continue
+        command = line.partition("  #")[0].strip()
+        script.append(f"REF=$({command})" if "tailrace upload" in command else re.sub(r"\bREF\b", '"$REF"', command))
+    outcome = await asyncio.to_thread(
+        subprocess.run,
+        ["bash", "-c", "\n".join(script)],
+        cwd=tmp_path,
+        env=ENVIRONMENT | {"PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stdout.startswith("one\ntwo\n")
+    assert (tmp_path / "build.log").read_bytes() == b"one\ntwo\n"
+    assert re.fullmatch("[0-9a-f]{32}", outcome.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "curl http" in block.values[0]])
+async def test_curl_reads(text: str, urls: dict[str, str], reference: str) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    for line in at(text, urls).splitlines():
+        command = line.partition("  #")[0].strip().replace("/r/ID", f"/r/{reference.rpartition('/')[2]}")
+        outcome = await asyncio.to_thread(
+            subprocess.run, ["sh", "-c", f"{command} -sS --fail"], capture_output=True, check=False
+        )
+        assert outcome.returncode == (22 if "lines=10:20" in command else 0), outcome.stderr
+        if "lines=10:20" not in command:  # There are two.
+            assert outcome.stdout == b"one\ntwo\n"
