@@ -48,7 +48,11 @@ def try_saboteur(saboteur: Saboteur) -> tuple[bool, str]:
             )
         except subprocess.TimeoutExpired:
             return False, f"no end within {RUN_TIMEOUT} s"
-        noticed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+        noticed = [
+            line
+            for line in run.stdout.splitlines()
+            if line.startswith(("FAILED integration-tests", "ERROR integration-tests"))
+        ]
         if run.returncode == 1 and noticed and trace.exists():
             return True, noticed[0].split(" - ")[0].split("::", 1)[-1]
         if run.returncode == 5:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 NAME_VARIABLE = "TAILRACE_SABOTEUR"
 """Environment variable that names the saboteur of a test run."""
@@ -53,6 +54,17 @@ class Saboteur:
 
 SABOTEURS: list[Saboteur] = []
 """All of them; filled by the modules that `saboteurs` imports."""
+
+
+def put(owner: Any, name: str, defect: Any) -> Any:
+    """Replace an attribute of a module or class by a defect, and return what was there.
+
+    Raises:
+        AttributeError: There is none of this name: the code has changed, and the saboteur has to follow.
+    """
+    real = getattr(owner, name)
+    setattr(owner, name, defect)
+    return real
 
 
 def executed() -> None:

@@ -7,6 +7,7 @@ import errno
 import hashlib
 import io
 import os
+import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import aclosing
 from pathlib import Path
@@ -545,6 +546,24 @@ async def test_many_uploads_share_one_client(client: ConnectedClient) -> None:
         for number in range(30):
             group.create_task(produce(number))
     assert len((await client.list_page()).statuses) == 30
+
+
+@proves("UPL-17")
+async def test_uploads_share_threads(client: ConnectedClient) -> None:
+    async with client.upload("first") as first:
+        await first.write(b"x")
+        await first.flush()
+    before = threading.active_count()
+    uploads = [client.upload(f"{number}") for number in range(60)]
+    for upload in uploads:
+        await upload.open()
+        await upload.write(b"x" * 200_000)
+    for upload in uploads:
+        await upload.flush()
+    # The server's pool of writers and the loop's executor may grow to their sizes, whatever the number of uploads.
+    assert threading.active_count() - before < 15
+    for upload in uploads:
+        await upload.finish()
 
 
 # Deadlines and dead peers
