@@ -61,7 +61,6 @@ class GrpcConnection(Connection):
         self._channel_options = channel_options(settings, self._options, host)
         self._channel: grpc.aio.Channel | None = None
         self._streams: set[GrpcClientStream] = set()
-        self._opening: set[grpc.aio.Call] = set()
         self._closed = False
 
     @property
@@ -83,7 +82,6 @@ class GrpcConnection(Connection):
             return self._opened(GrpcClientStream(method, watch, self._address, self._streams.discard))
         call = channel.stream_stream(method.path, _same, _same)()
         seconds = self._settings.connect_timeout
-        self._opening.add(call)
         try:
             async with asyncio.timeout(seconds):
                 await call.wait_for_connection()
@@ -96,8 +94,6 @@ class GrpcConnection(Connection):
             call.cancel()
             raise_if_not_cancelled(self._address)
             raise
-        finally:
-            self._opening.discard(call)
         stream = self._opened(GrpcClientStream(method, call, self._address, self._streams.discard))
         try:
             await stream.send_encoded(first)
@@ -127,8 +123,6 @@ class GrpcConnection(Connection):
 
     async def close(self) -> None:
         self._closed = True
-        for call in self._opening:
-            call.cancel()
         for stream in list(self._streams):
             await stream.close()
         channel, self._channel = self._channel, None

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 
 _BACKLOG = 2048
-_ACCEPTED_AT_ONCE = 16
-"""Connections that are accepted before any of them can be refused: a burst must not use up all descriptors."""
 _LINGER = 10.0
 """Time that a client may take to read the end of a connection, in seconds; then it is cut."""
 _TICK = 1.0
@@ -80,7 +78,6 @@ class WebSocketServer(TransportServer):
                     ws_ping_interval=settings.keepalive_interval,
                     ws_ping_timeout=settings.keepalive_timeout,
                     ws_per_message_deflate=options.compression,
-                    backlog=_ACCEPTED_AT_ONCE,
                     loop="none",
                     lifespan="off",
                     log_config=None,
@@ -94,8 +91,6 @@ class WebSocketServer(TransportServer):
             await self._server.started_or_failed.wait()
             if not self._server.started:
                 await self._serving
-            # asyncio takes the length of the queue for the number to accept in one go, and has shortened the queue.
-            listener.listen(_BACKLOG)
         except BaseException:
             listener.close()
             raise
