@@ -2,13 +2,16 @@
 
 import errno
 import os
-from collections.abc import AsyncGenerator
+import resource
+import time
+from collections.abc import AsyncGenerator, Callable, Generator
 from pathlib import Path
 
 import pytest
 from impl_server_disk import ID, Disk, committed, descriptor, watch_disk, writer_of
 
 from tailrace_common_api import (
+    Overloaded,
     ResourceState,
     StorageFailure,
     StorageFull,
@@ -111,6 +114,50 @@ async def test_other_errors_of_the_disk_are_a_failure(storage: FilesystemStorage
     other.append(b"x")
     with pytest.raises(StorageFull):
         await other.flush()
+
+
+@pytest.fixture
+def descriptors() -> Generator[Callable[[int | None], None], None, None]:
+    """Limits how many descriptors can be open; ``None``: as before."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def limit(count: int | None) -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft if count is None else count, hard))
+
+    yield limit
+    limit(None)
+
+
+async def test_an_upload_is_completed_when_descriptors_are_back_soon(
+    storage: FilesystemStorage, descriptors: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await writer_of(storage)
+    writer.append(b"x")
+    monkeypatch.setattr(time, "sleep", lambda seconds: descriptors(None))
+    descriptors(0)
+    assert committed(await writer.complete()).state is ResourceState.COMPLETED
+
+
+async def test_a_want_of_descriptors_is_told_as_such(
+    storage: FilesystemStorage, descriptors: Callable[[int | None], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await writer_of(storage)
+    writer.append(b"announced")
+    await writer.checkpoint()
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)
+    descriptors(0)
+    with pytest.raises(Overloaded):
+        await writer.complete()
+    with pytest.raises(Overloaded):
+        await storage.create(descriptor("1" * 32))
+    await writer.close()
+    with pytest.raises(Overloaded):
+        await storage.open(ID)
+    descriptors(None)
+    assert (await storage.load(ID)).state is ResourceState.IN_PROGRESS
+    continued = await storage.open(ID)
+    assert continued.snapshot.size == 9
+    assert committed(await continued.complete()).state is ResourceState.COMPLETED
 
 
 async def test_nothing_is_announced_when_syncing_fails(tmp_path: Path, disk: Disk) -> None:

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 
-from tailrace_common_api import IntegrityError, ResourceState, StorageFailure, StorageFull
+from tailrace_common_api import IntegrityError, Overloaded, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_common import BlockDigest, HeadHasher, verify_data
 from tailrace_impl_server._filesystem_files import ResourceFiles
 from tailrace_impl_server._filesystem_recovery import cut_to
@@ -124,7 +124,7 @@ class FilesystemWriter(ResourceWriter):
         self._stored = slot.snapshot.size
         self._records: list[BlockDigest] = []
         self._committed = slot
-        self._error: IntegrityError | StorageFull | StorageFailure | None = None
+        self._error: IntegrityError | StorageFull | StorageFailure | Overloaded | None = None
         self._error_told = False
         self._lost = False
 
@@ -328,7 +328,7 @@ class FilesystemWriter(ResourceWriter):
             else:
                 self._files = None
                 result = self._stored
-        except (IntegrityError, StorageFull, StorageFailure) as error:
+        except (IntegrityError, StorageFull, StorageFailure, Overloaded) as error:
             result = error
         except Exception as error:  # noqa: BLE001 - whoever waits must be told of any defect.
             _log.exception("a writer failed unexpectedly")

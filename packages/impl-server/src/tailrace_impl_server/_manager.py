@@ -22,6 +22,7 @@ from tailrace_common_api import (
     ListFilter,
     Metadata,
     NotFound,
+    Overloaded,
     Page,
     QuotaExceeded,
     ResourceState,
@@ -491,7 +492,7 @@ class Manager(ResourceManager):
         except AlreadyTerminal:
             live.publish(await self._storage.load(live.id))
             return
-        except (StorageFailure, StorageFull):
+        except (StorageFailure, StorageFull, Overloaded):
             logger.exception("a lost upload could not be ended; it is tried again", extra={"resource": live.id})
             # This attempt may have taken the next epoch: that is nobody who has come back.
             self._sweeper.begin_grace(live.id, live.snapshot.epoch + 1)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailrace_common_api import StorageFailure, StorageFull
+from tailrace_common_api import Overloaded, StorageFailure, StorageFull
 from tailrace_server_api import Buffer
 
 MAX_BUFFERS = 512
 """Most buffers in one call; systems allow 1,024."""
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+_PAUSES = (0.01, 0.05, 0.2, 0.5)
+"""Pauses before a folder is opened again that could not be for want of a descriptor, in seconds."""
+_RETRY_AFTER = 1.0
 
 
 def sync_data(fd: int) -> None:
@@ -69,11 +74,23 @@ def sync_folder(path: Path) -> None:
     Raises:
         OSError: The folder cannot be opened or synced.
     """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    fd = _open_folder(path)
     try:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _open_folder(path: Path) -> int:
+    for pause in _PAUSES:
+        try:
+            return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            if error.errno not in _NO_DESCRIPTORS:
+                raise
+        # A burst of connections is refused in a moment; what is about to be complete need not fail for it.
+        time.sleep(pause)
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY)
 
 
 def write_new_file(path: Path, data: bytes, *, sync: bool = True) -> None:
@@ -97,7 +114,7 @@ def write_new_file(path: Path, data: bytes, *, sync: bool = True) -> None:
         os.close(fd)
 
 
-def storage_error(error: OSError, doing: str) -> StorageFull | StorageFailure:
+def storage_error(error: OSError, doing: str) -> StorageFull | StorageFailure | Overloaded:
     """Return the error that callers of a storage know for one of the system.
 
     Args:
@@ -106,4 +123,6 @@ def storage_error(error: OSError, doing: str) -> StorageFull | StorageFailure:
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageFull(f"cannot {doing}: {error.strerror}")
+    if error.errno in _NO_DESCRIPTORS:
+        return Overloaded(what=f"file descriptors: cannot {doing}", retry_after=_RETRY_AFTER)
     return StorageFailure(f"cannot {doing}: {error.strerror or error}")

@@ -218,8 +218,8 @@ class Storage(ABC):
 
     No method assumes that a resource's writer lives in this process. All methods belong to one event loop; none
     blocks it. Unless stated otherwise a method raises ``NotFound`` for an id that is not stored and
-    ``StorageFailure`` when the storage fails. Cancelling a read abandons it; cancelling a change leaves the resource
-    either unchanged or changed, never between.
+    ``StorageFailure`` when the storage fails, or ``Overloaded`` when only file descriptors are wanting. Cancelling a
+    read abandons it; cancelling a change leaves the resource either unchanged or changed, never between.
     """
 
     @property
