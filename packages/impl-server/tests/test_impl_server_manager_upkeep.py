@@ -379,6 +379,18 @@ async def test_descriptors_are_counted_before_the_reserve_can_be_used_up() -> No
     assert 1000 // 100 <= counted <= 1000 // 20
 
 
+async def test_a_burst_does_not_use_up_the_reserve_before_it_is_counted() -> None:
+    budget = DescriptorBudget(count=lambda: 850, limit=lambda: 1000)
+    await budget.sample()
+    for _ in range(50):
+        budget.admit()
+    with pytest.raises(Overloaded):
+        budget.admit()
+    await budget.close()
+    budget.admit()
+    await budget.close()
+
+
 async def test_where_not_even_counting_is_possible_nobody_is_admitted() -> None:
     def count() -> int:
         raise OSError(errno.EMFILE, "Too many open files")

@@ -47,8 +47,10 @@ class DescriptorBudget:
         """
         limit = self._limit()
         reserve = min(max(32, limit // 10), 512)
-        self._admitted += 1
-        scarce = self._used > limit - reserve
+        # A burst is let in before it can be counted: each admission is taken for a descriptor until it is.
+        scarce = self._used + self._admitted >= limit - reserve
+        if not scarce:
+            self._admitted += 1
         if (scarce or self._admitted > reserve // 4) and self._sampling is None:
             self._sampling = asyncio.ensure_future(self._sample())
         if scarce:
