@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from cells import LASTING_CELLS, PROCESS_CELLS, Cell, Transport
 from clock import Clock
-from conftest import NewServer
 from conversations import HandUpload, eventually, is_gone
 from manifest import proves
 from server_process import ServerProcess
+from servers import NewServer
 from wiretap import Wiretap
 
 from tailrace_common_api import Checkpoint, ClientSettings, ResourceState, Status, TailraceError, Visibility
@@ -163,7 +163,7 @@ async def test_a_slow_announcement_holds_the_uploader_back(new_server: NewServer
         await eventually(lambda: writing.handed_over >= WINDOW)
         for _ in range(20):
             # Whatever is stored meanwhile: the client must not have to keep more than two windows of it.
-            assert (await other.status(upload.id)).size == 0
+            assert await other.open(upload.id).read() == b""
             assert unannounced(tap) <= 2 * WINDOW
         writing.let_return(1000)
         await filling

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,16 @@ def objects(output: bytes) -> list[dict[str, Any]]:
     return [json.loads(line) for line in output.splitlines()]
 
 
+@contextmanager
+def started(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a command that does not outlive the block."""
+    with spawn(folder, *arguments) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
 def first_line(process: subprocess.Popen[bytes]) -> bytes:
     """Return the next line of a command's standard output."""
     assert process.stdout is not None
@@ -346,11 +357,11 @@ def test_exit_codes_tell_what_went_wrong(url: str, tmp_path: Path) -> None:
 def test_a_pipe_is_followed_live_across_transports(
     url: str, other_url: str, tmp_path: Path, number: signal.Signals
 ) -> None:
-    with spawn(tmp_path, "upload", "-", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--server", url) as uploader:
         reference = first_line(uploader).decode().strip()
         with (
-            spawn(tmp_path, "follow", reference, "--server", other_url) as follower,
-            spawn(tmp_path, "status", reference, "--watch", "--json") as watcher,
+            started(tmp_path, "follow", reference, "--server", other_url) as follower,
+            started(tmp_path, "status", reference, "--watch", "--json") as watcher,
         ):
             assert json.loads(first_line(watcher))["state"] == "INITIATED"
             assert uploader.stdin is not None
@@ -372,18 +383,18 @@ def test_a_pipe_is_followed_live_across_transports(
 @pytest.mark.cells(PROCESS_CELLS)
 @proves("USE-5", "USE-6", "UPL-13")
 def test_interrupting_an_atomic_upload_or_a_follower(url: str, tmp_path: Path) -> None:
-    with spawn(tmp_path, "upload", "-", "--atomic", "--json", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--atomic", "--json", "--server", url) as uploader:
         reference = json.loads(first_line(uploader))["reference"]
         uploader.send_signal(signal.SIGINT)
         failed = json.loads(first_line(uploader))
         assert (failed["event"], failed["error"]["code"], failed["status"]) == ("failed", "upload_aborted", None)
         assert uploader.wait(DEADLINE) == 130
     assert run(tmp_path, "status", reference).returncode == 3
-    with spawn(tmp_path, "upload", "-", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--server", url) as uploader:
         reference = first_line(uploader).decode().strip()
         assert uploader.stdin is not None
         uploader.stdin.write(b"x\n")
-        with spawn(tmp_path, "follow", reference) as follower:
+        with started(tmp_path, "follow", reference) as follower:
             assert first_line(follower) == b"x\n"
             follower.send_signal(signal.SIGINT)
             assert end(follower) == (130, b"", b"")
@@ -394,7 +405,7 @@ def test_interrupting_an_atomic_upload_or_a_follower(url: str, tmp_path: Path) -
 @proves("USE-6", "USE-5")
 def test_a_shell_pipeline_ends_with_its_reader(url: str, tmp_path: Path) -> None:
     program = " ".join(map(str, COMMAND))
-    with spawn(tmp_path, "upload", "-", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--server", url) as uploader:
         reference = first_line(uploader).decode().strip()
         assert uploader.stdin is not None
         uploader.stdin.write(b"first\nsecond\n")
@@ -430,22 +441,22 @@ def test_a_shell_pipeline_ends_with_its_reader(url: str, tmp_path: Path) -> None
 @pytest.mark.cells(PROCESS_CELLS)
 @proves("USE-5", "USE-6", "RES-8")
 def test_a_failed_or_deleted_resource_ends_its_follower(url: str, other_url: str, tmp_path: Path) -> None:
-    with spawn(tmp_path, "upload", "-", "--encoding", "utf-8", "--json", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--encoding", "utf-8", "--json", "--server", url) as uploader:
         reference = json.loads(first_line(uploader))["reference"]
         assert uploader.stdin is not None
         uploader.stdin.write(b"good\n")
-        with spawn(tmp_path, "follow", reference, "--server", other_url) as follower:
+        with started(tmp_path, "follow", reference, "--server", other_url) as follower:
             assert first_line(follower) == b"good\n"
             uploader.stdin.write(b"\xff\n")
             failed = json.loads(first_line(uploader))
             assert (failed["event"], failed["status"]["state"], failed["status"]["size"]) == ("failed", "FAILED", 5)
             code, output, _ = end(follower)
             assert (code, output) == (1, b"")
-    with spawn(tmp_path, "upload", "-", "--json", "--server", url) as uploader:
+    with started(tmp_path, "upload", "-", "--json", "--server", url) as uploader:
         reference = json.loads(first_line(uploader))["reference"]
         assert uploader.stdin is not None
         uploader.stdin.write(b"x\n")
-        with spawn(tmp_path, "follow", reference, "--server", other_url) as follower:
+        with started(tmp_path, "follow", reference, "--server", other_url) as follower:
             assert first_line(follower) == b"x\n"
             assert run(tmp_path, "delete", reference).returncode == 0
             assert end(follower)[:2] == (3, b"")
