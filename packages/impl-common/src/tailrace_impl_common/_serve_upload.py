@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tailrace_common_api import Status
+from tailrace_common_api import IntegrityError, Status
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
@@ -34,6 +34,14 @@ async def serve_upload(
         ingest = await manager.reopen(request.id, request.token)
     try:
         await _UploadConversation(ingest, stream, manager, base).run()
+    except IntegrityError as error:
+        # Order is checked when a chunk arrives, its bytes where they are stored: a chunk before the one that does not
+        # follow may turn out to be the bad one.
+        await ingest.release()
+        proven = min(error.offset, ingest.snapshot.size)
+        if proven < error.offset:
+            raise type(error)(offset=proven, problem=error.problem) from None
+        raise
     finally:
         await ingest.release()
 
