@@ -9,10 +9,9 @@ from dataclasses import replace
 
 import pytest
 from cells import LASTING_CELLS, Cell, Crossing, Transport
-from conftest import NewServer
 from conversations import Conversation, HandUpload, eventually, is_gone
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 
 from tailrace_common_api import (
     Deleted,
@@ -399,6 +398,32 @@ async def test_listing_selects_by_label_state_and_time_and_pages(client: Connect
         await client.list_page(limit=0)
     with pytest.raises(InvalidArgument):
         await client.list_page(page_token="not one of this server")
+
+
+@proves("RES-9")
+async def test_a_page_costs_the_same_wherever_it_is(
+    server: LocalServer, client: ConnectedClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(30):
+        async with client.upload(f"{number}", labels={"some": "label"}):
+            pass
+    looked_at: list[str] = []
+    storage = server.manager._storage  # type: ignore[attr-defined]  # what a page reads is nowhere public
+    load = storage.load
+
+    async def recording(resource_id: str) -> object:
+        looked_at.append(resource_id)
+        return await load(resource_id)
+
+    monkeypatch.setattr(storage, "load", recording)
+    page = await client.list_page(ListFilter(labels={"some": "label"}), limit=5)
+    pages = 1
+    while page.next_token is not None:
+        looked_at.clear()
+        page = await client.list_page(ListFilter(labels={"some": "label"}), limit=5, page_token=page.next_token)
+        assert len(looked_at) <= 5
+        pages += 1
+    assert pages == 6
 
 
 @proves("RES-9")

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import hashlib
 import io
+import json
 import os
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
@@ -13,13 +14,14 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from cells import LASTING_CELLS, WIRED_CELLS, Cell
+from cells import LASTING_CELLS, WEBSOCKET_CELLS, WIRED_CELLS, Cell
 from clock import Clock
-from conftest import NewServer
 from conversations import HandUpload, eventually
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
+from websockets.asyncio.client import connect as connect_websocket
+from websockets.typing import Subprotocol
 from wiretap import Wiretap
 
 from tailrace_client_upload_api import UploadSession
@@ -648,6 +650,21 @@ async def _later_checkpoints(upload: UploadSession) -> AsyncGenerator[int, None]
         async for checkpoint in checkpoints:
             if checkpoint.size:
                 yield checkpoint.size
+
+
+@pytest.mark.cells(WEBSOCKET_CELLS)
+@proves("UPL-8")
+async def test_a_client_that_cannot_send_protocol_pings_has_one_of_the_application(
+    server: LocalServer, cell: Cell
+) -> None:
+    async with connect_websocket(
+        f"{server.url(cell.transport)}/v1/connect", subprotocols=[Subprotocol("tailrace.v1")], ping_interval=None
+    ) as websocket:
+        hello = json.loads(await websocket.recv())
+        assert (hello["type"], hello["keepalive_interval"]) == ("hello", 20.0)
+        for _ in range(3):
+            await websocket.send('{"type":"ping"}')
+            assert json.loads(await websocket.recv()) == {"type": "pong"}
 
 
 @pytest.mark.cells(WIRED_CELLS)
