@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,10 @@ from cells import CROSSINGS, EVERY_CELL, Cell, Crossing, StorageKind, Transport,
 from clock import Clock
 from manifest import EXPECTED_FAILURES
 from server_process import ServerProcess
-from servers import LocalServer
+from servers import LocalServer, NewServer
 
 from tailrace_impl_common import ConnectedClient
 
-NewServer = Callable[..., Awaitable[LocalServer]]
 NewClient = Callable[..., ConnectedClient]
 
 HERE = Path(__file__).parent

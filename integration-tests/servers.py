@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,3 +104,7 @@ class LocalServer:
         await self.close()
         await self.start()
         await self.listen(Transport.IN_PROCESS, *transports)
+
+
+NewServer = Callable[..., Awaitable[LocalServer]]
+"""Starts a server; what the fixture of that name gives."""

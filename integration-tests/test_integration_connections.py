@@ -14,10 +14,9 @@ from typing import Any
 import grpc
 import pytest
 from cells import WEBSOCKET_CELLS, Cell, Transport
-from conftest import NewServer
 from conversations import Conversation, HandUpload
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed

@@ -16,10 +16,9 @@ import httpx
 import pytest
 from blocking import BlockingClient, running_server
 from cells import LASTING_CELLS, WEBSOCKET_CELLS, Cell, Crossing
-from conftest import NewServer
 from conversations import Conversation, eventually
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 from wiretap import Wiretap
 
 from tailrace_client_download_api import RemoteResource

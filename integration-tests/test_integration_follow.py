@@ -8,12 +8,11 @@ from contextlib import aclosing, suppress
 
 import pytest
 from cells import Cell, Crossing
-from conftest import NewServer
 from conversations import Conversation, HandUpload
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 
 from tailrace_client_download_api import RemoteResource
 from tailrace_client_upload_api import UploadSession

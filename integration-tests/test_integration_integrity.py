@@ -17,11 +17,11 @@ import grpc
 import grpc.aio
 import pytest
 from cells import Cell
-from conftest import NewServer
 from conversations import Conversation, HandUpload, eventually
 from google.protobuf.any_pb2 import Any as Envelope
 from manifest import proves
 from server_process import run
+from servers import NewServer
 from wiretap import Wiretap
 
 from tailrace_common_api import (

@@ -10,10 +10,9 @@ from contextlib import aclosing
 
 import pytest
 from cells import LASTING_CELLS, Cell, Crossing, StorageKind
-from conftest import NewServer
 from conversations import HandUpload
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 
 from tailrace_client_download_api import RemoteResource
 from tailrace_common_api import (

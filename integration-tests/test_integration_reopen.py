@@ -9,10 +9,9 @@ from contextlib import aclosing, suppress
 import httpx
 import pytest
 from cells import WIRED_CELLS, Cell, Transport
-from conftest import NewServer
 from conversations import Conversation, HandUpload, eventually, is_gone
 from manifest import proves
-from servers import LocalServer
+from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
 
 from tailrace_client_upload_api import Buffer, ReopenRequest
