@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import asyncio
+import errno
 import hashlib
 import json
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -12,6 +16,7 @@ from tailrace_common_api import (
     LengthMismatch,
     ResourceState,
     StorageFailure,
+    StorageFull,
     UploadAborted,
     Visibility,
 )
@@ -57,6 +62,54 @@ async def test_leaving_with_an_exception_fails_the_upload(client: UploadClient) 
     assert upload.status.state is ResourceState.FAILED
     assert upload.status.reason == "ValueError: the source broke"
     assert upload.status.size == 4
+
+
+async def test_what_cannot_be_made_durable_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    upload = DirectoryClient(tmp_path / "new").upload("a.log")
+    await upload.open()
+    await upload.write(b"some")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageFull):
+        await upload.finish()
+    assert upload.status.state is ResourceState.FAILED
+    with pytest.raises(StorageFull):
+        await upload.finish()
+    assert (await upload.abort()) == upload.status
+
+
+async def test_a_flush_ends_with_the_upload(client: UploadClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    upload = client.upload("a.log")
+    await upload.open()
+    going_on = threading.Event()
+    monkeypatch.setattr(upload, "_store", lambda data: going_on.wait())
+    await upload.write(b"some")
+    await asyncio.sleep(0)
+    await upload.write(b"more")
+    flushing = asyncio.create_task(upload.flush())
+    aborting = asyncio.create_task(upload.abort())
+    await asyncio.sleep(0)
+    # The rest had not been stored, and is dropped.
+    going_on.set()
+    await aborting
+    assert upload.status.size == 4
+    with pytest.raises(UploadAborted):
+        await flushing
+
+
+async def test_a_finish_that_is_cancelled_goes_on(client: UploadClient) -> None:
+    upload = client.upload("a.log")
+    await upload.open()
+    await upload.write(b"some")
+    await upload.flush()
+    finishing = asyncio.create_task(upload.finish())
+    await asyncio.sleep(0)
+    finishing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await finishing
+    assert (await upload.finish()).state is ResourceState.COMPLETED
 
 
 async def test_what_was_declared_is_checked(client: UploadClient) -> None:

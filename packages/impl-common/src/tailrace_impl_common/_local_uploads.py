@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import json
 import os
@@ -26,6 +27,7 @@ from tailrace_common_api import (
     ResourceState,
     Status,
     StorageFailure,
+    StorageFull,
     TailraceError,
     UploadAborted,
     Visibility,
@@ -81,6 +83,7 @@ class _LocalUpload(UploadSession):
         self._work = asyncio.Event()
         self._changed = Signal()
         self._task: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     @abstractmethod
     def _start(self) -> None:
@@ -160,6 +163,8 @@ class _LocalUpload(UploadSession):
         while self._announced.size < target:
             if self._error is not None:
                 raise self._error
+            if self._status.state.terminal:
+                raise UploadAborted(reason=self._status.reason or "the upload has ended")
             await self._changed.wait()
         return self._announced
 
@@ -219,7 +224,8 @@ class _LocalUpload(UploadSession):
         try:
             await asyncio.to_thread(work)
         except OSError as exc:
-            raise StorageFailure(f"{self.reference}: {exc.strerror or exc}") from exc
+            failure = StorageFull if exc.errno in (errno.ENOSPC, errno.EDQUOT) else StorageFailure
+            raise failure(f"{self.reference}: {exc.strerror or exc}") from exc
 
     async def _store_pending(self) -> None:
         """Store what was written, all there is at a time, until the upload ends."""
@@ -247,23 +253,32 @@ class _LocalUpload(UploadSession):
             self._sha256.update(data)
 
     def _announce(self, state: ResourceState, reason: str | None) -> None:
+        self._status = self._status_as(state, reason)
+        self._announced = Checkpoint(self._hasher.size, self._hasher.newlines, self._status.head)
+        self._changed.notify()
+
+    def _status_as(self, state: ResourceState, reason: str | None) -> Status:
         hasher = self._hasher
-        self._announced = Checkpoint(hasher.size, hasher.newlines, hasher.head())
         lines = line_count(
             hasher.newlines, hasher.size, ends_with_newline=hasher.ends_with_newline, terminal=state.terminal
         )
-        self._status = replace(
+        return replace(
             self._status,
             version=self._status.version + 1,
             state=state,
             size=hasher.size,
             lines=lines if self._request.metadata.lines else None,
-            head=self._announced.head,
+            head=hasher.head(),
             reason=reason,
         )
-        self._changed.notify()
 
     async def _end(self, state: ResourceState, reason: str | None) -> None:
+        """End the upload; the first end counts, and goes on when who asked for it is cancelled."""
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle(state, reason), name="tailrace local upload end")
+        await asyncio.shield(self._settling)
+
+    async def _settle(self, state: ResourceState, reason: str | None) -> None:
         self._pending.clear()
         self._pending_size = 0
         if self._task is not None:
@@ -272,11 +287,16 @@ class _LocalUpload(UploadSession):
             self._work.set()
             await asyncio.wait((self._task,))
         self._offset = self._hasher.size
+        try:
+            if state is ResourceState.FAILED and self._request.visibility is Visibility.ATOMIC:
+                await self._in_thread(self._discard)
+            else:
+                await self._in_thread(partial(self._conclude, self._status_as(state, reason)))
+        except TailraceError as exc:
+            self._error = self._error or exc
+            self._announce(ResourceState.FAILED, exc.message)
+            raise
         self._announce(state, reason)
-        if state is ResourceState.FAILED and self._request.visibility is Visibility.ATOMIC:
-            await self._in_thread(self._discard)
-        else:
-            await self._in_thread(lambda: self._conclude(self._status))
 
 
 class _DirectoryUpload(_LocalUpload):
@@ -301,8 +321,8 @@ class _DirectoryUpload(_LocalUpload):
 
     def _conclude(self, status: Status) -> None:
         assert self._file is not None
-        os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            os.fsync(self._file.fileno())
         if self._part != self._path:
             self._part.rename(self._path)
         summary = {
