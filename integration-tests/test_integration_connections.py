@@ -415,6 +415,9 @@ async def test_every_error_arrives_in_the_middle_of_a_stream(
     monkeypatch.setattr(UploadSession, "finish", fail_finish(raised))
     for number, cls in enumerate(error_classes()):
         raised.append(sample(cls, number))
+        if isinstance(raised[-1], IntegrityError):
+            # Nothing is proven of an upload without bytes, whatever an error says.
+            raised[-1].offset = 0
         upload = await HandUpload.open(client.connection)
         await upload.finish()
         error = await upload.error()
