@@ -16,6 +16,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -24,6 +25,7 @@ from tailrace_client_download_api._client import DownloadClient, RemoteResource,
 from tailrace_common_api import (
     Deleted,
     FromOffset,
+    IntegrityError,
     InvalidArgument,
     InvalidReference,
     LastBytes,
@@ -318,6 +320,31 @@ class DownloadClientContract:
             assert await resource.heads([]) == ()
             with pytest.raises(RangeNotSatisfiable):
                 await resource.heads([300_001])
+
+    async def test_saving_continues_what_is_a_prefix_and_nothing_else(
+        self, download_client: ReadingClient, producer: Producer, tmp_path: Path
+    ) -> None:
+        data = bytes(range(256)) * 2000
+        reference = await producer.create("x", lines=False)
+        await producer.append(reference, data[:300_000])
+        path = tmp_path / "saved"
+        async with download_client.open(reference) as resource:
+            status = await resource.save(path)
+            assert (status.size, await asyncio.to_thread(path.read_bytes)) == (300_000, data[:300_000])
+            await producer.append(reference, data[300_000:])
+            await producer.complete(reference)
+            progress: list[int] = []
+            status = await resource.save(path, progress=progress.append)
+            assert (status.size, await asyncio.to_thread(path.read_bytes)) == (len(data), data)
+            assert progress == sorted(progress)
+            assert progress[0] >= 300_000
+            assert progress[-1] == len(data)
+            assert await resource.save(path) == status
+            for other in (b"other", data + b"longer"):
+                await asyncio.to_thread(path.write_bytes, other)
+                with pytest.raises(IntegrityError):
+                    await resource.save(path)
+                assert await asyncio.to_thread(path.read_bytes) == other
 
     async def test_requests_are_independent(self, download_client: ReadingClient, producer: Producer) -> None:
         data = b"".join(b"%07d\n" % number for number in range(200_000))
