@@ -28,6 +28,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import EMPTY_HEAD, ConnectedClient, InProcessConnection, head_of
 from tailrace_impl_common.messages import (
+    Chunk,
     Delete,
     Follow,
     GetHeads,
@@ -347,6 +348,22 @@ async def test_deleting_tells_the_uploader_and_every_reader_and_leaves_nothing(
         left = [path for path in server.data.rglob("*") if upload.id in str(path)]
         assert left == []
         assert not any(path.name in ("data", "journal", "resource.json") for path in server.data.rglob("*"))
+
+
+@proves("RES-8", "DWN-8")
+async def test_a_reader_that_grants_nothing_hears_of_the_deletion(
+    client: ConnectedClient, second_client: ConnectedClient
+) -> None:
+    async with second_client.upload("victim") as upload:
+        await upload.write(b"first")
+        await upload.flush()
+        stalled = await Conversation.begin(client.connection, Follow(id=upload.id, start=FromOffset(), window=1))
+        # One chunk may go beyond the window; nothing may follow it.
+        assert bytes((await stalled.receive(Chunk)).data) == b"first"
+        await upload.write(b"second")
+        await upload.flush()
+    await client.delete(upload.id)
+    assert isinstance(await stalled.error(), Deleted)
 
 
 async def _exhaust(items: object) -> None:

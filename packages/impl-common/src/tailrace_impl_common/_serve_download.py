@@ -112,6 +112,7 @@ class _DownloadConversation:
         self._chunk_size = chunk_size
         self._machine = DownloadSender(offset=span.start, window=window)
         self._granted = asyncio.Event()
+        self._watcher: asyncio.Future[None] | None = None
 
     async def run(self, snapshot: Snapshot, status: Status, base: str) -> None:
         span = self._span
@@ -126,7 +127,7 @@ class _DownloadConversation:
                 await asyncio.wait((sending,))
             sending.result()
         finally:
-            await cancel_and_wait(sending, control)
+            await cancel_and_wait(sending, control, *([self._watcher] if self._watcher is not None else []))
         await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
     async def _send_all(self, snapshot: Snapshot, control: asyncio.Future[None]) -> None:
@@ -161,8 +162,21 @@ class _DownloadConversation:
         while not self._machine.may_send:
             if control.done():
                 raise ProtocolError("the reader stopped granting bytes before it had all that it asked for")
+            if self._watcher is None:
+                self._watcher = asyncio.ensure_future(self._watch_for_the_end())
+            if self._watcher.done():
+                self._watcher.result()
             self._granted.clear()
             await self._granted.wait()
+
+    async def _watch_for_the_end(self) -> None:
+        """Wake the sender when there is nothing to wait for any more, as when the resource is deleted."""
+        version = self._reader.snapshot.version
+        try:
+            while True:
+                version = (await self._reader.changed(version)).version
+        finally:
+            self._granted.set()
 
     async def _receive_windows(self) -> None:
         """Take grants until the reader has no more to say."""
