@@ -73,3 +73,24 @@ def test_output_that_cannot_be_written_is_a_failure(
 def test_the_exit_code_holds_where_nothing_can_be_said(shell: Shell, redirection: str) -> None:
     assert shell(redirection, "status", "nonsense") == Outcome(3, b"", "")
     assert shell(redirection, "nonsense") == Outcome(2, b"", "")
+
+
+def test_names_can_be_shown_in_any_encoding(run: Run, server: Server) -> None:
+    reference = (
+        run("upload", "-", "--name", "\u00fc\u2713", "--server", server.ws, PYTHONUTF8="1").output.decode().strip()
+    )
+    latin_only = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "latin-1"}
+    outcome = run("status", reference, **latin_only)
+    assert outcome.code == 0
+    assert b"name:         \xfc\\u2713\n" in outcome.output
+    (status,) = run("status", reference, "--json", **latin_only).json()
+    metadata = status["metadata"]
+    assert isinstance(metadata, dict)
+    assert metadata["name"] == "\u00fc\u2713"
+
+
+def test_a_full_disk_is_named_with_the_file(run: Run, server: Server, reference: str) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no device that is always full")
+    outcome = run("download", reference, "-o", "/dev/full", "--server", server.ws)
+    assert outcome == Outcome(1, b"", "tailrace: /dev/full: No space left on device\n")

@@ -4,13 +4,14 @@ import os
 import sys
 
 from tailrace._malloc import tune_malloc
-from tailrace._standard_streams import fill_closed_streams
+from tailrace._standard_streams import fill_closed_streams, write_any_text
 
 
 def main() -> None:
     """Run the command that the process was started with, and exit with its code."""
     # Before anything is opened.
     fill_closed_streams()
+    write_any_text()
     # Before anything large is allocated.
     tune_malloc()
     # What fails is said once, by this program; the library below gRPC would say it, too, in its own words.

@@ -1,7 +1,8 @@
-"""Standard input, output and error that the process was started without."""
+"""Standard input, output and error, whatever the process was started with."""
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 
@@ -24,3 +25,10 @@ def fill_closed_streams() -> None:
     sys.stdin = sys.stdin or os.fdopen(0, "r", closefd=False)
     sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
     sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)
+
+
+def write_any_text() -> None:
+    """Let what the encoding of the terminal does not have come out as an escape, not as an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

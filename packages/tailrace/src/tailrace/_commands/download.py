@@ -9,6 +9,7 @@ from tailrace._progress import transfer_progress
 from tailrace._ranges import parse_range
 from tailrace._references import Target, reference_argument, resolve_reference, server_option
 from tailrace._running import run_async
+from tailrace_common_api import TailraceError
 
 
 @click.command()
@@ -41,4 +42,10 @@ async def _download(target: Target, start: int | None, end: int | None, output: 
         else:
             size = (await resource.status()).size
             with transfer_progress(output, size) as report:
-                await resource.save(output, progress=report)
+                try:
+                    await resource.save(output, progress=report)
+                except TailraceError:
+                    raise  # Some are errors of the operating system as well; they are not about the file.
+                except OSError as error:
+                    error.filename = error.filename or output
+                    raise
