@@ -20,7 +20,10 @@ ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 # Generated from a .proto file that the reader has.
 NEEDS_CODE_OF_THE_READER = "warehouse_pb2"
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
+# Without what a make around the tests says to the make inside them.
+ENVIRONMENT = {
+    name: value for name, value in os.environ.items() if not name.startswith(("TAILRACE_", "MAKE", "MFLAGS"))
+}
 
 
 def blocks(language: str) -> list[Any]:
