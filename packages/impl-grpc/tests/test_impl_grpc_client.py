@@ -150,6 +150,19 @@ async def test_a_peer_that_does_not_answer_runs_into_the_deadline() -> None:
                 await client.status("0" * 32)
 
 
+async def test_closing_ends_who_waits_for_the_connection() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        settings = ClientSettings(connect_timeout=1000.0)
+        client = connect(f"grpc://127.0.0.1:{silent.getsockname()[1]}", settings)
+        opening = asyncio.create_task(client.upload("a").open())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert client.connection._connecting  # type: ignore[attr-defined]  # that it waits shows nowhere else
+        await client.close()
+        with pytest.raises(ConnectionLost):
+            await opening
+
+
 async def test_an_answer_that_does_not_come_runs_into_the_deadline() -> None:
     async def say_nothing(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await context.read()

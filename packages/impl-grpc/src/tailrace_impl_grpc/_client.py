@@ -61,6 +61,7 @@ class GrpcConnection(Connection):
         self._channel_options = channel_options(settings, self._options, host)
         self._channel: grpc.aio.Channel | None = None
         self._streams: set[GrpcClientStream] = set()
+        self._connecting: set[asyncio.Future[None]] = set()
         self._closed = False
 
     @property
@@ -82,9 +83,11 @@ class GrpcConnection(Connection):
             return self._opened(GrpcClientStream(method, watch, self._address, self._streams.discard))
         call = channel.stream_stream(method.path, _same, _same)()
         seconds = self._settings.connect_timeout
+        connecting = asyncio.ensure_future(call.wait_for_connection())
+        self._connecting.add(connecting)
         try:
             async with asyncio.timeout(seconds):
-                await call.wait_for_connection()
+                await connecting
         except grpc.aio.AioRpcError as exc:
             raise error_of(exc, self._address) from None
         except TimeoutError:
@@ -94,6 +97,8 @@ class GrpcConnection(Connection):
             call.cancel()
             raise_if_not_cancelled(self._address)
             raise
+        finally:
+            self._connecting.discard(connecting)
         stream = self._opened(GrpcClientStream(method, call, self._address, self._streams.discard))
         try:
             await stream.send_encoded(first)
@@ -123,6 +128,9 @@ class GrpcConnection(Connection):
 
     async def close(self) -> None:
         self._closed = True
+        # Closing the channel would not wake those who wait for its connection.
+        for connecting in self._connecting:
+            connecting.cancel()
         for stream in list(self._streams):
             await stream.close()
         channel, self._channel = self._channel, None
