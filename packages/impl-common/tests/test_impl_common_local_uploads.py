@@ -64,6 +64,26 @@ async def test_leaving_with_an_exception_fails_the_upload(client: UploadClient) 
     assert upload.status.size == 4
 
 
+@pytest.fixture
+def relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DirectoryClient:
+    """A client of a directory that is given from where the process no longer is."""
+    monkeypatch.chdir(tmp_path)
+    client = DirectoryClient(Path("new"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    return client
+
+
+async def test_a_relative_directory_is_the_one_it_was_when_it_was_given(
+    relative: DirectoryClient, tmp_path: Path
+) -> None:
+    async with relative.upload("a.log") as upload:
+        await upload.write(b"some")
+    [file] = (tmp_path / "new").glob("*-a.log")
+    assert file.read_bytes() == b"some"
+    assert upload.reference == file.as_uri()
+
+
 async def test_what_cannot_be_made_durable_is_not_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")

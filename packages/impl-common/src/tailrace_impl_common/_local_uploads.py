@@ -382,9 +382,10 @@ class DirectoryClient(_LocalClient):
     """
 
     def __init__(self, directory: Path) -> None:
-        """Use ``directory``, which is created with the first upload."""
+        """Use ``directory``, which is created with the first upload; a relative one is settled here, once."""
         super().__init__()
-        self._directory = directory
+        # Asking for the working directory at each upload would scatter the files of a process that changes it.
+        self._directory = directory.absolute()
 
     def start_upload(self, request: UploadRequest) -> UploadSession:
         new_id, created_at = self._ids.next()
