@@ -82,12 +82,15 @@ async def test_python_runs(
         return  # Its sense is tested with the chunk chain.
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.bin").write_bytes(bytes(range(256)))
+    (tmp_path / "app.log").write_bytes(b"one\n")
+    stopped = asyncio.Event()
+    stopped.set()
     code = compile(at(text, urls), "README.md", "exec")
     names: dict[str, Any] = {"__name__": "snippet"}
     # In a thread without a loop, as a program runs it.
     await asyncio.to_thread(exec, code, names)
     async with tailrace.connect(urls["grpc"]) as client:
-        known: dict[str, Any] = {"reference": reference, "lines": lines()}
+        known: dict[str, Any] = {"reference": reference, "lines": lines(), "stopped": stopped, "finished": lambda: True}
         for function in [value for value in names.values() if asyncio.iscoroutinefunction(value)]:
             if function.__module__ != "snippet":
                 continue
