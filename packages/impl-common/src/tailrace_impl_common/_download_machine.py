@@ -56,11 +56,6 @@ class DownloadSender:
         return self._chain.offset
 
     @property
-    def unlimited(self) -> bool:
-        """Whether the reader leaves the pace to the transport."""
-        return self._unlimited
-
-    @property
     def may_send(self) -> bool:
         """Whether the window has room; one chunk may then go beyond it."""
         return self._unlimited or self._window.until > self._chain.offset

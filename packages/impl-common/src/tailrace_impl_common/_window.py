@@ -84,10 +84,3 @@ class ReceiveWindow:
             return None
         self._until = until
         return until
-
-    def resize(self, size: int) -> None:
-        """Use another window size, at least 1, from the next grant on; what was granted stays granted."""
-        if size < 1:
-            raise ValueError(f"a window of {size} bytes")
-        self._size = size
-        self._step = (size + 3) // 4

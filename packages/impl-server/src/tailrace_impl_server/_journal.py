@@ -23,7 +23,6 @@ from tailrace_common_api import ResourceState
 from tailrace_impl_common import BlockDigest
 from tailrace_server_api import BLOCK_SIZE, Boundary, Snapshot
 
-HEADER_OFFSET = 0
 SLOT_OFFSETS = (4096, 8192)
 SLOT_SIZE = 512
 """Bytes of a slot: what disks write whole or not at all."""
