@@ -206,15 +206,16 @@ async def spawn(path: Path) -> asyncio.subprocess.Process:
 async def test_the_end_of_a_process_ends_the_source(
     tmp_path: Path, notifies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    path = tmp_path / "log"
+    # Before the system is made to refuse: asyncio watches its own processes in the same way.
+    process = await spawn(path)
+    assert process.stdin is not None
     if not notifies:
 
         def refused(pid: int, flags: int = 0) -> int:
             raise PermissionError(1, "not here")
 
         monkeypatch.setattr(os, "pidfd_open", refused, raising=False)
-    path = tmp_path / "log"
-    process = await spawn(path)
-    assert process.stdin is not None
     file = GrowingFile(path, poll_interval=POLL, until_exit=process.pid, notify=False)
     async with aclosing(file.pieces()) as pieces:
         process.stdin.write(b"one\n")

@@ -243,7 +243,9 @@ async def test_it_works_beside_an_applications_own_loop(server: Server, caplog: 
 
 def test_a_forked_process_starts_anew(server: Server) -> None:
     script = f"""
-import os, sys, tailrace
+import os, sys, tailrace, warnings
+# From 3.12 on Python warns of forking beside threads, which is what this is about.
+warnings.simplefilter("ignore", DeprecationWarning)
 client = tailrace.sync.connect({server.ws!r})
 with client.upload("parent") as upload:
     upload.write(b"x")

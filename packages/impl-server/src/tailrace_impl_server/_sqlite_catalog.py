@@ -129,7 +129,11 @@ class SqliteCatalog(Catalog):
             self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         synchronous = "FULL" if self._durability is Durability.FSYNC else "NORMAL"
-        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        try:
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def _move_aside(self) -> Path:
@@ -161,7 +165,7 @@ class SqliteCatalog(Catalog):
             raise StorageFailure("the catalog is not open")
         change = _Change(apply, self._loop.create_future())
         self._changes.put(change)
-        result: _T = await change.future  # type: ignore[assignment]
+        result: _T = await change.future  # type: ignore[assignment]  # set to what apply returns
         return result
 
     def _write(self, connection: sqlite3.Connection) -> None:
