@@ -19,7 +19,7 @@ def interval_has_no_trailing_edge() -> None:
             executed()
         await real(self, None)
 
-    UploadSession._wait_for_work = wait_for_work  # type: ignore[method-assign]
+    UploadSession._wait_for_work = wait_for_work  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CHK-1", "UPL-7")
@@ -32,7 +32,7 @@ def window_takes_no_heed_of_announcements() -> None:
         executed()
         return real(self, 2**52)
 
-    UploadSession._grant = grant  # type: ignore[method-assign]
+    UploadSession._grant = grant  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CHK-2", cell="in-process-filesystem")
@@ -47,7 +47,7 @@ def durability_is_not_kept() -> None:
             executed()
         self._sync = False
 
-    FilesystemWriter.__init__ = init  # type: ignore[method-assign]
+    FilesystemWriter.__init__ = init  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CHK-3", cell="grpc-filesystem")
@@ -87,4 +87,4 @@ def grace_does_not_begin_again() -> None:
             return
         real(self, id, epoch)
 
-    Sweeper.begin_grace = begin_grace  # type: ignore[method-assign]
+    Sweeper.begin_grace = begin_grace  # type: ignore[method-assign]  # the defect

@@ -20,7 +20,7 @@ def connection_is_stuck_behind_a_failure() -> None:
         await real(self, number, failure)
         await self._sending_chunk.acquire()
 
-    ServerConnection._tell = tell  # type: ignore[method-assign]
+    ServerConnection._tell = tell  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("UPL-1", "CON-2", trap="state-after-sending", cell="websocket-memory")
@@ -33,7 +33,7 @@ def window_is_granted_after_it_was_told() -> None:
     async def send(self: Any, message: Any) -> None:
         if isinstance(message, Opened):
             executed()
-            await self._connection.send_text(module.encode_from_server(self._number, message))  # type: ignore[attr-defined]
+            await self._connection.send_text(module.encode_from_server(self._number, message))  # type: ignore[attr-defined]  # the defect
             # Long enough for the answer to be there first.
             await asyncio.sleep(0.1)
             self._until = message.until
@@ -41,7 +41,7 @@ def window_is_granted_after_it_was_told() -> None:
             return
         await real(self, message)
 
-    module._ServerStream.send = send  # type: ignore[method-assign]
+    module._ServerStream.send = send  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CON-2")
@@ -58,7 +58,7 @@ def mistakes_are_told_as_defects() -> None:
             executed()
             raise InternalError(error.message) from None
 
-    DownloadSender.receive = receive  # type: ignore[method-assign]
+    DownloadSender.receive = receive  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CON-3", cell="websocket-memory")
@@ -80,7 +80,7 @@ def errors_lose_their_details() -> None:
         executed()
         return {}
 
-    RangeNotSatisfiable.details = details  # type: ignore[method-assign]
+    RangeNotSatisfiable.details = details  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("ACC-3", cell="in-process-filesystem")

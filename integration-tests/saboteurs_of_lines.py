@@ -17,7 +17,7 @@ def unterminated_line_counts_while_it_grows() -> None:
             executed()
         return int(self.newlines) + int(self.open_line)
 
-    Snapshot.lines = property(lines)  # type: ignore[method-assign,assignment]
+    Snapshot.lines = property(lines)  # type: ignore[method-assign,assignment]  # the defect
 
 
 @saboteur("LIN-2", trap="index-ahead")
@@ -32,7 +32,7 @@ def last_line_reaches_to_the_announced_size() -> None:
             return snapshot.size
         return await real(self, line, snapshot)
 
-    LiveReader.line_offset = line_offset  # type: ignore[method-assign]
+    LiveReader.line_offset = line_offset  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("LIN-3")
@@ -58,7 +58,7 @@ def lines_are_found_by_reading_everything() -> None:
         executed()
         return find_newline(await self._read_exactly(0, size), newlines)
 
-    LiveReader._behind_newline = behind_newline  # type: ignore[method-assign]
+    LiveReader._behind_newline = behind_newline  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("LIN-5", "INT-3")
@@ -71,7 +71,7 @@ def answers_come_in_one_piece() -> None:
         executed()
         real(self, *arguments, chunk_size=chunk_size * 1000, **more)
 
-    _DownloadConversation.__init__ = init  # type: ignore[method-assign]
+    _DownloadConversation.__init__ = init  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("LIN-6")

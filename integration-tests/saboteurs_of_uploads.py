@@ -305,4 +305,4 @@ def the_local_directory_holds_nothing() -> None:
             def store(self: Any, data: Any) -> None:
                 executed()
 
-            kind._store = store  # type: ignore[attr-defined]
+            kind._store = store  # type: ignore[attr-defined]  # the defect

@@ -34,7 +34,7 @@ def missing_transport_names_no_package() -> None:
         executed()
         real(self, scheme=scheme, package="a package")
 
-    TransportMissing.__init__ = init  # type: ignore[method-assign]
+    TransportMissing.__init__ = init  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("USE-2", cell="websocket-memory")

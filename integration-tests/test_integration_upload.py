@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cells import LASTING_CELLS, WEBSOCKET_CELLS, WIRED_CELLS, Cell
@@ -131,9 +132,9 @@ async def test_bytes_come_from_files_and_iterators_of_every_kind(client: Connect
 
     filling = asyncio.create_task(asyncio.to_thread(fill))
     with open(path, "rb") as file, open(read_end, "rb", buffering=0) as pipe:
-        sources = [data, bytearray(data), memoryview(data), list(pieces()), generator(), asynchronous()]
+        sources: list[Any] = [data, bytearray(data), memoryview(data), list(pieces()), generator(), asynchronous()]
         for source in [*sources, io.BytesIO(data), file, pipe]:
-            async with client.upload("a") as upload, aclosing(iter_source(source)) as items:  # type: ignore[arg-type]
+            async with client.upload("a") as upload, aclosing(iter_source(source)) as items:
                 assert await upload.send_all(items) == len(data)
             assert upload.status.head == head_of(data)
     await filling

@@ -156,7 +156,7 @@ def test_every_kind_of_buffer_is_taken(kind: Any) -> None:
 
 def test_what_is_no_buffer_is_refused() -> None:
     with pytest.raises(InvalidArgument, match="text"):
-        HeadHasher().update("text")  # type: ignore[arg-type]
+        HeadHasher().update("text")  # type: ignore[arg-type]  # what a user without types may do
     with pytest.raises(InvalidArgument, match="contiguous"):
         HeadHasher().update(memoryview(b"abcdef")[::2])
 

@@ -132,4 +132,4 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="0 bytes"):
         MessageChainSender(build, chunk_size=0)
     with pytest.raises(InvalidArgument):
-        send("text")  # type: ignore[arg-type]
+        send("text")  # type: ignore[arg-type]  # what a user without types may do

@@ -52,4 +52,4 @@ def test_a_schedule_without_end_stays_bounded(schedule: RetrySchedule, random: f
 @pytest.mark.parametrize("wrong", [{"initial": 0}, {"factor": 0.9}, {"initial": 2, "maximum": 1}, {"retries": -1}])
 def test_impossible_schedules_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError):
-        RetrySchedule(**wrong)  # type: ignore[arg-type]
+        RetrySchedule(**wrong)  # type: ignore[arg-type]  # the wrong values are the test

@@ -174,7 +174,7 @@ def test_any_buffer_is_taken_and_text_is_not() -> None:
     transcoder = Transcoder("utf-8")
     assert transcoder.feed(memoryview("é1".encode())) + transcoder.feed(bytearray(b"2")) == "é12".encode()
     with pytest.raises(InvalidArgument):
-        transcoder.feed("text")  # type: ignore[arg-type]
+        transcoder.feed("text")  # type: ignore[arg-type]  # what a user without types may do
 
 
 @pytest.mark.parametrize("encoding", ["no-such-encoding", "base64", "rot13", "hex", "utf-8\0"])
@@ -186,4 +186,4 @@ def test_what_is_no_text_encoding_is_refused(encoding: str) -> None:
 
 def test_the_choice_of_errors_is_checked() -> None:
     with pytest.raises(InvalidArgument):
-        Transcoder("utf-8", errors="ignore")  # type: ignore[arg-type]
+        Transcoder("utf-8", errors="ignore")  # type: ignore[arg-type]  # the wrong value is the test

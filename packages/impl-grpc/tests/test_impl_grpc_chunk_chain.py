@@ -39,7 +39,7 @@ class Warehouse(parcels.ParcelsServicer):
         self.received: queue.Queue[bytes] = queue.Queue()
         self.left = threading.Event()
 
-    def Put(self, request_iterator: Iterator[Part], context: grpc.ServicerContext) -> Receipt:  # noqa: N802
+    def Put(self, request_iterator: Iterator[Part], context: grpc.ServicerContext) -> Receipt:  # noqa: N802 - the RPC's name
         file = io.BytesIO()
         try:
             size = PARTS.accept(request_iterator, file, context)
@@ -47,7 +47,7 @@ class Warehouse(parcels.ParcelsServicer):
             self.received.put(file.getvalue())
         return Receipt(size=size)
 
-    def Get(self, request: Order, context: grpc.ServicerContext) -> Iterator[Part]:  # noqa: N802
+    def Get(self, request: Order, context: grpc.ServicerContext) -> Iterator[Part]:  # noqa: N802 - the RPC's name
         if request.name in FAULTS:
             return FaultyChain(request.name).messages(CONTENT)
         if request.name == "endless":
@@ -181,7 +181,7 @@ def test_a_source_that_fails_ends_the_upload_with_its_error(stub: parcels.Parcel
     with pytest.raises(OSError, match="no more"):
         PARTS.upload(stub.Put, failing())
     with pytest.raises(InvalidArgument):
-        PARTS.upload(stub.Put, "text")  # type: ignore[arg-type]
+        PARTS.upload(stub.Put, "text")  # type: ignore[arg-type]  # what a user without types may do
 
 
 def test_a_sink_that_fails_ends_the_download_with_its_error(stub: parcels.ParcelsStub) -> None:

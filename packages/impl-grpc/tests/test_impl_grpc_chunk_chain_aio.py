@@ -44,7 +44,7 @@ class Warehouse:
         self.received: asyncio.Queue[bytes] = asyncio.Queue()
         self.left = asyncio.Event()
 
-    async def Put(self, request_iterator: AsyncIterator[Part], context: Context) -> Receipt:  # noqa: N802
+    async def Put(self, request_iterator: AsyncIterator[Part], context: Context) -> Receipt:  # noqa: N802 - the RPC's name
         file = io.BytesIO()
         try:
             size = await PARTS.accept(request_iterator, file, context)
@@ -52,7 +52,7 @@ class Warehouse:
             self.received.put_nowait(file.getvalue())
         return Receipt(size=size)
 
-    async def Get(self, request: Order, context: Context) -> AsyncIterator[Part]:  # noqa: N802
+    async def Get(self, request: Order, context: Context) -> AsyncIterator[Part]:  # noqa: N802 - the RPC's name
         if request.name in FAULTS:
             async for part in FaultyChain(request.name).messages(CONTENT):
                 yield part
@@ -190,7 +190,7 @@ async def test_a_source_that_fails_ends_the_upload_with_its_error(stub: ParcelsS
     with pytest.raises(OSError, match="no more"):
         await PARTS.upload(stub.Put, failing())
     with pytest.raises(InvalidArgument):
-        await PARTS.upload(stub.Put, "text")  # type: ignore[arg-type]
+        await PARTS.upload(stub.Put, "text")  # type: ignore[arg-type]  # what a user without types may do
 
 
 async def test_a_sink_that_fails_ends_the_download_with_its_error(stub: ParcelsStub) -> None:

@@ -379,7 +379,7 @@ async def test_the_end_is_waited_for_and_not_cancelled(client: ConnectedClient, 
         while not kinds or kinds[-1] is not End:
             kinds.append(type(await stream.receive()))
         assert kinds[0] is Started
-        call = stream._call  # type: ignore[attr-defined]
+        call = stream._call  # type: ignore[attr-defined]  # of this transport's stream
     assert await call.code() is grpc.StatusCode.OK
 
 

@@ -272,6 +272,6 @@ def test_text_of_a_reason_is_made_encodable() -> None:
 @pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 def test_messages_of_another_method_are_refused(method: Method) -> None:
     with pytest.raises(InvalidArgument):
-        method.encode_request(Done())  # type: ignore[arg-type]
+        method.encode_request(Done())  # type: ignore[arg-type]  # the wrong message is the test
     with pytest.raises(TypeError):
         method.encode_response(messages.Watched())

@@ -4,7 +4,7 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Recorder:
         monkeypatch.setattr(os, "ftruncate", record_ftruncate)
         monkeypatch.setattr(os, "fdatasync", record_fdatasync)
 
-    def _note(self, fd, make) -> None:  # type: ignore[no-untyped-def]
+    def _note(self, fd: int, make: Callable[[str], Event]) -> None:
         path = Path(_readlink(f"/proc/self/fd/{fd}"))
         if path.parent == self.folder and path.name in self.base:
             self.events.append(make(path.name))

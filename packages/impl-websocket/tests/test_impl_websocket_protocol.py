@@ -104,10 +104,9 @@ async def test_prefix_may_differ_from_the_path_of_the_public_base() -> None:
 async def test_small_messages_are_not_held_back(server: Running) -> None:
     """With Nagle's algorithm a window would wait for the acknowledgement of a checkpoint."""
     async with raw(server.endpoint):
-        accepted = [
-            connection.transport.get_extra_info("socket")
-            for connection in server.transport._server.server_state.connections  # type: ignore[union-attr]
-        ]
+        assert server.transport._server is not None
+        connections = server.transport._server.server_state.connections
+        accepted = [connection.transport.get_extra_info("socket") for connection in connections]
         assert [bool(each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)) for each in accepted] == [True]
 
 

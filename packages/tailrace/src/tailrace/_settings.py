@@ -212,6 +212,17 @@ def _read_table(sources: list[Tables], table: str, cls: type[SettingsT]) -> Sett
         raise ConfigurationError(field=f"{table}.{error.field}", problem=error.problem) from None
 
 
+_KINDS: Mapping[object, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    str: "text",
+    str | None: "text",
+    Path: "a path",
+}
+
+
 def _convert(name: str, value: object, hint: object) -> object:
     """Return the value as the type that the setting has; text from the environment is read as that type."""
     try:
@@ -229,9 +240,7 @@ def _convert(name: str, value: object, hint: object) -> object:
             return {key: _option_text(item) for key, item in value.items()}
     except (KeyError, TypeError, ValueError):
         pass
-    expected = {bool: "true or false", int: "a whole number", int | None: "a whole number", float: "a number"}
-    kind = expected.get(hint, "text" if hint in (str, str | None) else "a path" if hint is Path else "a table")  # type: ignore[call-overload]
-    raise ConfigurationError(field=name, problem=f"{value!a} is not {kind}")
+    raise ConfigurationError(field=name, problem=f"{value!a} is not {_KINDS.get(hint, 'a table')}")
 
 
 def _option_text(value: object) -> str:

@@ -15,6 +15,7 @@ from tailrace_common_api import (
     Visibility,
 )
 from tailrace_server_api import (
+    Buffer,
     Committed,
     Descriptor,
     Outcome,
@@ -117,7 +118,7 @@ class StorageHooks:
         assert snapshot.newlines == (data.count(b"\n") if lines else 0)
         assert snapshot.open_line is (lines and bool(data) and not data.endswith(b"\n"))
 
-    async def with_bytes(self, storage: Storage, id: str, data: bytes) -> ResourceWriter:
+    async def with_bytes(self, storage: Storage, id: str, data: Buffer) -> ResourceWriter:
         writer = await storage.open(id)
         writer.append(data)
         await writer.checkpoint()

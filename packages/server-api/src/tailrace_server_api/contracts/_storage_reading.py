@@ -128,7 +128,7 @@ class StorageReadingContract(StorageHooks):
 
     async def test_what_was_appended_may_be_reused_once_it_is_stored(self, storage: Storage, id: str) -> None:
         buffer = bytearray(b"first")
-        writer = await self.with_bytes(storage, id, buffer)  # type: ignore[arg-type]
+        writer = await self.with_bytes(storage, id, buffer)
         buffer[:] = b"XXXXX"
         self.check(committed(await writer.complete()), b"first", ResourceState.COMPLETED)
         assert bytes(await storage.read(id, 0, 5)) == b"first"
