@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import json
 import os
 import platform
@@ -22,6 +21,8 @@ from typing import Any
 import workloads
 from raw_socket import plain_write_seconds, raw_socket_seconds
 from server import ServerProcess, usage_of
+
+from tailrace._malloc import tune_malloc
 
 TRANSPORTS = ("grpc", "ws")
 GIGABYTE = 1e9
@@ -102,14 +103,6 @@ class Benchmark:
         return reference
 
 
-def tune_malloc() -> None:
-    """Keep large buffers mapped, as the command line does; without glibc there is nothing to tune."""
-    library = ctypes.CDLL(None)
-    if hasattr(library, "gnu_get_libc_version"):
-        for parameter, value in ((-3, 32 << 20), (-1, 512 << 20), (-2, 16 << 20), (-8, 1)):
-            library.mallopt(parameter, value)
-
-
 def describe_machine() -> str:
     """Return processor, cores, memory, kernel and interpreter in one line."""
     model = "unknown processor"
@@ -144,7 +137,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for results")
     arguments = parser.parse_args()
-    tune_malloc()
+    tune_malloc()  # As the command line does: the clients of the benchmark run in this process.
     size = arguments.size << 20
     with (
         tempfile.TemporaryDirectory(prefix="tailrace-benchmark-") as scratch,
