@@ -291,7 +291,10 @@ class DownloadClient(ABC):
 
 
 class ResourceClient(ABC):
-    """Asks for resources without reading them."""
+    """Asks for resources without reading them.
+
+    Every method raises ``ConnectionLost`` when the connection ends.
+    """
 
     @abstractmethod
     async def status(self, reference: str, *, token: str | None = None) -> Status:
