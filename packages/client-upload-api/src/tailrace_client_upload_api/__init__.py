@@ -1,11 +1,27 @@
 """Interfaces for uploading."""
 
 from tailrace_client_upload_api._client import (
+    WAIT,
     Buffer,
+    DropOldest,
     ReopenRequest,
+    SpoolToDisk,
     UploadClient,
     UploadRequest,
     UploadSession,
+    Wait,
+    WhileAway,
 )
 
-__all__ = ["Buffer", "ReopenRequest", "UploadClient", "UploadRequest", "UploadSession"]
+__all__ = [
+    "WAIT",
+    "Buffer",
+    "DropOldest",
+    "ReopenRequest",
+    "SpoolToDisk",
+    "UploadClient",
+    "UploadRequest",
+    "UploadSession",
+    "Wait",
+    "WhileAway",
+]

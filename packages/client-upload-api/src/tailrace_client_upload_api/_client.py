@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,48 @@ from tailrace_common_api import (
 )
 
 Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """While the server is away or slow, :meth:`UploadSession.write` waits."""
+
+
+WAIT = Wait()
+"""The default of an upload."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolToDisk:
+    """While the server is away or slow, what is written goes to a file; once it is full, writing waits."""
+
+    directory: str | os.PathLike[str]
+    """Folder of the spool file; made if it is not there."""
+    max_bytes: int = 1024**3
+    """Most bytes that wait on disk."""
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1:
+            raise InvalidArgument(field="max_bytes", problem=f"{self.max_bytes} is below 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DropOldest:
+    """While the server is away or slow, what is written waits in memory, and writing never waits.
+
+    When there is too much of it, the oldest lines are dropped, and a line in their place says how many bytes that were.
+    """
+
+    max_bytes: int = 16 * 1024 * 1024
+    """Most bytes that wait in memory."""
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1024:
+            raise InvalidArgument(field="max_bytes", problem=f"{self.max_bytes} is below 1024")
+
+
+WhileAway = Wait | SpoolToDisk | DropOldest
+"""What becomes of written bytes that the server does not take at the moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +81,8 @@ class UploadRequest:
     """Declared SHA-256 of the content, 32 bytes; ``None`` for none."""
     idempotency_key: str | None = None
     """Key under which a repeated request opens the same upload again; 1 to 255 characters."""
+    while_away: WhileAway = WAIT
+    """What becomes of written bytes that the server does not take at the moment."""
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 0:
@@ -72,7 +117,10 @@ class UploadSession(ABC):
     is cancelled may have handed over part of its bytes: the upload is then to be aborted, which leaving the context
     manager does.
 
-    When the server ends the upload (quota, disk full, deleted, fenced), the running or next call raises that error.
+    When the server ends the upload (quota, disk full, deleted, fenced), the running or next call raises that error. A lost
+    connection, a server that restarts and one that is overloaded do not end it: the session reconnects and continues
+    where the server stands, for as long as the client's ``reconnect_timeout`` says. What was written and is not announced
+    is kept for that, at most two windows.
     """
 
     @property
@@ -260,6 +308,7 @@ class UploadClient(ABC):
         length: int | None = None,
         sha256: bytes | None = None,
         idempotency_key: str | None = None,
+        while_away: WhileAway = WAIT,
     ) -> UploadSession:
         """Prepare a new upload; see :class:`Metadata` and :class:`UploadRequest` for the arguments.
 
@@ -276,5 +325,6 @@ class UploadClient(ABC):
                 length=length,
                 sha256=sha256,
                 idempotency_key=idempotency_key,
+                while_away=while_away,
             )
         )

@@ -9,7 +9,9 @@
     │   └── ConfigurationError                settings that cannot work
     │       └── TransportMissing              no installed package serves the URL's scheme
     ├── NotFound (LookupError)                no such resource, or none that this caller may see
-    │   └── Deleted                           it was deleted, before or during the operation
+    │   ├── Deleted                           it was deleted, before or during the operation
+    │   └── ContextNotFound                   no such context
+    ├── ContextClosed                         the context takes no more uploads
     ├── RangeNotSatisfiable (ValueError)      bytes outside [0, size)
     ├── LineRangeNotSatisfiable (ValueError)  lines outside [0, lines]
     ├── LineAccessDisabled                    a line request on a resource without line access
@@ -159,6 +161,28 @@ class Deleted(NotFound):
         super().__init__(id=id)
         self.message = f"resource {_shown(id)} was deleted"
         self.args = (self.message,)
+
+
+class ContextNotFound(NotFound):
+    """No context has this id, or none that the caller may see."""
+
+    code = "context_not_found"
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self.message = f"no context {_shown(id)}"
+        self.args = (self.message,)
+
+
+class ContextClosed(TailraceError):
+    """The context was closed: it takes no more uploads."""
+
+    code = "context_closed"
+    fields = ("id",)
+
+    def __init__(self, *, id: str) -> None:
+        self.id = id
+        super().__init__(f"context {_shown(id)} is closed")
 
 
 class RangeNotSatisfiable(TailraceError, ValueError):

@@ -78,15 +78,19 @@ class Metadata:
             raise InvalidArgument(field="content_type", problem=f"{self.content_type!a} is not type/subtype")
         if type(self.lines) is not bool:
             raise InvalidArgument(field="lines", problem="not a boolean")
-        if not isinstance(self.labels, Mapping):
-            raise InvalidArgument(field="labels", problem="not a mapping")
-        if len(self.labels) > _MAX_LABELS:
-            raise InvalidArgument(field="labels", problem=f"{len(self.labels)} labels; at most {_MAX_LABELS}")
-        for key, value in self.labels.items():
-            _check_text("labels", key, minimum=1, maximum=_MAX_LABEL_KEY)
-            _check_text("labels", value, minimum=0, maximum=_MAX_LABEL_VALUE)
+        _check_labels("labels", self.labels)
         if self.context is not None:
             _check_text("context", self.context, minimum=1, maximum=_MAX_LABEL_KEY)
+
+
+def _check_labels(field_name: str, labels: object) -> None:
+    if not isinstance(labels, Mapping):
+        raise InvalidArgument(field=field_name, problem="not a mapping")
+    if len(labels) > _MAX_LABELS:
+        raise InvalidArgument(field=field_name, problem=f"{len(labels)} {field_name}; at most {_MAX_LABELS}")
+    for key, value in labels.items():
+        _check_text(field_name, key, minimum=1, maximum=_MAX_LABEL_KEY)
+        _check_text(field_name, value, minimum=0, maximum=_MAX_LABEL_VALUE)
 
 
 def _check_text(field_name: str, text: object, *, minimum: int, maximum: int) -> None:
@@ -158,6 +162,96 @@ class Limits:
     """Most entries in one page of a listing."""
     max_heads: int
     """Most sizes in one request for heads."""
+    max_context_bytes: int
+    """Most bytes of all resources of one context."""
+    max_context_resources: int
+    """Most resources of one context."""
+    max_storage_bytes: int
+    """Most bytes of all resources of the server."""
+    max_uploads: int
+    """Most uploads that are unfinished at the same time, over the whole server."""
+    max_contexts: int
+    """Most contexts that are open at the same time."""
+    max_requests: int
+    """Most requests that run on one connection at the same time."""
+    context_required: bool
+    """Whether every upload must name a context."""
+
+
+class ContextState(enum.Enum):
+    """Whether a context takes uploads."""
+
+    OPEN = "OPEN"
+    """It does."""
+    CLOSED = "CLOSED"
+    """It does not any more; what it has stays readable."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """A scope that owns resources: a test run, a build."""
+
+    id: str
+    """Context id, made by the server; of the same form as resource ids."""
+    attributes: Mapping[str, str]
+    """What its creator said of it; the rules are those of labels."""
+    state: ContextState
+    """Whether it takes uploads."""
+    created_at: float
+    """Time of creation on the server's clock, seconds since the Unix epoch."""
+    closed_at: float | None
+    """When it was closed; ``None`` while it is open."""
+    resources: int
+    """Resources that it has."""
+    bytes: int
+    """Announced bytes of all of them."""
+
+
+class ContextEventKind(enum.Enum):
+    """What happens in a context."""
+
+    CREATED = "CREATED"
+    """A resource was created."""
+    STATUS_CHANGED = "STATUS_CHANGED"
+    """The state of a resource changed."""
+    REFUSED = "REFUSED"
+    """An upload, or more of it, was refused."""
+    DELETED = "DELETED"
+    """A resource was deleted."""
+    CLOSED = "CLOSED"
+    """The context was closed; always the last event."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextEvent:
+    """Something that happened in a context."""
+
+    sequence: int
+    """Number of the event in its context, rising by one from 1 on, for as long as the server runs; a gap shows that
+    events were missed."""
+    at: float
+    """When, seconds since the Unix epoch."""
+    kind: ContextEventKind
+    """What."""
+    id: str | None
+    """The resource; ``None`` for a refused creation and for CLOSED."""
+    state: ResourceState | None
+    """State of the resource; ``None`` where there is no resource."""
+    size: int | None
+    """Its announced size; ``None`` where there is no resource."""
+    code: str | None
+    """Code of the error, for REFUSED; else ``None``."""
+    message: str | None
+    """Text of the error for REFUSED, reason of the failure for a FAILED resource; else ``None``."""
+
+
+def check_attributes(attributes: Mapping[str, str]) -> None:
+    """Check the attributes of a context; the rules are those of labels.
+
+    Raises:
+        InvalidArgument: They break one.
+    """
+    _check_labels("attributes", attributes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

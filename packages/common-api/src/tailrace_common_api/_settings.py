@@ -46,6 +46,16 @@ class ClientSettings:
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
     """Time after which an unanswered sign of life ends the connection, in seconds."""
+    reconnect_timeout: float = 60.0
+    """Time for which a connection that was lost is tried again before its operations fail, in seconds; 0: never."""
+    token: str | None = field(default=None, repr=False)
+    """Bearer token that proves who this client is; ``None`` for none. A secret."""
+    ca_file: str | None = None
+    """PEM file of the certificate authorities that servers are checked against; ``None`` for those of the system."""
+    certificate_file: str | None = None
+    """PEM file of the certificate (chain) that this client shows, for mutual TLS; ``None`` for none."""
+    key_file: str | None = None
+    """PEM file of the private key of :attr:`certificate_file`."""
     verify: bool = True
     """Whether a reader checks the hash of every chunk, and heads where it can."""
     options: Mapping[str, str] = field(default_factory=dict)
@@ -59,6 +69,12 @@ class ClientSettings:
         for name in ("connect_timeout", "answer_timeout", "finish_timeout", "keepalive_interval", "keepalive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(field=name, problem="not a positive number of seconds")
+        if not self.reconnect_timeout >= 0:
+            raise ConfigurationError(field="reconnect_timeout", problem="not a number of seconds from 0 on")
+        if self.token is not None and not (self.token and self.token.isascii() and self.token.isprintable()):
+            raise ConfigurationError(field="token", problem="not printable ASCII")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ConfigurationError(field="key_file", problem="a certificate and its key are needed together")
 
 
 def url_scheme(url: str) -> str:

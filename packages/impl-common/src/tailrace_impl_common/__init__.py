@@ -8,6 +8,7 @@ from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResou
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
+from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
 from tailrace_impl_common._head import (
     BLOCK_SIZE,
@@ -33,6 +34,7 @@ from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._sources import BlockingSource, Source, iter_source, read_pieces
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
+from tailrace_impl_common._tracing import outgoing_trace
 from tailrace_impl_common._transcode import Transcoder
 from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver, UploadSender, UploadState
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
@@ -60,6 +62,7 @@ __all__ = [
     "DownloadReceiver",
     "DownloadSender",
     "DownloadState",
+    "Endpoint",
     "GrowingFile",
     "HeadHasher",
     "IdGenerator",
@@ -94,6 +97,7 @@ __all__ = [
     "line_count",
     "make_head",
     "next_spine",
+    "outgoing_trace",
     "read_pieces",
     "resolve_lines",
     "save_resource",

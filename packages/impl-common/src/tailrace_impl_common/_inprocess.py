@@ -18,11 +18,12 @@ from tailrace_common_api import (
     error_from_wire,
 )
 from tailrace_impl_common._cancelling import cancel_and_wait
+from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream
 from tailrace_impl_common.messages import ClientMessage, Request, ServerMessage, UnaryAnswer, UnaryRequest
-from tailrace_server_api import ResourceManager
+from tailrace_server_api import Credentials, ResourceManager
 
 _CHUNK_SIZE = 1024 * 1024
 _QUEUE_LENGTH = 4
@@ -97,9 +98,8 @@ class _ClientEnd(ClientStream):
             await serve_conversation(
                 request,
                 _ServerEnd(self._to_server, self._to_client),
-                manager=connection.manager,
-                base=connection.base,
-                chunk_size=min(_CHUNK_SIZE, connection.manager.limits.chunk_size),
+                service=await connection.manager.authenticate(connection.credentials),
+                endpoint=connection.endpoint,
             )
             error = None
         except TailraceError as exc:
@@ -134,8 +134,14 @@ class InProcessConnection(Connection):
     ) -> None:
         """Connect to ``manager``; references are given under ``base``."""
         self.manager = manager
-        self.base = base
         self._settings = settings or ClientSettings()
+        self.endpoint = Endpoint(
+            transport="inprocess",
+            base=base,
+            chunk_size=min(_CHUNK_SIZE, manager.limits.chunk_size),
+            telemetry=manager.telemetry,
+        )
+        self.credentials = Credentials(token=self._settings.token, peer="inprocess")
         self._streams: set[_ClientEnd] = set()
         self._closed = False
 
@@ -160,7 +166,8 @@ class InProcessConnection(Connection):
                 # Who asks again and again must not keep everyone else from running.
                 await asyncio.sleep(0)
                 self.manager.admit()
-                return await answer_request(request, manager=self.manager, base=self.base)
+                service = await self.manager.authenticate(self.credentials)
+                return await answer_request(request, service=service, endpoint=self.endpoint)
         except TailraceError as exc:
             raise error_from_wire(exc.code, exc.message, exc.details()) from None
         except TimeoutError:

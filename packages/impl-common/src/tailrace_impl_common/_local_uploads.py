@@ -49,6 +49,13 @@ _LIMITS = Limits(
     max_resource_size=MAX_OFFSET,
     max_page_size=1,
     max_heads=1,
+    max_context_bytes=MAX_OFFSET,
+    max_context_resources=MAX_OFFSET,
+    max_storage_bytes=MAX_OFFSET,
+    max_uploads=MAX_OFFSET,
+    max_contexts=0,
+    max_requests=MAX_OFFSET,
+    context_required=False,
 )
 
 

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 
 from tailrace_common_api import InternalError, Page, Position, ProtocolError, TailraceError
+from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._serve_download import serve_download
 from tailrace_impl_common._serve_upload import serve_upload
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
+from tailrace_impl_common._tracing import traced
 from tailrace_impl_common.messages import (
+    CloseContext,
+    CreateContext,
     Delete,
     Done,
     Follow,
+    GetContext,
     GetHeads,
     GetStatus,
     Heads,
@@ -29,15 +36,23 @@ from tailrace_impl_common.messages import (
     UnaryAnswer,
     UnaryRequest,
     Watch,
+    WatchContext,
     Watched,
 )
-from tailrace_server_api import ResourceManager
+from tailrace_server_api import ResourceService
 
 logger = logging.getLogger(__name__)
 
+_NO_TRACE: Mapping[str, str] = MappingProxyType({})
+
 
 async def serve_conversation(
-    request: Request, stream: ServerStream, *, manager: ResourceManager, base: str, chunk_size: int, principal: str = ""
+    request: Request,
+    stream: ServerStream,
+    *,
+    service: ResourceService,
+    endpoint: Endpoint,
+    trace: Mapping[str, str] = _NO_TRACE,
 ) -> None:
     """Drive one streaming conversation to its end.
 
@@ -46,34 +61,41 @@ async def serve_conversation(
     Args:
         request: First message of the conversation.
         stream: The rest of it.
-        manager: Resources of the server.
-        base: Public base URL of the transport, for references.
-        chunk_size: Largest chunk to send to a reader, in bytes.
-        principal: Who asks; empty without authentication.
+        service: Resources of the server, as the caller may use them.
+        endpoint: The transport that carries the conversation.
+        trace: Trace context of the caller, as in the headers of W3C Trace Context; empty for none.
 
     Raises:
         TailraceError: What to tell the client. A defect is logged and becomes an ``InternalError``.
     """
-    try:
-        match request:
-            case OpenUpload() | ReopenUpload():
-                await serve_upload(request, stream, manager=manager, base=base, principal=principal)
-            case Read() | Follow() | ReadLines():
-                await serve_download(request, stream, manager=manager, base=base, chunk_size=chunk_size)
-            case Watch():
-                await _serve_watch(request, stream, manager=manager, base=base)
-            case _:
-                raise ProtocolError(f"{type(request).__name__} does not begin a stream")
-    except TailraceError:
-        raise
-    except Exception as exc:
-        raise _defect(request, exc) from exc
+    with traced(request, trace), endpoint.telemetry.request(endpoint.transport, type(request).__name__) as telemetry:
+        try:
+            match request:
+                case OpenUpload() | ReopenUpload():
+                    await serve_upload(request, stream, service=service, base=endpoint.base, telemetry=telemetry)
+                case Read() | Follow() | ReadLines():
+                    await serve_download(request, stream, service=service, endpoint=endpoint, telemetry=telemetry)
+                case Watch():
+                    await _serve_watch(request, stream, service=service, base=endpoint.base)
+                case WatchContext():
+                    await _serve_context_events(request, stream, service=service)
+                case _:
+                    raise ProtocolError(f"{type(request).__name__} does not begin a stream")
+        except TailraceError:
+            raise
+        except Exception as exc:
+            raise _defect(request, exc) from exc
 
 
 async def answer_request(
-    request: UnaryRequest, *, manager: ResourceManager, base: str, principal: str = ""
+    request: UnaryRequest, *, service: ResourceService, endpoint: Endpoint, trace: Mapping[str, str] = _NO_TRACE
 ) -> UnaryAnswer:
     """Answer a unary request; arguments and errors as for :func:`serve_conversation`."""
+    with traced(request, trace), endpoint.telemetry.request(endpoint.transport, type(request).__name__):
+        return await _answer(request, service, endpoint.base)
+
+
+async def _answer(request: UnaryRequest, manager: ResourceService, base: str) -> UnaryAnswer:
     try:
         match request:
             case GetStatus():
@@ -92,6 +114,12 @@ async def answer_request(
             case Delete():
                 await manager.delete(request.id, token=request.token)
                 return Done()
+            case CreateContext():
+                return await manager.create_context(request.attributes)
+            case GetContext():
+                return await manager.get_context(request.id)
+            case CloseContext():
+                return await manager.close_context(request.id)
             case _:
                 raise ProtocolError(f"{type(request).__name__} has no single answer")
     except TailraceError:
@@ -100,7 +128,7 @@ async def answer_request(
         raise _defect(request, exc) from exc
 
 
-async def _locate(request: Locate, manager: ResourceManager) -> Located:
+async def _locate(request: Locate, manager: ResourceService) -> Located:
     reader = await manager.open_reader(request.id, token=request.token)
     try:
         snapshot = reader.snapshot
@@ -113,10 +141,17 @@ async def _locate(request: Locate, manager: ResourceManager) -> Located:
         reader.close()
 
 
-async def _serve_watch(request: Watch, stream: ServerStream, *, manager: ResourceManager, base: str) -> None:
-    async with aclosing(manager.statuses(request.id, token=request.token)) as statuses:
+async def _serve_watch(request: Watch, stream: ServerStream, *, service: ResourceService, base: str) -> None:
+    async with aclosing(service.statuses(request.id, token=request.token)) as statuses:
         async for status in statuses:
             await stream.send(status_under(status, base))
+    await stream.send(Watched())
+
+
+async def _serve_context_events(request: WatchContext, stream: ServerStream, *, service: ResourceService) -> None:
+    async with aclosing(service.context_events(request.id, after=request.after)) as events:
+        async for event in events:
+            await stream.send(event)
     await stream.send(Watched())
 
 

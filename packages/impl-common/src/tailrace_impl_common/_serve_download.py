@@ -11,34 +11,43 @@ from tailrace_common_api import (
     InvalidArgument,
     LastBytes,
     LastLines,
+    Limits,
     LineAccessDisabled,
     ProtocolError,
     RangeNotSatisfiable,
     Start,
-    Status,
 )
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._download_machine import DownloadSender
+from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._lines import last_lines, resolve_lines
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
 from tailrace_impl_common.messages import DownloadRequest, Read, ReadLines, Started
-from tailrace_server_api import ResourceManager, ResourceReader, Snapshot
+from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
 
 
 async def serve_download(
-    request: DownloadRequest, stream: ServerStream, *, manager: ResourceManager, base: str, chunk_size: int
+    request: DownloadRequest,
+    stream: ServerStream,
+    *,
+    service: ResourceService,
+    endpoint: Endpoint,
+    telemetry: RequestTelemetry,
 ) -> None:
     """Drive a byte stream from its first message; see :func:`serve_conversation`."""
-    limit = manager.limits.max_download_window
+    limits = service.limits
+    limit = limits.max_download_window
     if not 0 <= request.window <= limit:
         raise InvalidArgument(field="window", problem=f"{request.window} is not within 0 and {limit} bytes")
-    reader = await manager.open_reader(request.id, token=request.token)
+    reader = await service.open_reader(request.id, token=request.token)
     try:
         snapshot = reader.snapshot
         span = await _resolve(request, reader, snapshot)
-        conversation = _DownloadConversation(reader, stream, span, window=request.window, chunk_size=chunk_size)
-        await conversation.run(snapshot, status_under(reader.status(), base), base)
+        conversation = _DownloadConversation(
+            reader, stream, span, window=request.window, chunk_size=endpoint.chunk_size, telemetry=telemetry
+        )
+        await conversation.run(snapshot, limits, endpoint.base)
     finally:
         reader.close()
 
@@ -104,19 +113,28 @@ class _DownloadConversation:
     """One byte stream: this task sends, and another takes the reader's windows meanwhile."""
 
     def __init__(
-        self, reader: ResourceReader, stream: ServerStream, span: _Span, *, window: int, chunk_size: int
+        self,
+        reader: ResourceReader,
+        stream: ServerStream,
+        span: _Span,
+        *,
+        window: int,
+        chunk_size: int,
+        telemetry: RequestTelemetry,
     ) -> None:
         self._reader = reader
         self._stream = stream
         self._span = span
         self._chunk_size = chunk_size
+        self._count = telemetry.sent
         self._machine = DownloadSender(offset=span.start, window=window)
         self._granted = asyncio.Event()
         self._watcher: asyncio.Future[None] | None = None
 
-    async def run(self, snapshot: Snapshot, status: Status, base: str) -> None:
+    async def run(self, snapshot: Snapshot, limits: Limits, base: str) -> None:
         span = self._span
-        await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status))
+        status = status_under(self._reader.status(), base)
+        await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status, limits=limits))
         control = asyncio.ensure_future(self._receive_windows())
         sending = asyncio.ensure_future(self._send_all(snapshot, control))
         try:
@@ -155,6 +173,7 @@ class _DownloadConversation:
             piece = reader.try_read(offset, until) or await reader.read(offset, until)
             checkpoint = announced if offset + len(piece.data) == announced.size else None
             await send(machine.chunk(piece.data, piece.hash, checkpoint))
+            self._count(len(piece.data))
             # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
             del piece
 

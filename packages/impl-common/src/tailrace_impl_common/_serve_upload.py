@@ -5,35 +5,39 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from tailrace_common_api import IntegrityError, Status
+from tailrace_common_api import IntegrityError, Limits, Status
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
 from tailrace_impl_common._upload_machine import UploadReceiver
 from tailrace_impl_common.messages import Abort, Chunk, Finish, Opened, OpenUpload, ReopenUpload
-from tailrace_server_api import Progress, ResourceManager, UploadIngest
+from tailrace_server_api import Progress, RequestTelemetry, ResourceService, UploadIngest
 
 
 async def serve_upload(
-    request: OpenUpload | ReopenUpload, stream: ServerStream, *, manager: ResourceManager, base: str, principal: str
+    request: OpenUpload | ReopenUpload,
+    stream: ServerStream,
+    *,
+    service: ResourceService,
+    base: str,
+    telemetry: RequestTelemetry,
 ) -> None:
     """Drive an upload from its first message; see :func:`serve_conversation`.
 
     The upload stays open for its grace period when the conversation ends without ``Finish`` or ``Abort``.
     """
     if isinstance(request, OpenUpload):
-        ingest = await manager.create(
+        ingest = await service.create(
             request.metadata,
             visibility=request.visibility,
             length=request.length,
             sha256=request.sha256,
             idempotency_key=request.idempotency_key,
-            principal=principal,
         )
     else:
-        ingest = await manager.reopen(request.id, request.token)
+        ingest = await service.reopen(request.id, request.token)
     try:
-        await _UploadConversation(ingest, stream, manager, base).run()
+        await _UploadConversation(ingest, stream, service.limits, base, telemetry).run()
     except IntegrityError as error:
         # Order is checked when a chunk arrives, its bytes where they are stored: a chunk before the one that does not
         # follow may turn out to be the bad one.
@@ -53,12 +57,15 @@ _LAST_REPORT_TIMEOUT = 5.0
 class _UploadConversation:
     """One session: a task that receives and a task that reports progress, over one machine."""
 
-    def __init__(self, ingest: UploadIngest, stream: ServerStream, manager: ResourceManager, base: str) -> None:
+    def __init__(
+        self, ingest: UploadIngest, stream: ServerStream, limits: Limits, base: str, telemetry: RequestTelemetry
+    ) -> None:
         self._ingest = ingest
         self._stream = stream
         self._base = base
-        self._limits = manager.limits
-        self._machine = UploadReceiver(manager.limits)
+        self._limits = limits
+        self._count = telemetry.received
+        self._machine = UploadReceiver(limits)
         self._told = ingest.progress
         self._waiting = False
         self._stopping = False
@@ -119,7 +126,7 @@ class _UploadConversation:
 
     async def _receive_data(self) -> Finish | Abort | None:
         """Take chunks until the client ends the input; ``None`` when it left without doing so."""
-        receive, check, submit = self._stream.receive, self._machine.receive, self._ingest.submit
+        receive, check, submit, count = self._stream.receive, self._machine.receive, self._ingest.submit, self._count
         while True:
             message = await receive()
             if message is None:
@@ -127,6 +134,7 @@ class _UploadConversation:
             check(message)
             if isinstance(message, Chunk):
                 submit(message.data, hash=message.hash)
+                count(len(message.data))
                 # The buffer is the storage's from here on; nothing may keep it alive while the next one is awaited.
                 del message
             elif isinstance(message, Finish | Abort):

@@ -17,6 +17,10 @@ request            further messages of the client         messages of the server
 ``Locate``         –                                      ``Located``
 ``List``           –                                      ``Listed``
 ``Delete``         –                                      ``Done``
+``CreateContext``  –                                      ``Context``
+``GetContext``     –                                      ``Context``
+``CloseContext``   –                                      ``Context``
+``WatchContext``   –                                      ``ContextEvent``\*, ``Watched``
 =================  =====================================  ==========================================
 
 Errors are not messages here: a stream raises them, and each transport carries them in its own way.
@@ -24,11 +28,14 @@ Errors are not messages here: a stream raises them, and each transport carries t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from tailrace_common_api import (
     Checkpoint,
+    Context,
+    ContextEvent,
     InvalidArgument,
     Limits,
     ListFilter,
@@ -192,6 +199,8 @@ class Started:
     """Number of the first line, in the answer to ``ReadLines``; else ``None``."""
     status: Status
     """Status at which the request was resolved."""
+    limits: Limits
+    """What the server accepts."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -217,7 +226,7 @@ class Watch:
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """Ends the answer to ``Watch``, behind the terminal status."""
+    """Ends the answer to ``Watch``, behind the terminal status, and to ``WatchContext``, behind its last event."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -289,6 +298,36 @@ class Delete:
     token: str | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreateContext:
+    """Asks for a new context."""
+
+    attributes: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GetContext:
+    """Asks for a context."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CloseContext:
+    """Asks to close a context: its unfinished uploads fail, and it takes no more. Closing it again does nothing."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchContext:
+    """Asks for what happens in a context: the events behind ``after`` that the server still has, then new ones."""
+
+    id: str
+    after: int = 0
+    """Sequence of the last event that is known; 0 for none."""
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """Answers a request that has no other answer."""
@@ -296,30 +335,37 @@ class Done:
 
 UploadRequest = OpenUpload | ReopenUpload
 DownloadRequest = Read | Follow | ReadLines
-UnaryRequest = GetStatus | GetHeads | Locate | List | Delete
-Request = UploadRequest | DownloadRequest | Watch | UnaryRequest
+WatchRequest = Watch | WatchContext
+UnaryRequest = GetStatus | GetHeads | Locate | List | Delete | CreateContext | GetContext | CloseContext
+Request = UploadRequest | DownloadRequest | WatchRequest | UnaryRequest
 """First message of a conversation."""
 
 ClientMessage = Request | Chunk | Finish | Abort | Window
 """Everything that a client says."""
 
-UnaryAnswer = Status | Heads | Located | Listed | Done
-ServerMessage = Opened | Window | Checkpoint | Finished | Started | Chunk | End | Watched | UnaryAnswer
+UnaryAnswer = Status | Heads | Located | Listed | Done | Context
+ServerMessage = Opened | Window | Checkpoint | Finished | Started | Chunk | End | ContextEvent | Watched | UnaryAnswer
 """Everything that a server says, errors apart."""
 
 UPLOAD_REQUESTS = (OpenUpload, ReopenUpload)
 DOWNLOAD_REQUESTS = (Read, Follow, ReadLines)
-UNARY_REQUESTS = (GetStatus, GetHeads, Locate, List, Delete)
+WATCH_REQUESTS = (Watch, WatchContext)
+UNARY_REQUESTS = (GetStatus, GetHeads, Locate, List, Delete, CreateContext, GetContext, CloseContext)
 
 __all__ = [
     "DOWNLOAD_REQUESTS",
     "UNARY_REQUESTS",
     "UPLOAD_REQUESTS",
+    "WATCH_REQUESTS",
     "Abort",
     "Buffer",
     "Checkpoint",
     "Chunk",
     "ClientMessage",
+    "CloseContext",
+    "Context",
+    "ContextEvent",
+    "CreateContext",
     "Delete",
     "Done",
     "DownloadRequest",
@@ -327,6 +373,7 @@ __all__ = [
     "Finish",
     "Finished",
     "Follow",
+    "GetContext",
     "GetHeads",
     "GetStatus",
     "Heads",
@@ -348,6 +395,8 @@ __all__ = [
     "UnaryRequest",
     "UploadRequest",
     "Watch",
+    "WatchContext",
+    "WatchRequest",
     "Watched",
     "Window",
 ]

@@ -22,14 +22,15 @@ from tailrace_common_api import (
     TailraceError,
     url_scheme,
 )
-from tailrace_impl_common import answer_request, serve_conversation
+from tailrace_impl_common import Endpoint, answer_request, serve_conversation
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
+    WATCH_REQUESTS,
     Request,
-    Watch,
 )
+from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, RESOURCES, UPLOAD, UPLOADS, WATCH, Method
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
@@ -55,9 +56,8 @@ class GrpcServer(TransportServer):
         self._health = HealthServicer()
         self._running: dict[asyncio.Task[object], _Call] = {}
         self._manager: ResourceManager | None = None
-        self._base = ""
+        self._endpoint: Endpoint | None = None
         self._url = ""
-        self._chunk_size = BEST_CHUNK_SIZE
         self._closing = False
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
@@ -77,10 +77,14 @@ class GrpcServer(TransportServer):
             problem = f"cannot listen on {address}: it is in use, or is no address of this machine"
             raise ConfigurationError(field="host", problem=problem)
         self._url = f"grpc://{_address(settings.host, port)}"
-        self._base = (settings.public_base or self._url).rstrip("/")
-        self._chunk_size = min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size)
+        self._endpoint = Endpoint(
+            transport="grpc",
+            base=(settings.public_base or self._url).rstrip("/"),
+            chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
+            telemetry=manager.telemetry,
+        )
         self._manager = manager
-        manager.add_base(self._base)
+        manager.add_base(self._endpoint.base)
         for service in ("", UPLOADS, RESOURCES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
@@ -106,7 +110,7 @@ class GrpcServer(TransportServer):
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {UPLOADS: {}, RESOURCES: {}}
         for method in CONVERSATIONS:
             handlers[method.service][method.name] = grpc.stream_stream_rpc_method_handler(self._conversing(method))
-        handlers[WATCH.service][WATCH.name] = grpc.unary_stream_rpc_method_handler(self._watching())
+        handlers[WATCH.service][WATCH.name] = grpc.unary_stream_rpc_method_handler(self._watching(WATCH))
         for method in ANSWERS:
             handlers[method.service][method.name] = grpc.unary_unary_rpc_method_handler(self._answering(method))
         server.add_generic_rpc_handlers(
@@ -129,7 +133,7 @@ class GrpcServer(TransportServer):
                     raise ProtocolError(f"{method.name} was called without a request")
                 if not isinstance(request, expected):
                     raise ProtocolError(f"{type(request).__name__} does not begin {method.name}")
-                await self._serve(request, stream)
+                await self._serve(request, stream, context)
                 if stream.abandoned:
                     raise ConnectionLost("the client left the upload open")
 
@@ -137,12 +141,12 @@ class GrpcServer(TransportServer):
 
         return handle
 
-    def _watching(self) -> Callable[[bytes, Context], Awaitable[None]]:
+    def _watching(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
         async def handle(data: bytes, context: Context) -> None:
             async def serve() -> None:
-                request = WATCH.decode_request(data)
-                assert isinstance(request, Watch)
-                await self._serve(request, GrpcServerStream(WATCH, context))
+                request = method.decode_request(data)
+                assert isinstance(request, WATCH_REQUESTS)
+                await self._serve(request, GrpcServerStream(method, context), context)
 
             await self._run(context, serve, ends_when_closing=True)
 
@@ -154,16 +158,23 @@ class GrpcServer(TransportServer):
                 request = method.decode_request(data)
                 assert isinstance(request, UNARY_REQUESTS)
                 assert self._manager is not None
-                return method.encode_response(await answer_request(request, manager=self._manager, base=self._base))
+                assert self._endpoint is not None
+                service = await self._manager.authenticate(credentials_of(context))
+                answer = await answer_request(
+                    request, service=service, endpoint=self._endpoint, trace=trace_of(context)
+                )
+                return method.encode_response(answer)
 
             # Empty only when the client is gone, and then nobody gets it.
             return await self._run(context, answer, ends_when_closing=False) or b""
 
         return handle
 
-    async def _serve(self, request: Request, stream: GrpcServerStream) -> None:
+    async def _serve(self, request: Request, stream: GrpcServerStream, context: Context) -> None:
         assert self._manager is not None
-        await serve_conversation(request, stream, manager=self._manager, base=self._base, chunk_size=self._chunk_size)
+        assert self._endpoint is not None
+        service = await self._manager.authenticate(credentials_of(context))
+        await serve_conversation(request, stream, service=service, endpoint=self._endpoint, trace=trace_of(context))
 
     def _admit(self) -> None:
         assert self._manager is not None

@@ -38,6 +38,7 @@ from tailrace_server_api import (
     BLOCK_SIZE,
     Boundary,
     Buffer,
+    Damage,
     Descriptor,
     Durability,
     ResourceWriter,
@@ -188,6 +189,9 @@ class FilesystemStorage(Storage):
         if self._syncs:
             sync_data(files.journal)
         return files, replace(recovered, slot=slot), recovered.hasher
+
+    def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        raise NotImplementedError
 
     async def delete(self, id: str) -> None:
         await self._change(id, self._delete(id))

@@ -7,13 +7,15 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from tailrace_common_api import (
     AlreadyTerminal,
+    Context,
+    ContextEvent,
     GoingAway,
     IdempotencyConflict,
     InvalidArgument,
@@ -49,12 +51,15 @@ from tailrace_server_api import (
     Catalog,
     CatalogEntry,
     Committed,
+    Credentials,
     Descriptor,
     Ended,
     EventBus,
     ResourceManager,
     ResourceReader,
+    ResourceService,
     Storage,
+    Telemetry,
     UploadIngest,
 )
 
@@ -92,6 +97,8 @@ class Manager(ResourceManager):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sessions: set[UploadSession] = set()
         self._session_count = 0
+        self._telemetry = Telemetry()
+        self._started = False
         self._closing = False
         self._closed = False
 
@@ -112,6 +119,7 @@ class Manager(ResourceManager):
             raise
         self._registry.start()
         self._sweeper.start()
+        self._started = True
 
     async def close(self) -> None:
         """Tell everyone ``GoingAway``, announce what is stored, and close storage and catalog. Idempotent.
@@ -150,6 +158,37 @@ class Manager(ResourceManager):
     def admit(self) -> None:
         self._refuse_when_closing()
         self._descriptors.admit()
+
+    async def authenticate(self, credentials: Credentials) -> ResourceService:
+        self._refuse_when_closing()
+        return self
+
+    async def authorize_metrics(self, credentials: Credentials) -> None:
+        return
+
+    @property
+    def anonymous(self) -> bool:
+        return True
+
+    @property
+    def ready(self) -> bool:
+        return self._started and not self._closing
+
+    @property
+    def telemetry(self) -> Telemetry:
+        return self._telemetry
+
+    async def create_context(self, attributes: Mapping[str, str]) -> Context:
+        raise NotImplementedError
+
+    async def get_context(self, id: str) -> Context:
+        raise NotImplementedError
+
+    async def close_context(self, id: str) -> Context:
+        raise NotImplementedError
+
+    def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        raise NotImplementedError
 
     # Uploads.
 

@@ -6,7 +6,7 @@ from bisect import bisect_right, insort
 from dataclasses import replace
 
 from tailrace_common_api import ListFilter, ResourceState, Visibility
-from tailrace_server_api import Catalog, CatalogEntry
+from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Usage
 
 
 class MemoryCatalog(Catalog):
@@ -44,7 +44,7 @@ class MemoryCatalog(Catalog):
         holder = self._keys.get((principal, key))
         return None if holder is None else self._entries[holder]
 
-    async def set_state(self, id: str, state: ResourceState, ended_at: float | None) -> None:
+    async def set_state(self, id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
         entry = self._entries.get(id)
         if entry is not None and not entry.state.terminal:
             self._entries[id] = replace(entry, state=state, ended_at=ended_at)
@@ -72,6 +72,24 @@ class MemoryCatalog(Catalog):
 
     async def known(self) -> frozenset[str]:
         return frozenset(self._entries)
+
+    async def usage(self) -> tuple[Usage, ...]:
+        raise NotImplementedError
+
+    async def unfinished_in(self, context: str) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    async def insert_context(self, entry: ContextEntry) -> None:
+        raise NotImplementedError
+
+    async def get_context(self, id: str) -> ContextEntry | None:
+        raise NotImplementedError
+
+    async def close_context(self, id: str, closed_at: float) -> None:
+        raise NotImplementedError
+
+    async def open_contexts(self) -> int:
+        raise NotImplementedError
 
     async def delete(self, id: str) -> None:
         entry = self._entries.pop(id, None)

@@ -22,6 +22,7 @@ from tailrace_server_api import (
     Boundary,
     Buffer,
     Committed,
+    Damage,
     Descriptor,
     Durability,
     Ended,
@@ -295,6 +296,9 @@ class MemoryStorage(Storage):
         boundaries = self._find(id).boundaries
         behind = bisect_left(boundaries, newlines, hi=size // BLOCK_SIZE + 1, key=lambda boundary: boundary.newlines)
         return boundaries[behind - 1]
+
+    def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        raise NotImplementedError
 
     async def delete(self, id: str) -> None:
         resource = self._find(id)

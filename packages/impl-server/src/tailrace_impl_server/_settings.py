@@ -40,6 +40,35 @@ class ServerSettings:
     """Largest window that a reader may grant, in bytes."""
     max_resource_size: int = 1024**4
     """Largest resource, in bytes."""
+    max_context_bytes: int = 1024**4
+    """Most bytes of all resources of one context."""
+    max_context_resources: int = 100_000
+    """Most resources of one context."""
+    max_storage_bytes: int = 16 * 1024**4
+    """Most bytes of all resources."""
+    max_uploads: int = 10_000
+    """Most uploads that are unfinished at the same time."""
+    max_contexts: int = 10_000
+    """Most contexts that are open at the same time."""
+    max_requests: int = 1024
+    """Most requests that run on one connection at the same time."""
+    max_running_requests: int = 20_000
+    """Most requests that run at the same time, over all connections."""
+    context_required: bool = False
+    """Whether every upload must name a context."""
+    context_events: int = 256
+    """Events of each context that are kept in memory for who asks for them later."""
+    hook_timeout: float = 30.0
+    """Longest time that a hook may take, in seconds."""
+    tokens: str | None = None
+    """File of the bearer tokens that give access; ``None``: everybody is let in, unless :attr:`authenticator` says
+    otherwise."""
+    authenticator: str | None = None
+    """``MODULE:NAME`` of a callable without arguments that returns an ``Authenticator``; instead of :attr:`tokens`."""
+    authorizer: str | None = None
+    """``MODULE:NAME`` of a callable without arguments that returns an ``Authorizer``; ``None``: scopes decide."""
+    hooks: str | None = None
+    """``MODULE:NAME`` of a callable without arguments that returns the ``ServerHooks``; ``None`` for none."""
     max_page_size: int = 1000
     """Most entries in one page of a listing."""
     max_heads: int = 1000
@@ -70,6 +99,13 @@ class ServerSettings:
                 continue
             if type(value) is not int or not least <= value <= most:
                 raise ConfigurationError(field=name, problem=f"{value!a} is no number within {least} and {most}")
+        if type(self.context_required) is not bool:
+            problem = f"{self.context_required!a} is neither true nor false"
+            raise ConfigurationError(field="context_required", problem=problem)
+        for name in _NAMES:
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value):
+                raise ConfigurationError(field=name, problem=f"{value!a} is not text")
         for name, earliest in _TIMES:
             value = getattr(self, name)
             if value is None and name in _OPTIONAL:
@@ -105,6 +141,13 @@ class ServerSettings:
             max_resource_size=self.max_resource_size,
             max_page_size=self.max_page_size,
             max_heads=self.max_heads,
+            max_context_bytes=self.max_context_bytes,
+            max_context_resources=self.max_context_resources,
+            max_storage_bytes=self.max_storage_bytes,
+            max_uploads=self.max_uploads,
+            max_contexts=self.max_contexts,
+            max_requests=self.max_requests,
+            context_required=self.context_required,
         )
 
     @property
@@ -114,6 +157,7 @@ class ServerSettings:
 
 
 _OPTIONAL = frozenset({"tail_bytes", "retention_completed", "retention_failed"})
+_NAMES = ("tokens", "authenticator", "authorizer", "hooks")
 _WHOLE_NUMBERS = (
     ("writer_threads", 1, 256),
     ("chunk_size", KIBIBYTE, _LARGEST_CHUNK),
@@ -121,6 +165,14 @@ _WHOLE_NUMBERS = (
     ("upload_windows_total", 4 * KIBIBYTE, MAX_OFFSET),
     ("max_download_window", KIBIBYTE, 1024 * MEBIBYTE),
     ("max_resource_size", 0, MAX_OFFSET),
+    ("max_context_bytes", 0, MAX_OFFSET),
+    ("max_context_resources", 0, MAX_OFFSET),
+    ("max_storage_bytes", 0, MAX_OFFSET),
+    ("max_uploads", 1, MAX_OFFSET),
+    ("max_contexts", 0, MAX_OFFSET),
+    ("max_requests", 1, 100_000),
+    ("max_running_requests", 1, MAX_OFFSET),
+    ("context_events", 1, 100_000),
     ("max_page_size", 1, 100_000),
     ("max_heads", 1, 100_000),
     ("tail_bytes", 0, MAX_OFFSET),
@@ -133,9 +185,11 @@ _TIMES = (
     ("tail_idle", 0.0),
     ("retention_completed", 0.0),
     ("retention_failed", 0.0),
+    ("hook_timeout", 0.001),
     ("sweep_interval", 0.001),
     ("poll_interval", 0.001),
 )
+_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _TIME_NAMES = frozenset(name for name, _ in _TIMES)
 
 
@@ -145,6 +199,10 @@ def _read_option(name: str, value: object, default: object) -> object:
         return value
     if isinstance(default, Durability):
         return next((durability for durability in Durability if durability.value == value), value)
+    if name in _NAMES:
+        return value or None
+    if isinstance(default, bool):
+        return _FLAGS.get(value.lower(), value)
     if value.lower() in ("", "none") and name in _OPTIONAL:
         return None
     try:

@@ -19,7 +19,7 @@ from typing import TypeVar
 from tailrace_common_api import ConfigurationError, ListFilter, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_server import _sqlite_catalog_statements as statements
 from tailrace_impl_server._descriptor import descriptor_to_json
-from tailrace_server_api import Catalog, CatalogEntry, Durability
+from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Durability, Usage
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -154,8 +154,26 @@ class SqliteCatalog(Catalog):
         text = descriptor_to_json(entry.descriptor)
         return await self._change(lambda connection: statements.insert(connection, entry, text))
 
-    async def set_state(self, id: str, state: ResourceState, ended_at: float | None) -> None:
+    async def set_state(self, id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
         await self._change(lambda connection: statements.set_state(connection, id, state, ended_at))
+
+    async def usage(self) -> tuple[Usage, ...]:
+        raise NotImplementedError
+
+    async def unfinished_in(self, context: str) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    async def insert_context(self, entry: ContextEntry) -> None:
+        raise NotImplementedError
+
+    async def get_context(self, id: str) -> ContextEntry | None:
+        raise NotImplementedError
+
+    async def close_context(self, id: str, closed_at: float) -> None:
+        raise NotImplementedError
+
+    async def open_contexts(self) -> int:
+        raise NotImplementedError
 
     async def delete(self, id: str) -> None:
         await self._change(lambda connection: statements.delete(connection, id))

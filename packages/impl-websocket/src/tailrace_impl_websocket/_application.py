@@ -11,7 +11,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, TailraceError, Unsupported
+from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
+from tailrace_impl_websocket._credentials import credentials_of
 from tailrace_impl_websocket._http_door import HttpDoor, send_error
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
 from tailrace_server_api import ResourceManager
@@ -56,7 +58,7 @@ class Endpoints:
         except TailraceError as error:
             await _deny(scope, send, error)
             return
-        connection = ServerConnection(self._context, receive, send)
+        connection = ServerConnection(self._context, credentials_of(scope), receive, send)
         ended = asyncio.get_running_loop().create_future()
         self._connections[connection] = ended
         try:
@@ -98,7 +100,6 @@ def create_application(
     prefix: str = "",
     chunk_size: int = BEST_CHUNK_SIZE,
     keepalive_interval: float = 20.0,
-    max_requests: int = 1024,
 ) -> Starlette:
     """Return an ASGI application that serves the resources of ``manager``, to be mounted into another one.
 
@@ -113,15 +114,17 @@ def create_application(
             this one strips it.
         chunk_size: Bytes of a full chunk on the way to readers.
         keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
-        max_requests: Most requests that run on one connection at the same time.
     """
     manager.add_base(base)
     context = ServerContext(
         manager=manager,
-        base=base,
-        chunk_size=min(chunk_size, manager.limits.chunk_size),
+        endpoint=Endpoint(
+            transport="websocket",
+            base=base,
+            chunk_size=min(chunk_size, manager.limits.chunk_size),
+            telemetry=manager.telemetry,
+        ),
         keepalive_interval=keepalive_interval,
-        max_requests=max_requests,
     )
     return Endpoints(context).application(prefix)
 

@@ -44,6 +44,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import cancel_and_wait
 from tailrace_impl_websocket._codec_values import error_to_json
+from tailrace_impl_websocket._credentials import credentials_of
 from tailrace_impl_websocket._error_table import wire_status
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import ResourceReader, Snapshot
@@ -106,7 +107,8 @@ class HttpDoor:
                 raise self._going_away
             self._context.manager.admit()
             query = _parse_query(scope["query_string"])
-            reader = await self._context.manager.open_reader(scope["path_params"]["id"])
+            service = await self._context.manager.authenticate(credentials_of(scope))
+            reader = await service.open_reader(scope["path_params"]["id"])
             try:
                 await self._answer(scope, receive, send, reader, query)
             finally:
@@ -150,7 +152,7 @@ class HttpDoor:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return
-        pieces = _pieces(reader, selection, self._context.chunk_size)
+        pieces = _pieces(reader, selection, self._context.endpoint.chunk_size)
         await self._send_body(scope, receive, send, pieces, follows=selection.end is None)
 
     async def _send_body(

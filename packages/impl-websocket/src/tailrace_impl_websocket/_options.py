@@ -38,14 +38,10 @@ class WebSocketServerOptions:
     """Whether to accept per-message deflate where a client offers it; costs 34 KiB per connection."""
     prefix: str | None = None
     """Path below which everything is served, such as ``/tailrace``; ``None`` for the path of the public base."""
-    max_requests: int = 1024
-    """Most requests that run on one connection at the same time."""
 
     def __post_init__(self) -> None:
         if self.prefix is not None and not _is_prefix(self.prefix):
             raise ConfigurationError(field="prefix", problem=f"{self.prefix!a} is not a path that starts with a slash")
-        if self.max_requests < 1:
-            raise ConfigurationError(field="max_requests", problem=f"{self.max_requests} is below 1")
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Self:
@@ -54,12 +50,11 @@ class WebSocketServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        _check_names(options, ("compression", "prefix", "max_requests"))
+        _check_names(options, ("compression", "prefix"))
         defaults = cls()
         return cls(
             compression=_flag(options, "compression", defaults.compression),
             prefix=_prefix(options.get("prefix")),
-            max_requests=_integer(options, "max_requests", defaults.max_requests),
         )
 
 
@@ -77,16 +72,6 @@ def _flag(options: Mapping[str, str], name: str, default: bool) -> bool:
         return _FLAGS[text.lower()]
     except KeyError:
         raise ConfigurationError(field=name, problem=f"{text!a} is neither true nor false") from None
-
-
-def _integer(options: Mapping[str, str], name: str, default: int) -> int:
-    text = options.get(name)
-    if text is None:
-        return default
-    try:
-        return int(text)
-    except ValueError:
-        raise ConfigurationError(field=name, problem=f"{text!a} is not an integer") from None
 
 
 def _prefix(text: str | None) -> str | None:

@@ -16,6 +16,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tailrace_common_api import ConfigurationError, url_scheme
+from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._http_door import ABORT_EXTENSION
@@ -62,10 +63,13 @@ class WebSocketServer(TransportServer):
             self._endpoints = Endpoints(
                 ServerContext(
                     manager=manager,
-                    base=base,
-                    chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
+                    endpoint=Endpoint(
+                        transport="websocket",
+                        base=base,
+                        chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
+                        telemetry=manager.telemetry,
+                    ),
                     keepalive_interval=settings.keepalive_interval,
-                    max_requests=options.max_requests,
                 )
             )
             self._server = _Server(

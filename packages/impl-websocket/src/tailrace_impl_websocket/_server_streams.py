@@ -12,16 +12,16 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import ConnectionLost, GoingAway, MessageTooLarge, Overloaded, ProtocolError, TailraceError
-from tailrace_impl_common import MessageStream, answer_request, serve_conversation
+from tailrace_impl_common import Endpoint, MessageStream, answer_request, serve_conversation
 from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
+    WATCH_REQUESTS,
     Chunk,
     ClientMessage,
     Opened,
     Request,
     ServerMessage,
-    Watch,
     Window,
 )
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE, data_size, frame_chunk, frame_request, parse_chunk
@@ -42,7 +42,7 @@ from tailrace_impl_websocket._codec import (
     text_size,
 )
 from tailrace_impl_websocket._error_table import wire_status
-from tailrace_server_api import ResourceManager
+from tailrace_server_api import Credentials, ResourceManager
 
 logger = logging.getLogger(__name__)
 
@@ -61,14 +61,10 @@ class ServerContext:
     """What every connection of one server shares."""
 
     manager: ResourceManager
-    base: str
-    """Public base URL, for references."""
-    chunk_size: int
-    """Bytes of a full chunk on the way to readers."""
+    endpoint: Endpoint
+    """What conversations need to know of the transport."""
     keepalive_interval: float
     """Announced to clients that cannot send protocol pings, in seconds."""
-    max_requests: int
-    """Most requests that run on one connection at the same time."""
 
 
 class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
@@ -183,7 +179,7 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
             return
         self._failure = error
         self._wake()
-        if isinstance(self.request, (Watch, *UNARY_REQUESTS)):
+        if isinstance(self.request, WATCH_REQUESTS + UNARY_REQUESTS):
             # Nobody receives there, since the client has nothing to say.
             self.dismiss(error)
 
@@ -208,9 +204,10 @@ class ServerConnection:
     the keep-alive.
     """
 
-    def __init__(self, context: ServerContext, receive: Receive, send: Send) -> None:
+    def __init__(self, context: ServerContext, credentials: Credentials, receive: Receive, send: Send) -> None:
         """Serve the connection of an ASGI scope; :meth:`run` does it."""
         self._context = context
+        self._credentials = credentials
         self._receive = receive
         self._send = send
         self._streams: dict[int, _ServerStream] = {}
@@ -374,7 +371,7 @@ class ServerConnection:
         try:
             if self._going_away is not None:
                 raise self._going_away
-            most = self._context.max_requests
+            most = self._context.manager.limits.max_requests
             if len(self._streams) >= most or len(self._tasks) >= 2 * most:
                 raise Overloaded(what="requests on one connection", retry_after=1.0)
             self._context.manager.admit()
@@ -429,13 +426,12 @@ class ServerConnection:
 
     async def _drive(self, number: int, stream: _ServerStream) -> None:
         context, request = self._context, stream.request
+        service = await context.manager.authenticate(self._credentials)
         if isinstance(request, UNARY_REQUESTS):
-            answer = await answer_request(request, manager=context.manager, base=context.base)
+            answer = await answer_request(request, service=service, endpoint=context.endpoint)
             await self.send_text(encode_from_server(number, answer))
         else:
-            await serve_conversation(
-                request, stream, manager=context.manager, base=context.base, chunk_size=context.chunk_size
-            )
+            await serve_conversation(request, stream, service=service, endpoint=context.endpoint)
 
     # Ending
 

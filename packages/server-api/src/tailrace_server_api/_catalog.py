@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tailrace_common_api import ListFilter, ResourceState
@@ -19,6 +20,34 @@ class CatalogEntry:
     """State; INITIATED stands for every state that is not terminal until the catalog is told otherwise."""
     ended_at: float | None = None
     """When it became terminal, seconds since the Unix epoch."""
+    size: int = 0
+    """Size at its end in bytes; 0 before."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContextEntry:
+    """A context as the catalog knows it."""
+
+    id: str
+    """Context id."""
+    attributes: Mapping[str, str]
+    """What its creator said of it."""
+    created_at: float
+    """Time of creation, seconds since the Unix epoch."""
+    closed_at: float | None = None
+    """When it was closed; ``None`` while it is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What the resources of one context, or those without one, come to."""
+
+    context: str | None
+    """Context id; ``None`` for the resources without one."""
+    resources: int
+    """Number of resources."""
+    bytes: int
+    """Sum of the sizes of those that have ended."""
 
 
 class Catalog(ABC):
@@ -54,8 +83,15 @@ class Catalog(ABC):
         """Return the resource that ``principal`` created under an idempotency key; ``None`` when there is none."""
 
     @abstractmethod
-    async def set_state(self, id: str, state: ResourceState, ended_at: float | None) -> None:
-        """Record a state; an unknown id is ignored, and a terminal state is never replaced."""
+    async def set_state(self, id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
+        """Record a state; an unknown id is ignored, and a terminal state is never replaced.
+
+        Args:
+            id: Resource id.
+            state: The new state.
+            ended_at: When it became terminal; ``None`` if it has not.
+            size: Size at the end in bytes; 0 for a state that is not terminal.
+        """
 
     @abstractmethod
     async def list(self, filter: ListFilter, *, after: str | None, limit: int) -> tuple[CatalogEntry, ...]:
@@ -84,3 +120,27 @@ class Catalog(ABC):
     @abstractmethod
     async def delete(self, id: str) -> None:
         """Remove an entry and its idempotency key; an unknown id is ignored."""
+
+    @abstractmethod
+    async def usage(self) -> tuple[Usage, ...]:
+        """Return what each context that has resources comes to, and what the resources without one come to."""
+
+    @abstractmethod
+    async def unfinished_in(self, context: str) -> tuple[str, ...]:
+        """Return the ids of all resources of a context that are not in a terminal state."""
+
+    @abstractmethod
+    async def insert_context(self, entry: ContextEntry) -> None:
+        """Add a context; one that is there already under the same id is left as it is."""
+
+    @abstractmethod
+    async def get_context(self, id: str) -> ContextEntry | None:
+        """Return a context; ``None`` when there is none."""
+
+    @abstractmethod
+    async def close_context(self, id: str, closed_at: float) -> None:
+        """Record that a context was closed; an unknown id is ignored, and an earlier closing stays."""
+
+    @abstractmethod
+    async def open_contexts(self) -> int:
+        """Return how many contexts are open."""

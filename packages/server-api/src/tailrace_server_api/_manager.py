@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tailrace_common_api import (
     Checkpoint,
+    Context,
+    ContextEvent,
     Limits,
     ListFilter,
     Metadata,
@@ -16,7 +18,9 @@ from tailrace_common_api import (
     Status,
     Visibility,
 )
+from tailrace_server_api._access import Credentials
 from tailrace_server_api._storage import Buffer, Snapshot
+from tailrace_server_api._telemetry import Telemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,11 +213,12 @@ class ResourceReader(ABC):
         """Release the resource; idempotent."""
 
 
-class ResourceManager(ABC):
-    """The resources of one server. All methods belong to one event loop and never block it.
+class ResourceService(ABC):
+    """The resources of one server, as one caller may use them. All methods belong to one event loop and never block it.
 
-    Methods that take an id raise ``InvalidReference`` for a malformed one, ``NotFound`` for an unknown one or one
-    that the caller may not see (an atomic resource before it is COMPLETED, without its token), and ``Deleted`` when
+    Every method raises ``PermissionDenied`` for what the caller may not do at all, and ``GoingAway`` when the server
+    shuts down. Methods that take an id raise ``InvalidReference`` for a malformed one, ``NotFound`` for an unknown one
+    or one that the caller may not see (an atomic resource before it is COMPLETED, without its token), and ``Deleted`` when
     the resource is deleted during the call.
     """
 
@@ -221,19 +226,6 @@ class ResourceManager(ABC):
     @abstractmethod
     def limits(self) -> Limits:
         """What is announced in handshakes."""
-
-    @abstractmethod
-    def add_base(self, base: str) -> None:
-        """Make a transport's public base URL part of the alternatives in every status."""
-
-    @abstractmethod
-    def admit(self) -> None:
-        """Refuse new connections and requests while the process is near a limit of its own.
-
-        Raises:
-            Overloaded: Too few file descriptors are left.
-            GoingAway: The server shuts down.
-        """
 
     @abstractmethod
     async def create(
@@ -244,16 +236,17 @@ class ResourceManager(ABC):
         length: int | None = None,
         sha256: bytes | None = None,
         idempotency_key: str | None = None,
-        principal: str = "",
     ) -> UploadIngest:
         """Create a resource and open the first session of its upload.
 
-        With an idempotency key that the principal has used before, the session is the next one of that upload, with a
+        With an idempotency key that the caller has used before, the session is the next one of that upload, with a
         new token; its snapshot is terminal when that upload has ended, and then nothing can be submitted.
 
         Raises:
             InvalidArgument: A value cannot be accepted.
             IdempotencyConflict: The key was used with different metadata.
+            ContextNotFound, ContextClosed: The context that the metadata names takes no uploads.
+            PermissionDenied: A hook of the server refuses it.
             QuotaExceeded, Overloaded, StorageFull, StorageFailure, GoingAway: There is no room.
         """
 
@@ -299,3 +292,91 @@ class ResourceManager(ABC):
     @abstractmethod
     async def delete(self, id: str, *, token: str | None = None) -> None:
         """Delete a resource: its uploader and its readers are told, and nothing of it is left."""
+
+    @abstractmethod
+    async def create_context(self, attributes: Mapping[str, str]) -> Context:
+        """Create a context.
+
+        Raises:
+            InvalidArgument: The attributes break the rules of labels.
+            QuotaExceeded: Too many contexts are open.
+        """
+
+    @abstractmethod
+    async def get_context(self, id: str) -> Context:
+        """Return a context.
+
+        Raises:
+            ContextNotFound: There is none.
+        """
+
+    @abstractmethod
+    async def close_context(self, id: str) -> Context:
+        """Close a context: its unfinished uploads end FAILED, and it takes no more. Idempotent.
+
+        Raises:
+            ContextNotFound: There is none.
+        """
+
+    @abstractmethod
+    def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        """Yield the events of a context behind number ``after`` that are still known, then new ones, up to CLOSED.
+
+        The server keeps the last events of each context in memory; a slow caller misses the oldest, which the gap in
+        their numbers shows.
+
+        Raises:
+            ContextNotFound: There is none.
+            InvalidArgument: ``after`` is negative.
+        """
+
+
+class ResourceManager(ResourceService):
+    """The resources of one server without any bounds of access, as transports and an embedding application see them."""
+
+    @abstractmethod
+    def add_base(self, base: str) -> None:
+        """Make a transport's public base URL part of the alternatives in every status."""
+
+    @abstractmethod
+    def admit(self) -> None:
+        """Refuse new connections and requests while the process is near a limit of its own.
+
+        Raises:
+            Overloaded: Too few file descriptors are left, or too many requests run.
+            GoingAway: The server shuts down.
+        """
+
+    @abstractmethod
+    async def authenticate(self, credentials: Credentials) -> ResourceService:
+        """Return the resources as whoever shows ``credentials`` may use them.
+
+        Transports call it for every request, before any other message of it is processed.
+
+        Raises:
+            Unauthenticated: The credentials prove nothing.
+            GoingAway: The server shuts down.
+        """
+
+    @abstractmethod
+    async def authorize_metrics(self, credentials: Credentials) -> None:
+        """Return if whoever shows ``credentials`` may read the metrics.
+
+        Raises:
+            Unauthenticated, PermissionDenied: They may not.
+        """
+
+    @property
+    @abstractmethod
+    def anonymous(self) -> bool:
+        """Whether callers without any credentials are let in."""
+
+    @property
+    @abstractmethod
+    def ready(self) -> bool:
+        """Whether the server takes new work: it has started and does not shut down."""
+
+    @property
+    @abstractmethod
+    def telemetry(self) -> Telemetry:
+        """What transports count with."""

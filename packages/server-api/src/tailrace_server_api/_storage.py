@@ -122,6 +122,18 @@ class Ended:
 Outcome = Committed | FencedOff | Conflict | Ended
 
 
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Something stored that is not what was written."""
+
+    offset: int | None
+    """Start of the damaged block in bytes; ``None`` where the journal or the description is damaged."""
+    problem: str
+    """What is wrong."""
+    repaired: bool = False
+    """Whether it was made good, or cut off."""
+
+
 class ResourceWriter(ABC):
     """The one open writer of a resource under one epoch.
 
@@ -276,6 +288,9 @@ class Storage(ABC):
         """Return bytes ``[start, end)`` if that takes no waiting, else ``None``.
 
         Fewer bytes than asked for may be returned, at least one. The caller keeps within the announced size.
+
+        Raises:
+            DamagedBlock: The stored bytes do not match their digest.
         """
 
     @abstractmethod
@@ -298,6 +313,16 @@ class Storage(ABC):
 
         The byte behind the ``newlines``-th newline then lies in the block at that boundary. ``newlines >= 1``.
         Costs O(log size).
+        """
+
+    @abstractmethod
+    def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        """Re-read a resource against its digests and yield what is damaged; nothing for one that is whole.
+
+        Args:
+            id: A resource that nobody writes.
+            repair: Whether to make good what can be proven from the rest. An unfinished resource whose announced bytes
+                are damaged is ended FAILED; bytes of one that has ended are not touched.
         """
 
     @abstractmethod

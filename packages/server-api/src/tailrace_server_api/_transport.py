@@ -26,6 +26,15 @@ class TransportServerSettings:
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
     """Time after which an unanswered sign of life ends the connection, in seconds."""
+    certificate_file: str | None = None
+    """PEM file of the certificate (chain) of the server; ``None``: no TLS."""
+    key_file: str | None = None
+    """PEM file of the private key of :attr:`certificate_file`."""
+    client_ca_file: str | None = None
+    """PEM file of the certificate authorities of clients: who shows no certificate of theirs is not let in; ``None``:
+    clients need none."""
+    max_connections: int = 10_000
+    """Most connections at the same time; more are refused with ``Overloaded``."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of the one transport, by name; unknown ones are refused."""
 
@@ -35,6 +44,12 @@ class TransportServerSettings:
         for name in ("keepalive_interval", "keepalive_timeout"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(field=name, problem="not a positive number of seconds")
+        if self.max_connections < 1:
+            raise ConfigurationError(field="max_connections", problem=f"{self.max_connections} is below 1")
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ConfigurationError(field="key_file", problem="a certificate and its key are needed together")
+        if self.client_ca_file is not None and self.certificate_file is None:
+            raise ConfigurationError(field="client_ca_file", problem="certificates of clients need TLS")
 
 
 class TransportServer(ABC):

@@ -1,0 +1,21 @@
+"""What a server's conversations need to know of the transport that carries them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tailrace_server_api import Telemetry
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One listening transport of a server."""
+
+    transport: str
+    """Name in telemetry: ``grpc``, ``websocket``, ``http`` or ``inprocess``."""
+    base: str
+    """Public base URL, for references."""
+    chunk_size: int
+    """Largest chunk to send to a reader, in bytes."""
+    telemetry: Telemetry = field(default_factory=Telemetry)
+    """What is counted with."""

@@ -1,0 +1,29 @@
+"""What the metadata of a call says beside its messages: who calls, and in which trace."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tailrace_impl_grpc._server_streams import Context
+from tailrace_server_api import Credentials
+
+_AUTHORIZATION = "authorization"
+_BEARER = "bearer "
+_TRACE_KEYS = ("traceparent", "tracestate")
+
+
+def credentials_of(context: Context) -> Credentials:
+    """Return what the caller shows."""
+    authorization = _metadata(context).get(_AUTHORIZATION, "")
+    token = authorization[len(_BEARER) :].strip() if authorization.lower().startswith(_BEARER) else None
+    return Credentials(token=token or None, peer=context.peer())
+
+
+def trace_of(context: Context) -> Mapping[str, str]:
+    """Return the trace context of the caller; empty for none."""
+    metadata = _metadata(context)
+    return {key: metadata[key] for key in _TRACE_KEYS if key in metadata}
+
+
+def _metadata(context: Context) -> dict[str, str]:
+    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
