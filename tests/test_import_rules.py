@@ -17,6 +17,7 @@ DISTRIBUTIONS = {
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
     "grpc_reflection": "grpcio-reflection",
+    "opentelemetry": "opentelemetry-api",
 }
 
 # Third-party modules by package, those of extras among them.
@@ -25,8 +26,8 @@ THIRD_PARTY: dict[str, set[str]] = {
     "server-api": set(),
     "client-upload-api": set(),
     "client-download-api": set(),
-    "impl-common": {"xxhash", "watchfiles"},
-    "impl-server": set(),
+    "impl-common": {"opentelemetry", "watchfiles", "xxhash"},
+    "impl-server": {"prometheus_client"},
     "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection"},
     "impl-websocket": {"starlette", "uvicorn", "websockets"},
     "tailrace": {"anyio", "click", "pydantic", "pydantic_settings", "rich", "uvloop"},
