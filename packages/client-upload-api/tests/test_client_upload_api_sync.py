@@ -28,6 +28,13 @@ LIMITS = Limits(
     max_resource_size=1,
     max_page_size=1,
     max_heads=1,
+    max_context_bytes=1 << 40,
+    max_context_resources=1000,
+    max_storage_bytes=1 << 50,
+    max_uploads=100,
+    max_contexts=100,
+    max_requests=100,
+    context_required=False,
 )
 
 

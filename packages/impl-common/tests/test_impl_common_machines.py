@@ -45,6 +45,13 @@ LIMITS = Limits(
     max_resource_size=1 << 40,
     max_page_size=100,
     max_heads=10,
+    max_context_bytes=1 << 40,
+    max_context_resources=1000,
+    max_storage_bytes=1 << 50,
+    max_uploads=100,
+    max_contexts=100,
+    max_requests=100,
+    context_required=False,
 )
 
 
@@ -219,7 +226,7 @@ def test_this_sides_defects_are_not_the_peers() -> None:
 
 
 def make_started(offset: int = 0) -> Started:
-    return Started(offset=offset, end=None, line=None, status=make_status())
+    return Started(offset=offset, end=None, line=None, status=make_status(), limits=LIMITS)
 
 
 def download_pair(*, offset: int = 0, window: int = 100) -> tuple[DownloadSender, DownloadReceiver]:

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tailrace_common_api import (
     MAX_OFFSET,
     Checkpoint,
+    ContextEventKind,
+    ContextState,
     FromOffset,
     LastBytes,
     LastLines,
@@ -64,6 +66,13 @@ limits = st.builds(
     max_resource_size=offsets,
     max_page_size=offsets,
     max_heads=offsets,
+    max_context_bytes=offsets,
+    max_context_resources=offsets,
+    max_storage_bytes=offsets,
+    max_uploads=offsets,
+    max_contexts=offsets,
+    max_requests=offsets,
+    context_required=st.booleans(),
 )
 
 chunks = st.builds(
@@ -132,7 +141,14 @@ line_reads = st.builds(
     window=offsets,
 )
 messages_to_reader = (
-    st.builds(m.Started, offset=offsets, end=st.none() | offsets, line=st.none() | offsets, status=statuses)
+    st.builds(
+        m.Started,
+        offset=offsets,
+        end=st.none() | offsets,
+        line=st.none() | offsets,
+        status=statuses,
+        limits=limits,
+    )
     | chunks
     | st.builds(m.End, offset=offsets, previous=st.just(b"") | hashes, status=statuses)
 )
@@ -156,3 +172,29 @@ located = st.builds(m.Located, st.builds(Position, offsets, offsets))
 lists = st.builds(m.List, filter=filters, limit=places, page_token=tokens)
 listed = st.builds(m.Listed, st.builds(Page, st.lists(statuses, max_size=3).map(tuple), tokens))
 deletes = st.builds(m.Delete, id=ids, token=tokens)
+
+context_creations = st.builds(m.CreateContext, attributes=st.dictionaries(names, names, max_size=3))
+context_requests = st.builds(m.GetContext, id=ids)
+context_closings = st.builds(m.CloseContext, id=ids)
+context_watches = st.builds(m.WatchContext, id=ids, after=offsets)
+contexts = st.builds(
+    m.Context,
+    id=ids,
+    attributes=st.dictionaries(names, names, max_size=3),
+    state=st.sampled_from(ContextState),
+    created_at=times,
+    closed_at=st.none() | times,
+    resources=offsets,
+    bytes=offsets,
+)
+context_events = st.builds(
+    m.ContextEvent,
+    sequence=st.integers(1, MAX_OFFSET),
+    at=times,
+    kind=st.sampled_from(ContextEventKind),
+    id=st.none() | ids,
+    state=st.none() | st.sampled_from(ResourceState),
+    size=st.none() | offsets,
+    code=st.none() | texts,
+    message=st.none() | texts,
+)

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from tailrace_common_api import (
     MAX_OFFSET,
     Checkpoint,
+    ContextEventKind,
+    ContextState,
     FromOffset,
     LastBytes,
     LastLines,
@@ -65,6 +67,13 @@ limits = st.builds(
     max_resource_size=offsets,
     max_page_size=amounts,
     max_heads=amounts,
+    max_context_bytes=offsets,
+    max_context_resources=offsets,
+    max_storage_bytes=offsets,
+    max_uploads=offsets,
+    max_contexts=offsets,
+    max_requests=amounts,
+    context_required=st.booleans(),
 )
 
 
@@ -135,7 +144,12 @@ line_reads = st.builds(
     window=offsets,
 )
 messages_to_reader = st.builds(
-    m.Started, offset=offsets, end=st.none() | offsets, line=st.none() | offsets, status=statuses
+    m.Started,
+    offset=offsets,
+    end=st.none() | offsets,
+    line=st.none() | offsets,
+    status=statuses,
+    limits=limits,
 ) | st.builds(m.End, offset=offsets, previous=st.just(b"") | hashes, status=statuses)
 locates = st.builds(m.Locate, id=ids, token=tokens, line=places) | st.builds(
     m.Locate, id=ids, token=tokens, offset=places
@@ -158,6 +172,32 @@ lists = st.builds(m.List, filter=filters, limit=places, page_token=tokens)
 listed = st.builds(m.Listed, st.builds(Page, st.lists(statuses, max_size=3).map(tuple), tokens))
 deletes = st.builds(m.Delete, id=ids, token=tokens)
 
+context_creations = st.builds(m.CreateContext, attributes=st.dictionaries(names, names, max_size=3))
+context_requests = st.builds(m.GetContext, id=ids)
+context_closings = st.builds(m.CloseContext, id=ids)
+context_watches = st.builds(m.WatchContext, id=ids, after=offsets)
+contexts = st.builds(
+    m.Context,
+    id=ids,
+    attributes=st.dictionaries(names, names, max_size=3),
+    state=st.sampled_from(ContextState),
+    created_at=times,
+    closed_at=st.none() | times,
+    resources=offsets,
+    bytes=offsets,
+)
+context_events = st.builds(
+    m.ContextEvent,
+    sequence=st.integers(1, MAX_OFFSET),
+    at=times,
+    kind=st.sampled_from(ContextEventKind),
+    id=st.none() | ids,
+    state=st.none() | st.sampled_from(ResourceState),
+    size=st.none() | offsets,
+    code=st.none() | texts,
+    message=st.none() | texts,
+)
+
 client_messages = (
     uploader_messages
     | reads
@@ -170,6 +210,10 @@ client_messages = (
     | locates
     | lists
     | deletes
+    | context_creations
+    | context_requests
+    | context_closings
+    | context_watches
 )
 server_messages = (
     messages_to_uploader
@@ -180,4 +224,6 @@ server_messages = (
     | located
     | listed
     | st.builds(m.Done)
+    | contexts
+    | context_events
 )

@@ -68,6 +68,13 @@ LIMITS = Limits(
     max_resource_size=1 << 40,
     max_page_size=100,
     max_heads=100,
+    max_context_bytes=1 << 40,
+    max_context_resources=1000,
+    max_storage_bytes=1 << 50,
+    max_uploads=100,
+    max_contexts=100,
+    max_requests=100,
+    context_required=False,
 )
 STATUS = Status(
     reference=f"ws://localhost/r/{ID}",
@@ -333,7 +340,7 @@ async def test_chunks_beyond_the_window_end_their_stream_only() -> None:
     async def script(peer: Peer) -> None:
         await peer.hello()
         number = (await peer.hear())["request"]
-        await peer.say(number, Started(offset=0, end=None, line=None, status=STATUS))
+        await peer.say(number, Started(offset=0, end=None, line=None, status=STATUS, limits=LIMITS))
         # The second overdraws, which one chunk may.
         for offset in (0, 600, 1200):
             await peer.websocket.send(frame(number, offset, bytes(600), b"p" * 8))
@@ -357,7 +364,7 @@ async def test_granted_window_is_counted_from_the_first_byte() -> None:
     async def script(peer: Peer) -> None:
         await peer.hello()
         number = (await peer.hear())["request"]
-        await peer.say(number, Started(offset=5000, end=None, line=None, status=STATUS))
+        await peer.say(number, Started(offset=5000, end=None, line=None, status=STATUS, limits=LIMITS))
         await peer.websocket.send(frame(number, 5000, bytes(600)))
         await peer.websocket.send(frame(number, 5600, bytes(600), b"p" * 8))
         assert (await peer.hear())["until"] == 6300

@@ -65,7 +65,7 @@ numbers = st.integers(1, MAX_REQUEST)
 
 @given(numbers, client_messages)
 def test_messages_of_the_client_come_back(number: int, message: ClientMessage) -> None:
-    assert decode_from_client(encode_from_client(number, message)) == (number, message)
+    assert decode_from_client(encode_from_client(number, message)) == (number, message, {})
 
 
 @given(numbers, server_messages)
@@ -80,8 +80,8 @@ def test_hello_comes_back(limits: Limits) -> None:
 
 
 def test_messages_without_fields_come_back() -> None:
-    assert decode_from_client(encode_from_client(3, Cancel())) == (3, Cancel())
-    assert decode_from_client(encode_from_client(None, Ping())) == (None, Ping())
+    assert decode_from_client(encode_from_client(3, Cancel())) == (3, Cancel(), {})
+    assert decode_from_client(encode_from_client(None, Ping())) == (None, Ping(), {})
     assert decode_from_server(encode_from_server(None, Pong())) == (None, Pong())
 
 

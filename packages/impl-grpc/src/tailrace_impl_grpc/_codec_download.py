@@ -19,6 +19,8 @@ from tailrace_impl_grpc._codec_values import (
     MAX_DATA_MESSAGE,
     checked_chunk,
     chunk_from_proto,
+    limits_from_proto,
+    limits_to_proto,
     optional_place,
     parse,
     place,
@@ -155,7 +157,11 @@ def encode_download_response(message: ServerMessage) -> bytes:
         case Started():
             response = pb.DownloadResponse(
                 started=pb.Started(
-                    offset=message.offset, end=message.end, line=message.line, status=status_to_proto(message.status)
+                    offset=message.offset,
+                    end=message.end,
+                    line=message.line,
+                    status=status_to_proto(message.status),
+                    limits=limits_to_proto(message.limits),
                 )
             )
         case End():
@@ -186,6 +192,7 @@ def decode_download_response(data: bytes) -> ServerMessage:
                 end=started.end if started.HasField("end") else None,
                 line=started.line if started.HasField("line") else None,
                 status=status_from_proto(started.status),
+                limits=limits_from_proto(started.limits),
             )
         case "end":
             status = status_from_proto(message.end.status)

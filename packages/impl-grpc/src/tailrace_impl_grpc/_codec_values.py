@@ -263,6 +263,13 @@ def limits_to_proto(limits: Limits) -> pb.Limits:
         max_resource_size=limits.max_resource_size,
         max_page_size=limits.max_page_size,
         max_heads=limits.max_heads,
+        max_context_bytes=limits.max_context_bytes,
+        max_context_resources=limits.max_context_resources,
+        max_storage_bytes=limits.max_storage_bytes,
+        max_uploads=limits.max_uploads,
+        max_contexts=limits.max_contexts,
+        max_requests=limits.max_requests,
+        context_required=limits.context_required,
     )
 
 
@@ -276,6 +283,13 @@ def limits_from_proto(message: pb.Limits) -> Limits:
         max_resource_size=message.max_resource_size,
         max_page_size=message.max_page_size,
         max_heads=message.max_heads,
+        max_context_bytes=message.max_context_bytes,
+        max_context_resources=message.max_context_resources,
+        max_storage_bytes=message.max_storage_bytes,
+        max_uploads=message.max_uploads,
+        max_contexts=message.max_contexts,
+        max_requests=message.max_requests,
+        context_required=message.context_required,
     )
 
 

@@ -21,6 +21,8 @@ ERROR_TABLE: dict[str, grpc.StatusCode] = {
     "already_terminal": grpc.StatusCode.FAILED_PRECONDITION,
     "configuration": grpc.StatusCode.INVALID_ARGUMENT,
     "connection_lost": grpc.StatusCode.UNAVAILABLE,
+    "context_closed": grpc.StatusCode.FAILED_PRECONDITION,
+    "context_not_found": grpc.StatusCode.NOT_FOUND,
     "damaged_block": grpc.StatusCode.DATA_LOSS,
     "data_lost": grpc.StatusCode.DATA_LOSS,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 from tailrace_common_api import (
@@ -27,16 +28,22 @@ from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
+    WATCH_REQUESTS,
     Abort,
     Checkpoint,
     Chunk,
     ClientMessage,
+    CloseContext,
+    Context,
+    ContextEvent,
+    CreateContext,
     Delete,
     Done,
     End,
     Finish,
     Finished,
     Follow,
+    GetContext,
     GetHeads,
     GetStatus,
     Heads,
@@ -54,13 +61,18 @@ from tailrace_impl_common.messages import (
     Started,
     Status,
     Watch,
+    WatchContext,
     Watched,
     Window,
 )
 from tailrace_impl_websocket._codec_values import (
+    context_event_to_json,
+    context_to_json,
     error_to_json,
     limits_to_json,
     metadata_to_json,
+    read_context,
+    read_context_event,
     read_error,
     read_limits,
     read_metadata,
@@ -85,9 +97,10 @@ MAX_REQUEST = 2**32 - 1
 MAX_CLOSE_REASON = 123
 """Longest close reason in bytes (RFC 6455, section 5.5)."""
 
-REQUESTS = (*UPLOAD_REQUESTS, *DOWNLOAD_REQUESTS, Watch, *UNARY_REQUESTS)
+REQUESTS = (*UPLOAD_REQUESTS, *DOWNLOAD_REQUESTS, *WATCH_REQUESTS, *UNARY_REQUESTS)
 """Messages that begin a conversation."""
 
+_TRACE_KEYS = ("traceparent", "tracestate")
 _HASH_SIZE = 8
 _SHA256_SIZE = 32
 
@@ -95,6 +108,13 @@ _SHA256_SIZE = 32
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """The client wants nothing more of this request."""
+
+
+@dataclass(frozen=True, slots=True)
+class Authenticate:
+    """The client's first message, where it could show no token in the handshake."""
+
+    token: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +144,16 @@ class Failure:
     error: TailraceError
 
 
+_NO_TRACE: Mapping[str, str] = MappingProxyType({})
+
+
 class FromClient(NamedTuple):
-    """A text frame of a client; ``Ping`` belongs to no request."""
+    """A text frame of a client; ``Authenticate`` and ``Ping`` belong to no request."""
 
     request: int | None
-    message: ClientMessage | Cancel | Ping
+    message: ClientMessage | Cancel | Authenticate | Ping
+    trace: Mapping[str, str] = _NO_TRACE
+    """Trace context that came with the first message of a request, as in the headers of W3C Trace Context."""
 
 
 class FromServer(NamedTuple):
@@ -159,17 +184,29 @@ def _window(fields: Fields) -> int:
 # Messages of the client
 
 
-def encode_from_client(request: int | None, message: ClientMessage | Cancel | Ping) -> str:
+def encode_from_client(
+    request: int | None,
+    message: ClientMessage | Cancel | Authenticate | Ping,
+    trace: Mapping[str, str] = _NO_TRACE,
+) -> str:
     """Return the text frame of a message that is no chunk.
+
+    Args:
+        request: Number of the request; ``None`` for a message that belongs to none.
+        message: What to say.
+        trace: Trace context to send along with the first message of a request; what is no trace context in it is left
+            out.
 
     Raises:
         MessageTooLarge: It does not fit into a control message.
     """
     name, fields = _client_fields(message)
+    if trace:
+        fields["trace"] = {key: trace[key] for key in _TRACE_KEYS if key in trace}
     return _bounded(_to_text(name, request, fields))
 
 
-def _client_fields(message: ClientMessage | Cancel | Ping) -> tuple[str, dict[str, object]]:
+def _client_fields(message: ClientMessage | Cancel | Authenticate | Ping) -> tuple[str, dict[str, object]]:
     match message:
         case Window():
             return "window", {"until": message.until}
@@ -239,6 +276,16 @@ def _client_fields(message: ClientMessage | Cancel | Ping) -> tuple[str, dict[st
             }
         case Delete():
             return "delete", {"id": message.id, "token": message.token}
+        case CreateContext():
+            return "create_context", {"attributes": dict(message.attributes)}
+        case GetContext():
+            return "get_context", {"id": message.id}
+        case CloseContext():
+            return "close_context", {"id": message.id}
+        case WatchContext():
+            return "watch_context", {"id": message.id, "after": message.after}
+        case Authenticate():
+            return "authenticate", {"token": message.token}
         case Ping():
             return "ping", {}
         case Chunk():
@@ -305,6 +352,10 @@ _CLIENT_DECODERS: Mapping[str, Callable[[Fields], ClientMessage | Cancel]] = {
     ),
     "list": _list_request,
     "delete": lambda fields: Delete(id=fields.text("id"), token=fields.optional_text("token")),
+    "create_context": lambda fields: CreateContext(attributes=fields.text_mapping("attributes")),
+    "get_context": lambda fields: GetContext(id=fields.text("id")),
+    "close_context": lambda fields: CloseContext(id=fields.text("id")),
+    "watch_context": lambda fields: WatchContext(id=fields.text("id"), after=fields.optional_count("after") or 0),
 }
 
 
@@ -317,14 +368,25 @@ def decode_from_client(text: str) -> FromClient:
     name, fields = _parse(text)
     if name == "ping":
         return FromClient(None, Ping())
+    if name == "authenticate":
+        try:
+            return FromClient(None, Authenticate(fields.text("token")))
+        except TailraceError as error:
+            raise Malformed(None, error) from None
     request = _request(fields)
     decoder = _CLIENT_DECODERS.get(name)
     if decoder is None:
         raise Malformed(request, Unsupported(f"unknown message type {name[:40]!a}"))
     try:
-        return FromClient(request, decoder(fields))
+        message = decoder(fields)
+        return FromClient(request, message, _trace(fields) if isinstance(message, REQUESTS) else _NO_TRACE)
     except TailraceError as error:
         raise Malformed(request, error) from None
+
+
+def _trace(fields: Fields) -> Mapping[str, str]:
+    trace = fields.text_mapping("trace")
+    return {key: trace[key] for key in _TRACE_KEYS if key in trace}
 
 
 # Messages of the server
@@ -369,6 +431,7 @@ def _server_fields(message: ServerMessage | Hello | Pong | Failure) -> tuple[str
                 "end": message.end,
                 "line": message.line,
                 "status": status_to_json(message.status),
+                "limits": limits_to_json(message.limits),
             }
         case End():
             return "end", {
@@ -389,6 +452,10 @@ def _server_fields(message: ServerMessage | Hello | Pong | Failure) -> tuple[str
             }
         case Done():
             return "done", {}
+        case Context():
+            return "context", {"context": context_to_json(message)}
+        case ContextEvent():
+            return "context_event", context_event_to_json(message)
         case Failure():
             return "error", error_to_json(message.error)
         case Pong():
@@ -429,6 +496,7 @@ _SERVER_DECODERS: Mapping[str, Callable[[Fields], ServerMessage]] = {
         end=fields.optional_count("end"),
         line=fields.optional_count("line"),
         status=read_status(fields.nested("status")),
+        limits=read_limits(fields.nested("limits")),
     ),
     "end": lambda fields: End(
         offset=fields.count("offset"),
@@ -443,6 +511,8 @@ _SERVER_DECODERS: Mapping[str, Callable[[Fields], ServerMessage]] = {
         Page(tuple(read_status(status) for status in fields.all_nested("statuses")), fields.optional_text("next_token"))
     ),
     "done": lambda _: Done(),
+    "context": lambda fields: read_context(fields.nested("context")),
+    "context_event": read_context_event,
 }
 
 

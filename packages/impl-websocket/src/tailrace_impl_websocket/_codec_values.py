@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from tailrace_common_api import (
     HEAD_SIZE,
+    Context,
+    ContextEvent,
+    ContextEventKind,
+    ContextState,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -89,6 +93,66 @@ def read_status(fields: Fields) -> Status:
     )
 
 
+def context_to_json(context: Context) -> dict[str, object]:
+    return {
+        "id": context.id,
+        "attributes": dict(context.attributes),
+        "state": context.state.value,
+        "created_at": context.created_at,
+        "closed_at": context.closed_at,
+        "resources": context.resources,
+        "bytes": context.bytes,
+    }
+
+
+def read_context(fields: Fields) -> Context:
+    state = fields.text("state")
+    try:
+        known = ContextState(state)
+    except ValueError:
+        raise InvalidArgument(field="state", problem=f"{state[:40]!a} is unknown") from None
+    return Context(
+        id=fields.text("id"),
+        attributes=fields.text_mapping("attributes"),
+        state=known,
+        created_at=fields.number("created_at"),
+        closed_at=fields.optional_number("closed_at"),
+        resources=fields.count("resources"),
+        bytes=fields.count("bytes"),
+    )
+
+
+def context_event_to_json(event: ContextEvent) -> dict[str, object]:
+    return {
+        "sequence": event.sequence,
+        "at": event.at,
+        "kind": event.kind.value,
+        "id": event.id,
+        "state": None if event.state is None else event.state.value,
+        "size": event.size,
+        "code": event.code,
+        "message": event.message,
+    }
+
+
+def read_context_event(fields: Fields) -> ContextEvent:
+    kind, state = fields.text("kind"), fields.optional_text("state")
+    try:
+        known = ContextEventKind(kind)
+    except ValueError:
+        raise InvalidArgument(field="kind", problem=f"{kind[:40]!a} is unknown") from None
+    return ContextEvent(
+        sequence=fields.count("sequence", minimum=1),
+        at=fields.number("at"),
+        kind=known,
+        id=fields.optional_text("id"),
+        state=None if state is None else read_state(state),
+        size=fields.optional_count("size"),
+        code=fields.optional_text("code"),
+        message=fields.optional_text("message"),
+    )
+
+
 def limits_to_json(limits: Limits) -> dict[str, object]:
     return {
         "chunk_size": limits.chunk_size,
@@ -98,6 +162,13 @@ def limits_to_json(limits: Limits) -> dict[str, object]:
         "max_resource_size": limits.max_resource_size,
         "max_page_size": limits.max_page_size,
         "max_heads": limits.max_heads,
+        "max_context_bytes": limits.max_context_bytes,
+        "max_context_resources": limits.max_context_resources,
+        "max_storage_bytes": limits.max_storage_bytes,
+        "max_uploads": limits.max_uploads,
+        "max_contexts": limits.max_contexts,
+        "max_requests": limits.max_requests,
+        "context_required": limits.context_required,
     }
 
 
@@ -110,6 +181,13 @@ def read_limits(fields: Fields) -> Limits:
         max_resource_size=fields.count("max_resource_size"),
         max_page_size=fields.count("max_page_size", minimum=1),
         max_heads=fields.count("max_heads", minimum=1),
+        max_context_bytes=fields.count("max_context_bytes"),
+        max_context_resources=fields.count("max_context_resources"),
+        max_storage_bytes=fields.count("max_storage_bytes"),
+        max_uploads=fields.count("max_uploads"),
+        max_contexts=fields.count("max_contexts"),
+        max_requests=fields.count("max_requests", minimum=1),
+        context_required=fields.flag("context_required"),
     )
 
 

@@ -32,6 +32,8 @@ ERROR_TABLE: dict[str, WireStatus] = {
     "already_terminal": WireStatus(POLICY_VIOLATION, 409),
     "configuration": WireStatus(POLICY_VIOLATION, 400),
     "connection_lost": WireStatus(INTERNAL_ERROR, 502),
+    "context_closed": WireStatus(POLICY_VIOLATION, 409),
+    "context_not_found": WireStatus(POLICY_VIOLATION, 404),
     "damaged_block": WireStatus(INTERNAL_ERROR, 500),
     "data_lost": WireStatus(INTERNAL_ERROR, 500),
     "deadline_exceeded": WireStatus(INTERNAL_ERROR, 504),

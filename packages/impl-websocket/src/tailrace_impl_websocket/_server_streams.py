@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from tailrace_impl_websocket._codec import (
     PROTOCOL_VERSION,
     REQUESTS,
     SUBPROTOCOL,
+    Authenticate,
     Cancel,
     Failure,
     Hello,
@@ -85,12 +86,15 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
         "request",
         "started",
         "task",
+        "trace",
     )
 
-    def __init__(self, connection: ServerConnection, number: int, request: Request) -> None:
+    def __init__(self, connection: ServerConnection, number: int, request: Request, trace: Mapping[str, str]) -> None:
         self._connection = connection
         self._number = number
         self.request = request
+        self.trace = trace
+        """Trace context of the caller; empty for none."""
         self.task: asyncio.Task[None] | None = None
         self.started = False
         """Whether the task runs: one that is cancelled before would not even clean up."""
@@ -340,7 +344,7 @@ class ServerConnection:
         if size > MAX_TEXT_SIZE:
             raise Malformed(None, MessageTooLarge(size=size, maximum=MAX_TEXT_SIZE))
         try:
-            number, message = decode_from_client(text)
+            number, message, trace = decode_from_client(text)
         except Malformed as malformed:
             if malformed.request is None:
                 raise
@@ -349,9 +353,11 @@ class ServerConnection:
         if isinstance(message, Ping):
             self._reply(None, Pong())
             return
+        if isinstance(message, Authenticate):
+            raise Malformed(None, ProtocolError("authenticate is the first message of a connection, or none"))
         assert number is not None
         if isinstance(message, REQUESTS):
-            self._begin(number, message)
+            self._begin(number, message, trace)
             return
         stream = self._streams.get(number)
         if stream is None:
@@ -363,7 +369,7 @@ class ServerConnection:
         else:
             stream.put_message(message)
 
-    def _begin(self, number: int, request: Request) -> None:
+    def _begin(self, number: int, request: Request, trace: Mapping[str, str]) -> None:
         if number in self._streams:
             self._fail(number, ProtocolError(f"request {number} is running already"))
             return
@@ -378,7 +384,7 @@ class ServerConnection:
         except TailraceError as error:
             self._reply(number, Failure(error))
             return
-        stream = _ServerStream(self, number, request)
+        stream = _ServerStream(self, number, request, trace)
         self._streams[number] = stream
         stream.task = self._spawn(self._serve(number, stream))
 
@@ -428,10 +434,10 @@ class ServerConnection:
         context, request = self._context, stream.request
         service = await context.manager.authenticate(self._credentials)
         if isinstance(request, UNARY_REQUESTS):
-            answer = await answer_request(request, service=service, endpoint=context.endpoint)
+            answer = await answer_request(request, service=service, endpoint=context.endpoint, trace=stream.trace)
             await self.send_text(encode_from_server(number, answer))
         else:
-            await serve_conversation(request, stream, service=service, endpoint=context.endpoint)
+            await serve_conversation(request, stream, service=service, endpoint=context.endpoint, trace=stream.trace)
 
     # Ending
 

@@ -19,6 +19,21 @@ class Visibility(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     VISIBILITY_UNSPECIFIED: _ClassVar[Visibility]
     VISIBILITY_LIVE: _ClassVar[Visibility]
     VISIBILITY_ATOMIC: _ClassVar[Visibility]
+
+class ContextState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    CONTEXT_STATE_UNSPECIFIED: _ClassVar[ContextState]
+    CONTEXT_STATE_OPEN: _ClassVar[ContextState]
+    CONTEXT_STATE_CLOSED: _ClassVar[ContextState]
+
+class ContextEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    CONTEXT_EVENT_KIND_UNSPECIFIED: _ClassVar[ContextEventKind]
+    CONTEXT_EVENT_KIND_CREATED: _ClassVar[ContextEventKind]
+    CONTEXT_EVENT_KIND_STATUS_CHANGED: _ClassVar[ContextEventKind]
+    CONTEXT_EVENT_KIND_REFUSED: _ClassVar[ContextEventKind]
+    CONTEXT_EVENT_KIND_DELETED: _ClassVar[ContextEventKind]
+    CONTEXT_EVENT_KIND_CLOSED: _ClassVar[ContextEventKind]
 RESOURCE_STATE_UNSPECIFIED: ResourceState
 RESOURCE_STATE_INITIATED: ResourceState
 RESOURCE_STATE_IN_PROGRESS: ResourceState
@@ -27,6 +42,15 @@ RESOURCE_STATE_FAILED: ResourceState
 VISIBILITY_UNSPECIFIED: Visibility
 VISIBILITY_LIVE: Visibility
 VISIBILITY_ATOMIC: Visibility
+CONTEXT_STATE_UNSPECIFIED: ContextState
+CONTEXT_STATE_OPEN: ContextState
+CONTEXT_STATE_CLOSED: ContextState
+CONTEXT_EVENT_KIND_UNSPECIFIED: ContextEventKind
+CONTEXT_EVENT_KIND_CREATED: ContextEventKind
+CONTEXT_EVENT_KIND_STATUS_CHANGED: ContextEventKind
+CONTEXT_EVENT_KIND_REFUSED: ContextEventKind
+CONTEXT_EVENT_KIND_DELETED: ContextEventKind
+CONTEXT_EVENT_KIND_CLOSED: ContextEventKind
 
 class UploadRequest(_message.Message):
     __slots__ = ["open", "reopen", "chunk", "finish", "abort"]
@@ -229,16 +253,18 @@ class DownloadResponse(_message.Message):
     def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., end: _Optional[_Union[End, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
-    __slots__ = ["offset", "end", "line", "status"]
+    __slots__ = ["offset", "end", "line", "status", "limits"]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     LINE_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
     offset: int
     end: int
     line: int
     status: Status
-    def __init__(self, offset: _Optional[int] = ..., end: _Optional[int] = ..., line: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ...) -> None: ...
+    limits: Limits
+    def __init__(self, offset: _Optional[int] = ..., end: _Optional[int] = ..., line: _Optional[int] = ..., status: _Optional[_Union[Status, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class End(_message.Message):
     __slots__ = ["offset", "previous", "status"]
@@ -347,6 +373,84 @@ class DeleteResponse(_message.Message):
     __slots__ = []
     def __init__(self) -> None: ...
 
+class CreateContextRequest(_message.Message):
+    __slots__ = ["attributes"]
+    class AttributesEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    attributes: _containers.ScalarMap[str, str]
+    def __init__(self, attributes: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class GetContextRequest(_message.Message):
+    __slots__ = ["id"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class CloseContextRequest(_message.Message):
+    __slots__ = ["id"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    def __init__(self, id: _Optional[str] = ...) -> None: ...
+
+class WatchContextRequest(_message.Message):
+    __slots__ = ["id", "after"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    AFTER_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    after: int
+    def __init__(self, id: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
+
+class Context(_message.Message):
+    __slots__ = ["id", "attributes", "state", "created_at", "closed_at", "resources", "bytes"]
+    class AttributesEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ATTRIBUTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
+    RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    attributes: _containers.ScalarMap[str, str]
+    state: ContextState
+    created_at: float
+    closed_at: float
+    resources: int
+    bytes: int
+    def __init__(self, id: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., created_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., resources: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ContextEvent(_message.Message):
+    __slots__ = ["sequence", "at", "kind", "id", "state", "size", "code", "message"]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    at: float
+    kind: ContextEventKind
+    id: str
+    state: ResourceState
+    size: int
+    code: str
+    message: str
+    def __init__(self, sequence: _Optional[int] = ..., at: _Optional[float] = ..., kind: _Optional[_Union[ContextEventKind, str]] = ..., id: _Optional[str] = ..., state: _Optional[_Union[ResourceState, str]] = ..., size: _Optional[int] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
 class Metadata(_message.Message):
     __slots__ = ["name", "content_type", "lines", "labels", "context"]
     class LabelsEntry(_message.Message):
@@ -397,7 +501,7 @@ class Status(_message.Message):
     def __init__(self, reference: _Optional[str] = ..., id: _Optional[str] = ..., version: _Optional[int] = ..., state: _Optional[_Union[ResourceState, str]] = ..., size: _Optional[int] = ..., lines: _Optional[int] = ..., head: _Optional[bytes] = ..., reason: _Optional[str] = ..., alternatives: _Optional[_Iterable[str]] = ..., metadata: _Optional[_Union[Metadata, _Mapping]] = ..., visibility: _Optional[_Union[Visibility, str]] = ..., created_at: _Optional[float] = ...) -> None: ...
 
 class Limits(_message.Message):
-    __slots__ = ["chunk_size", "upload_window", "upload_grace", "max_download_window", "max_resource_size", "max_page_size", "max_heads"]
+    __slots__ = ["chunk_size", "upload_window", "upload_grace", "max_download_window", "max_resource_size", "max_page_size", "max_heads", "max_context_bytes", "max_context_resources", "max_storage_bytes", "max_uploads", "max_contexts", "max_requests", "context_required"]
     CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_WINDOW_FIELD_NUMBER: _ClassVar[int]
     UPLOAD_GRACE_FIELD_NUMBER: _ClassVar[int]
@@ -405,6 +509,13 @@ class Limits(_message.Message):
     MAX_RESOURCE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_PAGE_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_HEADS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXT_RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    MAX_STORAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_UPLOADS_FIELD_NUMBER: _ClassVar[int]
+    MAX_CONTEXTS_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_REQUIRED_FIELD_NUMBER: _ClassVar[int]
     chunk_size: int
     upload_window: int
     upload_grace: float
@@ -412,7 +523,14 @@ class Limits(_message.Message):
     max_resource_size: int
     max_page_size: int
     max_heads: int
-    def __init__(self, chunk_size: _Optional[int] = ..., upload_window: _Optional[int] = ..., upload_grace: _Optional[float] = ..., max_download_window: _Optional[int] = ..., max_resource_size: _Optional[int] = ..., max_page_size: _Optional[int] = ..., max_heads: _Optional[int] = ...) -> None: ...
+    max_context_bytes: int
+    max_context_resources: int
+    max_storage_bytes: int
+    max_uploads: int
+    max_contexts: int
+    max_requests: int
+    context_required: bool
+    def __init__(self, chunk_size: _Optional[int] = ..., upload_window: _Optional[int] = ..., upload_grace: _Optional[float] = ..., max_download_window: _Optional[int] = ..., max_resource_size: _Optional[int] = ..., max_page_size: _Optional[int] = ..., max_heads: _Optional[int] = ..., max_context_bytes: _Optional[int] = ..., max_context_resources: _Optional[int] = ..., max_storage_bytes: _Optional[int] = ..., max_uploads: _Optional[int] = ..., max_contexts: _Optional[int] = ..., max_requests: _Optional[int] = ..., context_required: bool = ...) -> None: ...
 
 class Error(_message.Message):
     __slots__ = ["code", "message", "details"]

@@ -410,3 +410,170 @@ class Resources(object):
             tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.DeleteResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+
+class ContextsStub(object):
+    """Scopes that own resources: a test run, a build.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Create = channel.unary_unary(
+                '/tailrace.v1.Contexts/Create',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CreateContextRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+                )
+        self.Get = channel.unary_unary(
+                '/tailrace.v1.Contexts/Get',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetContextRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+                )
+        self.Close = channel.unary_unary(
+                '/tailrace.v1.Contexts/Close',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CloseContextRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+                )
+        self.Watch = channel.unary_stream(
+                '/tailrace.v1.Contexts/Watch',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WatchContextRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.ContextEvent.FromString,
+                )
+
+
+class ContextsServicer(object):
+    """Scopes that own resources: a test run, a build.
+    """
+
+    def Create(self, request, context):
+        """Creates a context and returns it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Get(self, request, context):
+        """Returns a context as it is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Close(self, request, context):
+        """Closes a context: its unfinished uploads fail, and it takes no more. Returns it; closing it again does nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Watch(self, request, context):
+        """Sends the events behind `after` that the server still has, then new ones. The call ends behind `CLOSED`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ContextsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Create': grpc.unary_unary_rpc_method_handler(
+                    servicer.Create,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CreateContextRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.SerializeToString,
+            ),
+            'Get': grpc.unary_unary_rpc_method_handler(
+                    servicer.Get,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetContextRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.SerializeToString,
+            ),
+            'Close': grpc.unary_unary_rpc_method_handler(
+                    servicer.Close,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CloseContextRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WatchContextRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.ContextEvent.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tailrace.v1.Contexts', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Contexts(object):
+    """Scopes that own resources: a test run, a build.
+    """
+
+    @staticmethod
+    def Create(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/tailrace.v1.Contexts/Create',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CreateContextRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Get(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/tailrace.v1.Contexts/Get',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetContextRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Close(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/tailrace.v1.Contexts/Close',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.CloseContextRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.Context.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/tailrace.v1.Contexts/Watch',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WatchContextRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.ContextEvent.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

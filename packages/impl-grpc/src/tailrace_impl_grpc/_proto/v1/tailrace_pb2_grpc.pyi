@@ -269,3 +269,95 @@ class ResourcesServicer(metaclass=abc.ABCMeta):
         """Deletes a resource. Its uploader and its readers are told; nothing of it is left."""
 
 def add_ResourcesServicer_to_server(servicer: ResourcesServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
+
+class ContextsStub:
+    """Scopes that own resources: a test run, a build."""
+
+    def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
+    Create: grpc.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.CreateContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Creates a context and returns it."""
+
+    Get: grpc.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.GetContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Returns a context as it is now."""
+
+    Close: grpc.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.CloseContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Closes a context: its unfinished uploads fail, and it takes no more. Returns it; closing it again does nothing."""
+
+    Watch: grpc.UnaryStreamMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.WatchContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.ContextEvent,
+    ]
+    """Sends the events behind `after` that the server still has, then new ones. The call ends behind `CLOSED`."""
+
+class ContextsAsyncStub:
+    """Scopes that own resources: a test run, a build."""
+
+    Create: grpc.aio.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.CreateContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Creates a context and returns it."""
+
+    Get: grpc.aio.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.GetContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Returns a context as it is now."""
+
+    Close: grpc.aio.UnaryUnaryMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.CloseContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.Context,
+    ]
+    """Closes a context: its unfinished uploads fail, and it takes no more. Returns it; closing it again does nothing."""
+
+    Watch: grpc.aio.UnaryStreamMultiCallable[
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.WatchContextRequest,
+        tailrace_impl_grpc._proto.v1.tailrace_pb2.ContextEvent,
+    ]
+    """Sends the events behind `after` that the server still has, then new ones. The call ends behind `CLOSED`."""
+
+class ContextsServicer(metaclass=abc.ABCMeta):
+    """Scopes that own resources: a test run, a build."""
+
+    @abc.abstractmethod
+    def Create(
+        self,
+        request: tailrace_impl_grpc._proto.v1.tailrace_pb2.CreateContextRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context, collections.abc.Awaitable[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context]]:
+        """Creates a context and returns it."""
+
+    @abc.abstractmethod
+    def Get(
+        self,
+        request: tailrace_impl_grpc._proto.v1.tailrace_pb2.GetContextRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context, collections.abc.Awaitable[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context]]:
+        """Returns a context as it is now."""
+
+    @abc.abstractmethod
+    def Close(
+        self,
+        request: tailrace_impl_grpc._proto.v1.tailrace_pb2.CloseContextRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context, collections.abc.Awaitable[tailrace_impl_grpc._proto.v1.tailrace_pb2.Context]]:
+        """Closes a context: its unfinished uploads fail, and it takes no more. Returns it; closing it again does nothing."""
+
+    @abc.abstractmethod
+    def Watch(
+        self,
+        request: tailrace_impl_grpc._proto.v1.tailrace_pb2.WatchContextRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[tailrace_impl_grpc._proto.v1.tailrace_pb2.ContextEvent], collections.abc.AsyncIterator[tailrace_impl_grpc._proto.v1.tailrace_pb2.ContextEvent]]:
+        """Sends the events behind `after` that the server still has, then new ones. The call ends behind `CLOSED`."""
+
+def add_ContextsServicer_to_server(servicer: ContextsServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...
