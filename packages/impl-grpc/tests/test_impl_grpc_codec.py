@@ -8,6 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from impl_grpc_messages import (
     chunks,
+    context_closings,
+    context_creations,
+    context_events,
+    context_requests,
+    context_watches,
+    contexts,
     deletes,
     filters,
     follows,
@@ -44,7 +50,7 @@ from tailrace_impl_grpc._chunk_frame import frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 
-METHODS = (*_codec.CONVERSATIONS, _codec.WATCH, *_codec.ANSWERS)
+METHODS = (*_codec.CONVERSATIONS, *_codec.WATCHES, *_codec.ANSWERS)
 
 
 def generated(chunk: Chunk) -> pb.Chunk:
@@ -145,6 +151,10 @@ def request_cases(*cases: tuple[Method, st.SearchStrategy[Any]]) -> st.SearchStr
         (_codec.LOCATE, locates),
         (_codec.LIST, lists),
         (_codec.DELETE, deletes),
+        (_codec.CREATE_CONTEXT, context_creations),
+        (_codec.GET_CONTEXT, context_requests),
+        (_codec.CLOSE_CONTEXT, context_closings),
+        (_codec.WATCH_CONTEXT, context_watches),
     )
 )
 def test_requests_survive_the_wire(case: tuple[Method, Any]) -> None:
@@ -166,6 +176,10 @@ def test_requests_survive_the_wire(case: tuple[Method, Any]) -> None:
         (_codec.LOCATE, located),
         (_codec.LIST, listed),
         (_codec.DELETE, st.just(Done())),
+        (_codec.CREATE_CONTEXT, contexts),
+        (_codec.GET_CONTEXT, contexts),
+        (_codec.CLOSE_CONTEXT, contexts),
+        (_codec.WATCH_CONTEXT, context_events),
     )
 )
 def test_responses_survive_the_wire(case: tuple[Method, Any]) -> None:

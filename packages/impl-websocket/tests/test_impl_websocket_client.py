@@ -172,7 +172,7 @@ async def test_request_without_a_window_gets_one_that_is_renewed() -> None:
 
 async def test_closed_stream_is_cancelled_at_the_server(server: Running) -> None:
     resource = await server.upload(b"", finish=False)
-    async with running_server({"max_requests": "1"}) as small:
+    async with running_server(manager_options={"max_requests": 1}) as small:
         resource = await small.upload(b"", finish=False)
         async with connection(small.ws) as made:
             for _ in range(5):

@@ -8,14 +8,14 @@ from tailrace_impl_websocket import WebSocketClientOptions, WebSocketConnection,
 
 def test_defaults() -> None:
     assert WebSocketClientOptions.parse({}) == WebSocketClientOptions(compression=False)
-    assert WebSocketServerOptions.parse({}) == WebSocketServerOptions(compression=False, prefix=None, max_requests=1024)
+    assert WebSocketServerOptions.parse({}) == WebSocketServerOptions(compression=False, prefix=None)
 
 
 def test_values_are_read() -> None:
     assert WebSocketClientOptions.parse({"compression": "TRUE"}) == WebSocketClientOptions(compression=True)
-    assert WebSocketServerOptions.parse(
-        {"compression": "on", "prefix": "/a/b/", "max_requests": "7"}
-    ) == WebSocketServerOptions(compression=True, prefix="/a/b", max_requests=7)
+    assert WebSocketServerOptions.parse({"compression": "on", "prefix": "/a/b/"}) == WebSocketServerOptions(
+        compression=True, prefix="/a/b"
+    )
     assert WebSocketServerOptions.parse({"prefix": "/"}).prefix == ""
 
 
@@ -24,8 +24,6 @@ def test_values_are_read() -> None:
     [
         ({"compresion": "on"}, "compresion"),
         ({"compression": "perhaps"}, "compression"),
-        ({"max_requests": "many"}, "max_requests"),
-        ({"max_requests": "0"}, "max_requests"),
         ({"prefix": "tailrace"}, "prefix"),
         ({"prefix": "/ü"}, "prefix"),
     ],
@@ -36,8 +34,8 @@ def test_what_cannot_work_is_refused_by_name(options: dict[str, str], named: str
 
 
 def test_client_refuses_an_option_of_the_server() -> None:
-    with pytest.raises(ConfigurationError, match="max_requests"):
-        WebSocketConnection("ws://localhost", ClientSettings(options={"max_requests": "1"}))
+    with pytest.raises(ConfigurationError, match="prefix"):
+        WebSocketConnection("ws://localhost", ClientSettings(options={"prefix": "/a"}))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import socket
 from typing import Any
@@ -50,7 +51,7 @@ async def test_hello_announces_limits_and_keep_alive(server: Running) -> None:
     ) as websocket:
         assert websocket.subprotocol == "tailrace.v1"
         hello = json.loads(await websocket.recv())
-        assert hello["limits"]["chunk_size"] == server.manager.limits.chunk_size
+        assert hello["limits"] == dataclasses.asdict(server.manager.limits)
         assert hello["keepalive_interval"] == 20.0
         # Compression costs memory and time; it is off unless asked for.
         assert websocket.protocol.extensions == []
@@ -147,6 +148,7 @@ async def test_upload_and_read(server: Running) -> None:
 
         await client.say("read", 2, id=opened["status"]["id"], start=3)
         started = await client.receive()
+        assert started.pop("limits") == dataclasses.asdict(server.manager.limits)
         assert {**started, "status": None} == {"type": "started", "request": 2, "offset": 3, "end": 12, "status": None}
         received = await client.receive()
         assert received[HEADER + 24 :] == b"lo world\n"
@@ -382,7 +384,7 @@ async def test_number_in_use_ends_a_watch(server: Running) -> None:
 
 
 async def test_requests_on_one_connection_are_bounded() -> None:
-    async with running_server({"max_requests": "2"}) as server:
+    async with running_server(manager_options={"max_requests": 2}) as server:
         resource = await server.upload(b"", finish=False)
         async with raw(server.endpoint) as client:
             for number in (1, 2):
@@ -413,7 +415,7 @@ async def test_cancelled_follower_hears_no_more(server: Running) -> None:
 
 
 async def test_cancel_in_the_same_breath_as_the_request_leaves_nothing() -> None:
-    async with running_server({"max_requests": "2"}) as server:
+    async with running_server(manager_options={"max_requests": 2}) as server:
         resource = await server.upload(b"", finish=False)
         async with raw(server.endpoint) as client:
             for number in range(1, 20):

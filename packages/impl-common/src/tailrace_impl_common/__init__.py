@@ -26,6 +26,7 @@ from tailrace_impl_common._inprocess import InProcessConnection
 from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
 from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClient
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
+from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
 from tailrace_impl_common._process_exit import ProcessExit
 from tailrace_impl_common._retry import Retry, RetrySchedule
 from tailrace_impl_common._saving import save_resource
@@ -86,12 +87,15 @@ __all__ = [
     "UploadState",
     "answer_request",
     "cancel_and_wait",
+    "check_option_names",
     "chunk_hash",
     "count_newlines",
     "find_newline",
+    "flag_option",
     "hash_file",
     "head_of",
     "head_of_file",
+    "is_loopback",
     "iter_source",
     "last_lines",
     "line_count",

@@ -17,12 +17,7 @@ from tailrace_common_api import (
     url_scheme,
 )
 from tailrace_impl_common import ClientStream, ConnectedClient, Connection
-from tailrace_impl_common.messages import (
-    Request,
-    UnaryAnswer,
-    UnaryRequest,
-    Watch,
-)
+from tailrace_impl_common.messages import WATCH_REQUESTS, Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of, raise_if_not_cancelled
 from tailrace_impl_grpc._codec import method_of
 from tailrace_impl_grpc._error_table import ERROR_KEY
@@ -77,7 +72,7 @@ class GrpcConnection(Connection):
         method = method_of(request)
         first = method.encode_request(request)
         channel = await self._ready_channel()
-        if isinstance(request, Watch):
+        if isinstance(request, WATCH_REQUESTS):
             # Its connection is proven by its first message: gRPC sends this request together with the call's headers.
             watch = channel.unary_stream(method.path, _same, _same)(first)
             return self._opened(GrpcClientStream(method, watch, self._address, self._streams.discard))

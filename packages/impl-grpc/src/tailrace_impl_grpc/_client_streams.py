@@ -13,7 +13,7 @@ from tailrace_common_api import ConnectionLost, ProtocolError, TailraceError
 from tailrace_impl_common import ClientStream
 from tailrace_impl_common.messages import ClientMessage, End, Finished, Opened, ServerMessage, Watched
 from tailrace_impl_grpc._call_status import STATUS_TIMEOUT, CallStatus
-from tailrace_impl_grpc._codec import WATCH, Method
+from tailrace_impl_grpc._codec import WATCHES, Method
 from tailrace_impl_grpc._error_table import error_from_status
 
 _Call = grpc.aio.StreamStreamCall[bytes, bytes] | grpc.aio.UnaryStreamCall[bytes, bytes]
@@ -61,7 +61,7 @@ class GrpcClientStream(ClientStream):
             await self._ended.wait()
         data = self._unread.popleft() if self._unread else await self._read()
         if data is None:
-            if self._method is WATCH and not self._finished:
+            if self._method in WATCHES and not self._finished:
                 self._finished = True
                 return Watched()
             return None

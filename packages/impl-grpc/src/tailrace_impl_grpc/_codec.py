@@ -13,8 +13,11 @@ from dataclasses import dataclass
 from tailrace_common_api import InvalidArgument, ProtocolError
 from tailrace_impl_common.messages import (
     ClientMessage,
+    CloseContext,
+    CreateContext,
     Delete,
     Follow,
+    GetContext,
     GetHeads,
     GetStatus,
     List,
@@ -26,6 +29,21 @@ from tailrace_impl_common.messages import (
     Request,
     ServerMessage,
     Watch,
+    WatchContext,
+)
+from tailrace_impl_grpc._codec_contexts import (
+    decode_close_context_request,
+    decode_context,
+    decode_context_event,
+    decode_create_context_request,
+    decode_get_context_request,
+    decode_watch_context_request,
+    encode_close_context_request,
+    encode_context,
+    encode_context_event,
+    encode_create_context_request,
+    encode_get_context_request,
+    encode_watch_context_request,
 )
 from tailrace_impl_grpc._codec_download import (
     decode_download_response,
@@ -121,7 +139,8 @@ def _from_server(decode: Callable[[bytes], ServerMessage]) -> Callable[[bytes], 
     return decode_response
 
 
-UPLOADS, RESOURCES = "tailrace.v1.Uploads", "tailrace.v1.Resources"
+UPLOADS, RESOURCES, CONTEXTS = "tailrace.v1.Uploads", "tailrace.v1.Resources", "tailrace.v1.Contexts"
+SERVICES = (UPLOADS, RESOURCES, CONTEXTS)
 """Full names of the services."""
 
 
@@ -194,10 +213,34 @@ DELETE = _method(
     encode_delete_response,
     decode_delete_response,
 )
+CREATE_CONTEXT = _method(
+    CONTEXTS,
+    "Create",
+    encode_create_context_request,
+    decode_create_context_request,
+    encode_context,
+    decode_context,
+)
+GET_CONTEXT = _method(
+    CONTEXTS, "Get", encode_get_context_request, decode_get_context_request, encode_context, decode_context
+)
+CLOSE_CONTEXT = _method(
+    CONTEXTS, "Close", encode_close_context_request, decode_close_context_request, encode_context, decode_context
+)
+WATCH_CONTEXT = _method(
+    CONTEXTS,
+    "Watch",
+    encode_watch_context_request,
+    decode_watch_context_request,
+    encode_context_event,
+    decode_context_event,
+)
 
 CONVERSATIONS = (UPLOAD, READ, FOLLOW, READ_LINES)
 """Methods in which both sides stream."""
-ANSWERS = (GET_STATUS, HEADS, LOCATE, LIST, DELETE)
+WATCHES = (WATCH, WATCH_CONTEXT)
+"""Methods with one request, in which only the server streams."""
+ANSWERS = (GET_STATUS, HEADS, LOCATE, LIST, DELETE, CREATE_CONTEXT, GET_CONTEXT, CLOSE_CONTEXT)
 """Methods with one request and one answer."""
 
 _METHODS: dict[type[Request], Method] = {
@@ -212,6 +255,10 @@ _METHODS: dict[type[Request], Method] = {
     Locate: LOCATE,
     List: LIST,
     Delete: DELETE,
+    CreateContext: CREATE_CONTEXT,
+    GetContext: GET_CONTEXT,
+    CloseContext: CLOSE_CONTEXT,
+    WatchContext: WATCH_CONTEXT,
 }
 
 
@@ -225,9 +272,9 @@ __all__ = [
     "CONVERSATIONS",
     "MAX_CONTROL_MESSAGE",
     "MAX_DATA_MESSAGE",
-    "RESOURCES",
-    "UPLOADS",
-    "WATCH",
+    "SERVICES",
+    "UPLOAD",
+    "WATCHES",
     "Method",
     "decode_error",
     "encode_error",

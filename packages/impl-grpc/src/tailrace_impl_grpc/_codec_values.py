@@ -11,6 +11,8 @@ from tailrace_common_api import (
     HEAD_SIZE,
     MEBIBYTE,
     Checkpoint,
+    ContextEventKind,
+    ContextState,
     InternalError,
     InvalidArgument,
     Limits,
@@ -50,6 +52,20 @@ _STATES = {
 _STATES_BACK: dict[int, ResourceState] = {value: state for state, value in _STATES.items()}
 _VISIBILITIES = {Visibility.LIVE: pb.VISIBILITY_LIVE, Visibility.ATOMIC: pb.VISIBILITY_ATOMIC}
 _VISIBILITIES_BACK: dict[int, Visibility] = {value: visibility for visibility, value in _VISIBILITIES.items()}
+
+_CONTEXT_STATES = {
+    ContextState.OPEN: pb.CONTEXT_STATE_OPEN,
+    ContextState.CLOSED: pb.CONTEXT_STATE_CLOSED,
+}
+_CONTEXT_STATES_BACK: dict[int, ContextState] = {value: state for state, value in _CONTEXT_STATES.items()}
+_EVENT_KINDS = {
+    ContextEventKind.CREATED: pb.CONTEXT_EVENT_KIND_CREATED,
+    ContextEventKind.STATUS_CHANGED: pb.CONTEXT_EVENT_KIND_STATUS_CHANGED,
+    ContextEventKind.REFUSED: pb.CONTEXT_EVENT_KIND_REFUSED,
+    ContextEventKind.DELETED: pb.CONTEXT_EVENT_KIND_DELETED,
+    ContextEventKind.CLOSED: pb.CONTEXT_EVENT_KIND_CLOSED,
+}
+_EVENT_KINDS_BACK: dict[int, ContextEventKind] = {value: kind for kind, value in _EVENT_KINDS.items()}
 
 
 def parse(cls: type[MessageT], data: bytes) -> MessageT:
@@ -211,6 +227,40 @@ def state_from_proto(value: int) -> ResourceState:
     if state is None:
         raise InvalidArgument(field="state", problem=f"{value} is unknown")
     return state
+
+
+def context_state_to_proto(state: ContextState) -> pb.ContextState:
+    """Encode the state of a context."""
+    return _CONTEXT_STATES[state]
+
+
+def context_state_from_proto(value: int) -> ContextState:
+    """Decode the state of a context.
+
+    Raises:
+        InvalidArgument: It is unknown or unspecified.
+    """
+    state = _CONTEXT_STATES_BACK.get(value)
+    if state is None:
+        raise InvalidArgument(field="state", problem=f"{value} is unknown")
+    return state
+
+
+def event_kind_to_proto(kind: ContextEventKind) -> pb.ContextEventKind:
+    """Encode the kind of an event."""
+    return _EVENT_KINDS[kind]
+
+
+def event_kind_from_proto(value: int) -> ContextEventKind:
+    """Decode the kind of an event.
+
+    Raises:
+        InvalidArgument: It is unknown or unspecified.
+    """
+    kind = _EVENT_KINDS_BACK.get(value)
+    if kind is None:
+        raise InvalidArgument(field="kind", problem=f"{value} is unknown")
+    return kind
 
 
 def status_to_proto(status: Status) -> pb.Status:

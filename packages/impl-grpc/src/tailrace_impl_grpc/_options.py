@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
 
 import grpc
 
-from tailrace_common_api import MEBIBYTE, ClientSettings, ConfigurationError
+from tailrace_common_api import MEBIBYTE, ClientSettings
+from tailrace_impl_common import check_option_names, flag_option, is_loopback
 from tailrace_server_api import TransportServerSettings
 
 BEST_CHUNK_SIZE = MEBIBYTE // 2
 """Size of chunks that suits gRPC, in bytes."""
 
 ChannelOptions = list[tuple[str, int]]
-
-_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 
 # Above the limits of this protocol, so that it is this protocol that refuses a message, with a typed error.
 _MAX_RECEIVED_MESSAGE = 8 * MEBIBYTE
@@ -40,11 +38,11 @@ class GrpcClientOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        _check_names(options, ("compression", "proxy"))
+        check_option_names(options, ("compression", "proxy"))
         defaults = cls()
         return cls(
-            compression=_flag(options, "compression", defaults.compression),
-            proxy=_flag(options, "proxy", defaults.proxy),
+            compression=flag_option(options, "compression", defaults.compression),
+            proxy=flag_option(options, "proxy", defaults.proxy),
         )
 
 
@@ -62,8 +60,8 @@ class GrpcServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        _check_names(options, ("compression",))
-        return cls(compression=_flag(options, "compression", cls().compression))
+        check_option_names(options, ("compression",))
+        return cls(compression=flag_option(options, "compression", cls().compression))
 
 
 def channel_options(settings: ClientSettings, options: GrpcClientOptions, host: str) -> ChannelOptions:
@@ -76,7 +74,7 @@ def channel_options(settings: ClientSettings, options: GrpcClientOptions, host: 
         ("grpc.max_reconnect_backoff_ms", _milliseconds(_LARGEST_RECONNECT_BACKOFF)),
         # Despite its name this is how long an attempt to connect may take.
         ("grpc.min_reconnect_backoff_ms", _milliseconds(settings.connect_timeout)),
-        ("grpc.enable_http_proxy", int(options.proxy and not _is_loopback(host))),
+        ("grpc.enable_http_proxy", int(options.proxy and not is_loopback(host))),
     ]
 
 
@@ -112,28 +110,3 @@ def _common_options(interval: float, timeout: float) -> ChannelOptions:
 
 def _milliseconds(seconds: float) -> int:
     return min(max(1, round(seconds * 1000)), 2**31 - 1)
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_names(options: Mapping[str, str], known: tuple[str, ...]) -> None:
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(field="options", problem=f"unknown option {name!a}; known are {', '.join(known)}")
-
-
-def _flag(options: Mapping[str, str], name: str, default: bool) -> bool:
-    text = options.get(name)
-    if text is None:
-        return default
-    try:
-        return _FLAGS[text.lower()]
-    except KeyError:
-        raise ConfigurationError(field=name, problem=f"{text!a} is neither true nor false") from None

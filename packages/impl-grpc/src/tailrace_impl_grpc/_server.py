@@ -31,7 +31,7 @@ from tailrace_impl_common.messages import (
     Request,
 )
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
-from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, RESOURCES, UPLOAD, UPLOADS, WATCH, Method
+from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, UPLOAD, WATCHES, Method
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
@@ -85,7 +85,7 @@ class GrpcServer(TransportServer):
         )
         self._manager = manager
         manager.add_base(self._endpoint.base)
-        for service in ("", UPLOADS, RESOURCES):
+        for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         self._server = server
@@ -107,17 +107,18 @@ class GrpcServer(TransportServer):
             await asyncio.wait(self._running)
 
     def _add_services(self, server: grpc.aio.Server) -> None:
-        handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {UPLOADS: {}, RESOURCES: {}}
+        handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {service: {} for service in SERVICES}
         for method in CONVERSATIONS:
             handlers[method.service][method.name] = grpc.stream_stream_rpc_method_handler(self._conversing(method))
-        handlers[WATCH.service][WATCH.name] = grpc.unary_stream_rpc_method_handler(self._watching(WATCH))
+        for method in WATCHES:
+            handlers[method.service][method.name] = grpc.unary_stream_rpc_method_handler(self._watching(method))
         for method in ANSWERS:
             handlers[method.service][method.name] = grpc.unary_unary_rpc_method_handler(self._answering(method))
         server.add_generic_rpc_handlers(
             [grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items()]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([UPLOADS, RESOURCES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
 
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 

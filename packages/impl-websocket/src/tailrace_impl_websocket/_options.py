@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from tailrace_common_api import ConfigurationError
-
-_FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+from tailrace_impl_common import check_option_names, flag_option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,9 +24,9 @@ class WebSocketClientOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        _check_names(options, ("compression",))
+        check_option_names(options, ("compression",))
         defaults = cls()
-        return cls(compression=_flag(options, "compression", defaults.compression))
+        return cls(compression=flag_option(options, "compression", defaults.compression))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,28 +49,12 @@ class WebSocketServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        _check_names(options, ("compression", "prefix"))
+        check_option_names(options, ("compression", "prefix"))
         defaults = cls()
         return cls(
-            compression=_flag(options, "compression", defaults.compression),
+            compression=flag_option(options, "compression", defaults.compression),
             prefix=_prefix(options.get("prefix")),
         )
-
-
-def _check_names(options: Mapping[str, str], known: tuple[str, ...]) -> None:
-    for name in options:
-        if name not in known:
-            raise ConfigurationError(field="options", problem=f"unknown option {name!a}; known are {', '.join(known)}")
-
-
-def _flag(options: Mapping[str, str], name: str, default: bool) -> bool:
-    text = options.get(name)
-    if text is None:
-        return default
-    try:
-        return _FLAGS[text.lower()]
-    except KeyError:
-        raise ConfigurationError(field=name, problem=f"{text!a} is neither true nor false") from None
 
 
 def _prefix(text: str | None) -> str | None:
