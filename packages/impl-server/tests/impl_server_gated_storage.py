@@ -10,6 +10,7 @@ from tailrace_common_api import TailraceError
 from tailrace_server_api import (
     Boundary,
     Buffer,
+    Damage,
     Descriptor,
     Durability,
     Outcome,
@@ -143,6 +144,11 @@ class GatedStorage(Storage):
 
     async def boundary_of_newline(self, id: str, newlines: int, size: int) -> Boundary:
         return await self.inner.boundary_of_newline(id, newlines, size)
+
+    async def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        async with aclosing(self.inner.verify(id, repair=repair)) as damages:
+            async for damage in damages:
+                yield damage
 
     async def delete(self, id: str) -> None:
         await self._pass("delete", lambda: self.inner.delete(id))

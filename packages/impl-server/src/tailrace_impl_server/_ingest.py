@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,6 +58,9 @@ class SessionHost(Protocol):
 
     def window(self) -> int:
         """Return the window that an upload gets at the moment, in bytes."""
+
+    def checkpoint(self) -> AbstractContextManager[None]:
+        """Return a block in which a checkpoint is made, to be counted."""
 
     def announced(self, id: str) -> None:
         """Tell other processes that a resource has changed."""
@@ -325,7 +329,8 @@ class UploadSession(UploadIngest):
 
     async def _announce(self) -> None:
         try:
-            outcome = await self._writer.checkpoint()
+            with self._host.checkpoint():
+                outcome = await self._writer.checkpoint()
         except IntegrityError:
             await self._announce_proven()
             raise

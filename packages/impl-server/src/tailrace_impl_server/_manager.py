@@ -7,8 +7,8 @@ import base64
 import binascii
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
 
@@ -41,11 +41,13 @@ from tailrace_impl_server._admission import DescriptorBudget
 from tailrace_impl_server._ingest import EndedIngest, UploadSession
 from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, Bases, LiveResource, make_status
+from tailrace_impl_server._prometheus import Figures, PrometheusTelemetry
 from tailrace_impl_server._reader import LiveReader
 from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._registry import Registry
 from tailrace_impl_server._retention import Sweeper
 from tailrace_impl_server._settings import ServerSettings
+from tailrace_impl_server._storage_health import StorageHealth
 from tailrace_impl_server._tokens import hash_token, new_token, token_matches
 from tailrace_server_api import (
     Catalog,
@@ -97,8 +99,10 @@ class Manager(ResourceManager):
         self._tasks: set[asyncio.Task[Any]] = set()
         self._sessions: set[UploadSession] = set()
         self._session_count = 0
-        self._telemetry = Telemetry()
+        self._telemetry = PrometheusTelemetry(self._figures)
+        self._storage_health = StorageHealth()
         self._started = False
+        self._draining = False
         self._closing = False
         self._closed = False
 
@@ -119,7 +123,12 @@ class Manager(ResourceManager):
             raise
         self._registry.start()
         self._sweeper.start()
+        self._telemetry.start()
         self._started = True
+
+    def drain(self) -> None:
+        """Take no new work from here on; what runs goes on. The first step of a shutdown."""
+        self._draining = True
 
     async def close(self) -> None:
         """Tell everyone ``GoingAway``, announce what is stored, and close storage and catalog. Idempotent.
@@ -139,6 +148,7 @@ class Manager(ResourceManager):
         await self._close_parts()
 
     async def _close_parts(self) -> None:
+        self._telemetry.close()
         await self._sweeper.close()
         await self._registry.close()
         await self._descriptors.close()
@@ -156,6 +166,8 @@ class Manager(ResourceManager):
         self._bases.add(base)
 
     def admit(self) -> None:
+        if self._draining:
+            raise GoingAway(retry_after=GOING_AWAY_RETRY)
         self._refuse_when_closing()
         self._descriptors.admit()
 
@@ -172,7 +184,15 @@ class Manager(ResourceManager):
 
     @property
     def ready(self) -> bool:
-        return self._started and not self._closing
+        return self.unready_reason is None
+
+    @property
+    def unready_reason(self) -> str | None:
+        if not self._started:
+            return "starting"
+        if self._draining or self._closing:
+            return "shutting down"
+        return "the storage failed" if self._storage_health.failed else None
 
     @property
     def telemetry(self) -> Telemetry:
@@ -253,9 +273,11 @@ class Manager(ResourceManager):
         token = new_token()
         descriptor = replace(wanted, token_hash=hash_token(token))
         async with self._registry.locked(descriptor.id):
-            snapshot = await self._storage.create(descriptor)
+            with self._storage_health.watched():
+                snapshot = await self._storage.create(descriptor)
             try:
-                holder = await self._catalog.insert(CatalogEntry(descriptor, snapshot.state))
+                with self._storage_health.watched():
+                    holder = await self._catalog.insert(CatalogEntry(descriptor, snapshot.state))
             except TailraceError:
                 await self._storage.delete(descriptor.id)
                 raise
@@ -263,6 +285,7 @@ class Manager(ResourceManager):
                 await self._storage.delete(descriptor.id)
                 return None
             live = self._registry.adopt(descriptor, snapshot)
+            self._telemetry.created()
             try:
                 return await self._next_session(live, token)
             finally:
@@ -465,6 +488,7 @@ class Manager(ResourceManager):
                 await self._storage.delete(live.id)
             await self._catalog.delete(live.id)
             self._events.publish((live.id,))
+            self._telemetry.deleted()
             logger.info("deleted", extra={"resource": live.id})
         finally:
             self._registry.release(live)
@@ -480,12 +504,20 @@ class Manager(ResourceManager):
         share = self.settings.upload_windows_total // max(1, self._session_count)
         return min(self.settings.upload_window, max(_LEAST_WINDOW, share))
 
+    @contextmanager
+    def checkpoint(self) -> Generator[None, None, None]:
+        """Count a checkpoint, and see whether the storage takes it."""
+        with self._telemetry.checkpoint(), self._storage_health.watched():
+            yield
+
     def announced(self, id: str) -> None:
         """Tell other processes that a resource has changed."""
         self._events.publish((id,))
 
     async def record_state(self, live: LiveResource, state: ResourceState) -> None:
         """Let the catalog follow; a failure is logged, and made good at the next start."""
+        if state.terminal:
+            self._telemetry.ended(state)
         try:
             await self._catalog.set_state(live.id, state, time.time() if state.terminal else None)
         except TailraceError:
@@ -545,6 +577,16 @@ class Manager(ResourceManager):
     async def _tick(self) -> None:
         self._registry.tails.clear_idle(asyncio.get_running_loop().time() - self.settings.tail_idle)
         await self._descriptors.sample()
+
+    def _figures(self) -> Figures:
+        """Return what the server holds at the moment; called in any thread."""
+        return Figures(
+            ready=self.ready,
+            uploads_open=self._session_count,
+            uploads_waiting=self._sweeper.graces,
+            resources_used=len(self._registry),
+            storage_bytes=None,
+        )
 
     def _refuse_when_closing(self) -> None:
         if self._closing:

@@ -40,6 +40,10 @@ class ManagedServer:
         """
         await self._manager.start()
 
+    def drain(self) -> None:
+        """Take no new work from here on; what runs goes on. The first step of a shutdown."""
+        self._manager.drain()
+
     async def close(self) -> None:
         """Tell everyone ``GoingAway``, announce what is stored and release the data. Idempotent."""
         await self._manager.close()

@@ -40,7 +40,7 @@ class Credentials:
     token: str | None = None
     """Bearer token; ``None`` for none."""
     certificate_names: tuple[str, ...] = ()
-    """Names in the certificate of the caller, which the transport has checked; the common name first. Empty for none."""
+    """Names in the certificate of the caller, which the transport has checked, the common name first."""
     peer: str = ""
     """Address of the caller, for the log."""
 

@@ -218,8 +218,8 @@ class ResourceService(ABC):
 
     Every method raises ``PermissionDenied`` for what the caller may not do at all, and ``GoingAway`` when the server
     shuts down. Methods that take an id raise ``InvalidReference`` for a malformed one, ``NotFound`` for an unknown one
-    or one that the caller may not see (an atomic resource before it is COMPLETED, without its token), and ``Deleted`` when
-    the resource is deleted during the call.
+    or one that the caller may not see (an atomic resource before it is COMPLETED, without its token), and ``Deleted``
+    when the resource is deleted during the call.
     """
 
     @property
@@ -374,7 +374,12 @@ class ResourceManager(ResourceService):
     @property
     @abstractmethod
     def ready(self) -> bool:
-        """Whether the server takes new work: it has started and does not shut down."""
+        """Whether the server takes new work: it has started, does not shut down, and its storage works."""
+
+    @property
+    def unready_reason(self) -> str | None:
+        """Why the server is not :attr:`ready`, in a few words for whoever runs it; ``None`` when it is."""
+        return None if self.ready else "starting, or shutting down"
 
     @property
     @abstractmethod

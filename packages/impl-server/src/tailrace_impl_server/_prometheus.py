@@ -1,0 +1,347 @@
+"""What a server counts of itself, in the form that Prometheus reads.
+
+Every server has a registry of its own. Labels are bounded: names of transports, operations, states, limits and error
+codes come from this software and never from a client. Ids, names, tokens and addresses are no labels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.registry import Collector
+
+from tailrace_common_api import QuotaExceeded, ResourceState, TailraceError, error_classes
+from tailrace_server_api import RequestTelemetry, Telemetry
+
+_CODES = frozenset(cls.code for cls in error_classes())
+_OTHER = "other"
+"""Stands for every value of a label beyond those that are known or have room."""
+_MOST_OPERATIONS = 256
+_MOST_LIMITS = 16
+
+_REQUEST_SECONDS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0, 60.0, 600.0, 3600.0)
+_CHECKPOINT_SECONDS = (0.0001, 0.00025, 0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
+_LAG_SECONDS = (0.001, 0.0025, 0.01, 0.025, 0.1, 0.25, 1.0, 2.5, 10.0)
+_LAG_INTERVAL = 1.0
+"""Time between two measurements of the event loop's lag, in seconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """What is not counted but looked up when somebody asks; taken in any thread."""
+
+    ready: bool
+    """Whether the server takes new work."""
+    uploads_open: int
+    """Uploads with a session."""
+    uploads_waiting: int
+    """Uploads whose uploader may come back within the grace period."""
+    resources_used: int
+    """Resources that somebody reads or writes at the moment."""
+    storage_bytes: int | None
+    """Bytes of all resources; ``None`` where it is not known."""
+
+
+class PrometheusTelemetry(Telemetry):
+    """Counts one server. Belongs to its event loop, but for :meth:`exposition`, which is for any thread."""
+
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        """Begin at zero; ``figures`` is called for each scrape."""
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        self._connections = Counter(
+            "tailrace_connections", "Connections that were accepted.", ["transport"], registry=registry
+        )
+        self._open = Gauge("tailrace_connections_open", "Connections at the moment.", ["transport"], registry=registry)
+        self._refused = Counter(
+            "tailrace_refused",
+            "Connections and requests that were refused before they began, by the code of the error.",
+            ["transport", "code"],
+            registry=registry,
+        )
+        self._requests = Counter(
+            "tailrace_requests",
+            "Requests that ended, by the code of their error; ok, or cancelled when the client left.",
+            ["transport", "operation", "code"],
+            registry=registry,
+        )
+        self._running = Gauge(
+            "tailrace_requests_in_progress", "Requests at the moment.", ["transport", "operation"], registry=registry
+        )
+        self._duration = Histogram(
+            "tailrace_request_duration_seconds",
+            "Time from the first message of a request to its end.",
+            ["transport", "operation"],
+            buckets=_REQUEST_SECONDS,
+            registry=registry,
+        )
+        resources = Counter(
+            "tailrace_resource_events",
+            "Resources that were created, reached a terminal state, or were deleted.",
+            ["event"],
+            registry=registry,
+        )
+        self._created, self._deleted = resources.labels("created"), resources.labels("deleted")
+        self._ended = {state: resources.labels(state.value.lower()) for state in ResourceState if state.terminal}
+        self._checkpoints = Counter("tailrace_checkpoints", "Checkpoints that were announced.", registry=registry)
+        self._checkpoint_failures = Counter(
+            "tailrace_checkpoint_failures", "Checkpoints that failed, by code.", ["code"], registry=registry
+        )
+        self._checkpoint_duration = Histogram(
+            "tailrace_checkpoint_duration_seconds",
+            "Time to store and announce a checkpoint.",
+            buckets=_CHECKPOINT_SECONDS,
+            registry=registry,
+        )
+        self._quota = Counter(
+            "tailrace_quota_refusals", "Requests that were refused for a quota, by quota.", ["limit"], registry=registry
+        )
+        self._lag = Histogram(
+            "tailrace_event_loop_lag_seconds",
+            "How late the event loop does what is due, measured once a second.",
+            buckets=_LAG_SECONDS,
+            registry=registry,
+        )
+        registry.register(_LookedUp(figures))
+        self._operations: dict[tuple[str, str], _Operation] = {}
+        registry.register(_Bytes(self._operations))
+        self._shown = _WithoutTimesOfCreation(registry)
+        self._limits: set[str] = set()
+        self._measuring: asyncio.TimerHandle | None = None
+
+    def start(self) -> None:
+        """Begin to measure the running event loop."""
+        self._measure_again(asyncio.get_running_loop())
+
+    def close(self) -> None:
+        """Stop measuring; what was counted can still be read. Idempotent."""
+        if self._measuring is not None:
+            self._measuring.cancel()
+            self._measuring = None
+
+    # What transports count.
+
+    @contextmanager
+    def connection(self, transport: str) -> Generator[None, None, None]:
+        self._connections.labels(transport).inc()
+        open_connections = self._open.labels(transport)
+        open_connections.inc()
+        try:
+            yield
+        finally:
+            open_connections.dec()
+
+    def request(self, transport: str, operation: str) -> RequestTelemetry:
+        return _Request(self._operation(transport, operation))
+
+    def refused(self, transport: str, code: str) -> None:
+        self._refused.labels(transport, _known(code)).inc()
+
+    def exposition(self) -> tuple[str, bytes]:
+        """Return all figures. Blocks: reads what the kernel says of this process."""
+        return CONTENT_TYPE_LATEST, generate_latest(self._shown)
+
+    # What the manager counts.
+
+    def created(self) -> None:
+        """Count a new resource."""
+        self._created.inc()
+
+    def ended(self, state: ResourceState) -> None:
+        """Count a resource that reached a terminal state."""
+        self._ended[state].inc()
+
+    def deleted(self) -> None:
+        """Count a resource that was deleted."""
+        self._deleted.inc()
+
+    @contextmanager
+    def checkpoint(self) -> Generator[None, None, None]:
+        """Count a checkpoint, and the time that the block takes for it."""
+        started = time.perf_counter()
+        try:
+            yield
+        except TailraceError as error:
+            self._checkpoint_failures.labels(_known(error.code)).inc()
+            raise
+        self._checkpoint_duration.observe(time.perf_counter() - started)
+        self._checkpoints.inc()
+
+    def quota_refused(self, error: QuotaExceeded) -> None:
+        """Count a refusal for a quota."""
+        limit = error.limit
+        if limit not in self._limits:
+            if len(self._limits) >= _MOST_LIMITS:
+                limit = _OTHER
+            self._limits.add(limit)
+        self._quota.labels(limit).inc()
+
+    def _operation(self, transport: str, operation: str) -> _Operation:
+        known = self._operations.get((transport, operation))
+        if known is not None:
+            return known
+        if len(self._operations) >= _MOST_OPERATIONS:
+            transport = operation = _OTHER
+        made = _Operation(
+            self._running.labels(transport, operation),
+            self._duration.labels(transport, operation),
+            lambda code: self._requests.labels(transport, operation, code),
+            self.quota_refused,
+        )
+        return self._operations.setdefault((transport, operation), made)
+
+    def _measure_again(self, loop: asyncio.AbstractEventLoop) -> None:
+        due = loop.time() + _LAG_INTERVAL
+
+        def measure() -> None:
+            self._lag.observe(max(0.0, loop.time() - due))
+            self._measure_again(loop)
+
+        self._measuring = loop.call_at(due, measure)
+
+
+def _known(code: str) -> str:
+    return code if code in _CODES else _OTHER
+
+
+class _Operation:
+    """The counters of one operation over one transport, looked up once."""
+
+    __slots__ = ("_codes", "_with_code", "duration", "quota_refused", "received", "running", "sent")
+
+    def __init__(
+        self,
+        running: Gauge,
+        duration: Histogram,
+        with_code: Callable[[str], Counter],
+        quota_refused: Callable[[QuotaExceeded], None],
+    ) -> None:
+        self.running = running
+        self.duration = duration
+        self.quota_refused = quota_refused
+        # Plain numbers, since they change with each chunk: one loop writes them, and a scrape reads them.
+        self.received = 0
+        self.sent = 0
+        self._with_code = with_code
+        self._codes: dict[str, Counter] = {}
+
+    def count(self, code: str) -> None:
+        """Count a request that ended with ``code``."""
+        counter = self._codes.get(code)
+        if counter is None:
+            counter = self._codes[code] = self._with_code(code)
+        counter.inc()
+
+
+class _Request(RequestTelemetry):
+    __slots__ = ("_operation", "_started")
+
+    def __init__(self, operation: _Operation) -> None:
+        self._operation = operation
+        self._started = 0.0
+
+    def __enter__(self) -> Self:
+        self._started = time.perf_counter()
+        self._operation.running.inc()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        operation = self._operation
+        operation.running.dec()
+        operation.duration.observe(time.perf_counter() - self._started)
+        operation.count(_code_of(exc))
+        if isinstance(exc, QuotaExceeded):
+            operation.quota_refused(exc)
+
+    def received(self, count: int) -> None:
+        self._operation.received += count
+
+    def sent(self, count: int) -> None:
+        self._operation.sent += count
+
+
+def _code_of(exc: BaseException | None) -> str:
+    if exc is None:
+        return "ok"
+    if isinstance(exc, TailraceError):
+        return _known(exc.code)
+    return "cancelled" if isinstance(exc, asyncio.CancelledError) else "internal"
+
+
+class _Bytes(Collector):
+    """What was received and sent."""
+
+    def __init__(self, operations: dict[tuple[str, str], _Operation]) -> None:
+        self._operations = operations
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["transport", "operation"]
+        received = CounterMetricFamily("tailrace_received_bytes", "Bytes of data that arrived.", labels=labels)
+        sent = CounterMetricFamily("tailrace_sent_bytes", "Bytes of data that were sent.", labels=labels)
+        for names, operation in list(self._operations.items()):
+            received.add_metric(names, operation.received)
+            sent.add_metric(names, operation.sent)
+        return (received, sent)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _WithoutTimesOfCreation(CollectorRegistry):
+    """Leaves out when each counter was made: a second series for each, which nobody asks for."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._real = registry
+
+    def collect(self) -> Iterable[Metric]:
+        for metric in self._real.collect():
+            if metric.type in ("counter", "histogram"):
+                metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric
+
+
+class _LookedUp(Collector):
+    """What the server holds at the moment."""
+
+    def __init__(self, figures: Callable[[], Figures]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterable[Metric]:
+        figures = self._figures()
+        values = [
+            ("tailrace_ready", "Whether the server takes new work: 1, or 0.", int(figures.ready)),
+            ("tailrace_uploads_open", "Uploads with an uploader.", figures.uploads_open),
+            ("tailrace_uploads_waiting", "Uploads whose uploader may come back.", figures.uploads_waiting),
+            ("tailrace_resources_in_use", "Resources that are read or written.", figures.resources_used),
+        ]
+        if figures.storage_bytes is not None:
+            values.append(("tailrace_storage_bytes", "Bytes of all resources.", figures.storage_bytes))
+        for name, text, value in values:
+            yield GaugeMetricFamily(name, text, value=value)
+        build = GaugeMetricFamily("tailrace_build_info", "Which software this is; always 1.", labels=["version"])
+        build.add_metric([importlib.metadata.version("tailrace-impl-server")], 1)
+        yield build
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
