@@ -16,11 +16,13 @@ class MemoryCatalog(Catalog):
         self._entries: dict[str, CatalogEntry] = {}
         self._ids: list[str] = []
         self._keys: dict[tuple[str, str], str] = {}
+        self._contexts: dict[str, ContextEntry] = {}
 
     async def start(self) -> None:
         self._entries.clear()
         self._ids.clear()
         self._keys.clear()
+        self._contexts.clear()
 
     async def close(self) -> None:
         pass
@@ -47,7 +49,7 @@ class MemoryCatalog(Catalog):
     async def set_state(self, id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
         entry = self._entries.get(id)
         if entry is not None and not entry.state.terminal:
-            self._entries[id] = replace(entry, state=state, ended_at=ended_at)
+            self._entries[id] = replace(entry, state=state, ended_at=ended_at, size=size)
 
     async def list(self, filter: ListFilter, *, after: str | None, limit: int) -> tuple[CatalogEntry, ...]:
         found: list[CatalogEntry] = []
@@ -74,22 +76,44 @@ class MemoryCatalog(Catalog):
         return frozenset(self._entries)
 
     async def usage(self) -> tuple[Usage, ...]:
-        raise NotImplementedError
+        sums: dict[str | None, tuple[int, int]] = {}
+        for entry in self._entries.values():
+            context = entry.descriptor.metadata.context
+            resources, size = sums.get(context, (0, 0))
+            sums[context] = (resources + 1, size + entry.size)
+        return tuple(Usage(context, *found) for context, found in sums.items())
 
     async def unfinished_in(self, context: str) -> tuple[str, ...]:
-        raise NotImplementedError
+        return tuple(
+            name
+            for name, entry in self._entries.items()
+            if entry.descriptor.metadata.context == context and not entry.state.terminal
+        )
 
     async def insert_context(self, entry: ContextEntry) -> None:
-        raise NotImplementedError
+        self._contexts.setdefault(entry.id, entry)
 
     async def get_context(self, id: str) -> ContextEntry | None:
-        raise NotImplementedError
+        return self._contexts.get(id)
 
     async def close_context(self, id: str, closed_at: float) -> None:
-        raise NotImplementedError
+        entry = self._contexts.get(id)
+        if entry is not None and entry.closed_at is None:
+            self._contexts[id] = replace(entry, closed_at=closed_at)
 
     async def open_contexts(self) -> int:
-        raise NotImplementedError
+        return sum(entry.closed_at is None for entry in self._contexts.values())
+
+    async def delete_empty_contexts(self, before: float, *, limit: int) -> tuple[str, ...]:
+        owning = {entry.descriptor.metadata.context for entry in self._entries.values()}
+        outlived = [
+            name
+            for name, entry in self._contexts.items()
+            if entry.closed_at is not None and entry.closed_at < before and name not in owning
+        ][:limit]
+        for name in outlived:
+            del self._contexts[name]
+        return tuple(outlived)
 
     async def delete(self, id: str) -> None:
         entry = self._entries.pop(id, None)

@@ -105,9 +105,7 @@ class SqliteCatalog(Catalog):
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                connection.executescript(statements.SCHEMA)
-            elif version != statements.SCHEMA_VERSION:
+            if version > statements.SCHEMA_VERSION:
                 raise ConfigurationError(
                     field="data",
                     problem=f"{self._path} is of version {version}; {statements.SCHEMA_VERSION} is understood",
@@ -118,6 +116,11 @@ class SqliteCatalog(Catalog):
                     damage = sqlite3.DatabaseError(found)
                     damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
                     raise damage
+            if version == 0:
+                connection.executescript(statements.SCHEMA)
+            for earlier in range(version, statements.SCHEMA_VERSION) if version else ():
+                connection.executescript(statements.UPGRADES[earlier])
+                _log.info("The catalog %s was made one of version %d", self._path, earlier + 1)
         except BaseException:
             connection.close()
             raise
@@ -155,25 +158,16 @@ class SqliteCatalog(Catalog):
         return await self._change(lambda connection: statements.insert(connection, entry, text))
 
     async def set_state(self, id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
-        await self._change(lambda connection: statements.set_state(connection, id, state, ended_at))
-
-    async def usage(self) -> tuple[Usage, ...]:
-        raise NotImplementedError
-
-    async def unfinished_in(self, context: str) -> tuple[str, ...]:
-        raise NotImplementedError
+        await self._change(lambda connection: statements.set_state(connection, id, state, ended_at, size))
 
     async def insert_context(self, entry: ContextEntry) -> None:
-        raise NotImplementedError
-
-    async def get_context(self, id: str) -> ContextEntry | None:
-        raise NotImplementedError
+        await self._change(lambda connection: statements.insert_context(connection, entry))
 
     async def close_context(self, id: str, closed_at: float) -> None:
-        raise NotImplementedError
+        await self._change(lambda connection: statements.close_context(connection, id, closed_at))
 
-    async def open_contexts(self) -> int:
-        raise NotImplementedError
+    async def delete_empty_contexts(self, before: float, *, limit: int) -> tuple[str, ...]:
+        return await self._change(lambda connection: statements.delete_empty_contexts(connection, before, limit))
 
     async def delete(self, id: str) -> None:
         await self._change(lambda connection: statements.delete(connection, id))
@@ -231,6 +225,18 @@ class SqliteCatalog(Catalog):
 
     async def known(self) -> frozenset[str]:
         return await self._read(statements.known)
+
+    async def usage(self) -> tuple[Usage, ...]:
+        return await self._read(statements.usage)
+
+    async def unfinished_in(self, context: str) -> tuple[str, ...]:
+        return await self._read(lambda connection: statements.unfinished_in(connection, context))
+
+    async def get_context(self, id: str) -> ContextEntry | None:
+        return await self._read(lambda connection: statements.get_context(connection, id))
+
+    async def open_contexts(self) -> int:
+        return await self._read(statements.open_contexts)
 
     async def _read(self, query: Callable[[sqlite3.Connection], _T]) -> _T:
         if self._loop is None or self._closed:

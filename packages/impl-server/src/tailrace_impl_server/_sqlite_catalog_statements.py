@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 
 from tailrace_common_api import ListFilter, ResourceState, Visibility
 from tailrace_impl_server._descriptor import descriptor_from_json
-from tailrace_server_api import CatalogEntry
+from tailrace_server_api import CatalogEntry, ContextEntry, Usage
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 # States are numbers so that an index can hold them shortly; 0 and 1 are those of an upload that goes on.
 _STATES = (ResourceState.INITIATED, ResourceState.IN_PROGRESS, ResourceState.COMPLETED, ResourceState.FAILED)
@@ -17,8 +18,7 @@ _COMPLETED = _NUMBERS[ResourceState.COMPLETED]
 
 # Each way of listing has an index that ends with the id, so that a page starts where the one before ended and nothing
 # is ever sorted. `hidden` marks atomic resources, which are listed only when they are COMPLETED.
-SCHEMA = f"""
-BEGIN IMMEDIATE;
+_RESOURCES = """
 CREATE TABLE resource (
     id TEXT PRIMARY KEY,
     state INTEGER NOT NULL,
@@ -28,7 +28,8 @@ CREATE TABLE resource (
     hidden INTEGER NOT NULL,
     principal TEXT NOT NULL,
     key TEXT,
-    descriptor TEXT NOT NULL
+    descriptor TEXT NOT NULL,
+    size INTEGER NOT NULL DEFAULT 0
 ) WITHOUT ROWID;
 CREATE UNIQUE INDEX resource_by_key ON resource (principal, key) WHERE key IS NOT NULL;
 CREATE INDEX resource_by_state ON resource (state, id);
@@ -41,17 +42,51 @@ CREATE TABLE label (
     PRIMARY KEY (key, value, id)
 ) WITHOUT ROWID;
 CREATE INDEX label_by_id ON label (id);
+"""
+# What quotas count is summed up from an index alone, however long the descriptors are.
+_CONTEXTS = f"""
+CREATE INDEX resource_by_usage ON resource (context, size);
+CREATE INDEX resource_unfinished ON resource (context, id) WHERE state < {_COMPLETED};
+CREATE TABLE context (
+    id TEXT PRIMARY KEY,
+    attributes TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    closed_at REAL
+) WITHOUT ROWID;
+CREATE INDEX context_open ON context (id) WHERE closed_at IS NULL;
+CREATE INDEX context_closed ON context (closed_at) WHERE closed_at IS NOT NULL;
+"""
+SCHEMA = f"""
+BEGIN IMMEDIATE;
+{_RESOURCES}
+{_CONTEXTS}
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
+# Version 1 knew neither sizes nor contexts. Every resource that has ended counts as unfinished until recovery, which
+# looks at those, has recorded its size; when it ended is kept meanwhile. What was any text becomes a closed context.
+UPGRADES = {
+    1: f"""
+BEGIN IMMEDIATE;
+ALTER TABLE resource ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
+{_CONTEXTS}
+INSERT INTO context (id, attributes, created_at, closed_at)
+    SELECT context, '{{}}', min(created_at), max(coalesce(ended_at, created_at)) FROM resource
+    WHERE context IS NOT NULL GROUP BY context;
+UPDATE resource SET state = 1 WHERE state >= {_COMPLETED};
+PRAGMA user_version = 2;
+COMMIT;
+"""
+}
+"""Scripts that make a file of one version one of the next."""
 
-_COLUMNS = "resource.descriptor, resource.state, resource.ended_at"
-_Row = tuple[str, int, float | None]
+_COLUMNS = "resource.descriptor, resource.state, resource.ended_at, resource.size"
+_Row = tuple[str, int, float | None, int]
 
 
 def _entry(row: _Row) -> CatalogEntry:
-    text, state, ended_at = row
-    return CatalogEntry(descriptor_from_json(text), _STATES[state], ended_at)
+    text, state, ended_at, size = row
+    return CatalogEntry(descriptor_from_json(text), _STATES[state], ended_at, size)
 
 
 def insert(connection: sqlite3.Connection, entry: CatalogEntry, text: str) -> str | None:
@@ -65,8 +100,8 @@ def insert(connection: sqlite3.Connection, entry: CatalogEntry, text: str) -> st
         if holder is not None:
             return None if holder[0] == descriptor.id else holder[0]
     added = connection.execute(
-        "INSERT INTO resource (id, state, ended_at, created_at, context, hidden, principal, key, descriptor)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        "INSERT INTO resource (id, state, ended_at, created_at, context, hidden, principal, key, descriptor, size)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
         (
             descriptor.id,
             _NUMBERS[entry.state],
@@ -77,6 +112,7 @@ def insert(connection: sqlite3.Connection, entry: CatalogEntry, text: str) -> st
             descriptor.principal,
             descriptor.idempotency_key,
             text,
+            entry.size,
         ),
     )
     if added.rowcount:
@@ -87,11 +123,11 @@ def insert(connection: sqlite3.Connection, entry: CatalogEntry, text: str) -> st
     return None
 
 
-def set_state(connection: sqlite3.Connection, id: str, state: ResourceState, ended_at: float | None) -> None:
-    """Record a state unless a terminal one is recorded."""
+def set_state(connection: sqlite3.Connection, id: str, state: ResourceState, ended_at: float | None, size: int) -> None:
+    """Record a state unless a terminal one is recorded; a time of ending that is known from before stays."""
     connection.execute(
-        "UPDATE resource SET state = ?, ended_at = ? WHERE id = ? AND state < ?",
-        (_NUMBERS[state], ended_at, id, _COMPLETED),
+        "UPDATE resource SET state = ?, ended_at = coalesce(ended_at, ?), size = ? WHERE id = ? AND state < ?",
+        (_NUMBERS[state], ended_at, size, id, _COMPLETED),
     )
 
 
@@ -184,3 +220,61 @@ def ended_before(connection: sqlite3.Connection, state: ResourceState, before: f
 def known(connection: sqlite3.Connection) -> frozenset[str]:
     """Return all ids."""
     return frozenset(row[0] for row in connection.execute("SELECT id FROM resource"))
+
+
+def usage(connection: sqlite3.Connection) -> tuple[Usage, ...]:
+    """Return number and sizes of resources by context."""
+    rows = connection.execute(
+        "SELECT context, count(*), sum(size) FROM resource INDEXED BY resource_by_usage GROUP BY context"
+    )
+    return tuple(Usage(*row) for row in rows)
+
+
+def unfinished_in(connection: sqlite3.Connection, context: str) -> tuple[str, ...]:
+    """Return the ids of the entries of a context without a terminal state."""
+    rows = connection.execute(
+        f"SELECT id FROM resource INDEXED BY resource_unfinished WHERE context = ? AND state < {_COMPLETED}",
+        (context,),
+    )
+    return tuple(row[0] for row in rows)
+
+
+def insert_context(connection: sqlite3.Connection, entry: ContextEntry) -> None:
+    """Add a context unless it is there."""
+    connection.execute(
+        "INSERT INTO context (id, attributes, created_at, closed_at) VALUES (?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
+        (entry.id, json.dumps(dict(entry.attributes), ensure_ascii=False), entry.created_at, entry.closed_at),
+    )
+
+
+def get_context(connection: sqlite3.Connection, id: str) -> ContextEntry | None:
+    """Return a context."""
+    row: tuple[str, float, float | None] | None = connection.execute(
+        "SELECT attributes, created_at, closed_at FROM context WHERE id = ?", (id,)
+    ).fetchone()
+    if row is None:
+        return None
+    attributes, created_at, closed_at = row
+    return ContextEntry(id=id, attributes=json.loads(attributes), created_at=created_at, closed_at=closed_at)
+
+
+def close_context(connection: sqlite3.Connection, id: str, closed_at: float) -> None:
+    """Record that a context was closed, unless it was."""
+    connection.execute("UPDATE context SET closed_at = ? WHERE id = ? AND closed_at IS NULL", (closed_at, id))
+
+
+def open_contexts(connection: sqlite3.Connection) -> int:
+    """Return how many contexts are open."""
+    count: int = connection.execute("SELECT count(*) FROM context WHERE closed_at IS NULL").fetchone()[0]
+    return count
+
+
+def delete_empty_contexts(connection: sqlite3.Connection, before: float, limit: int) -> tuple[str, ...]:
+    """Remove contexts that were closed before a time and have no resources."""
+    rows = connection.execute(
+        "SELECT id FROM context INDEXED BY context_closed WHERE closed_at < ? AND closed_at IS NOT NULL"
+        " AND NOT EXISTS (SELECT 1 FROM resource WHERE resource.context = context.id) ORDER BY closed_at LIMIT ?",
+        (before, limit),
+    ).fetchall()
+    connection.executemany("DELETE FROM context WHERE id = ?", rows)
+    return tuple(row[0] for row in rows)

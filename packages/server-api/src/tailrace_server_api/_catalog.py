@@ -144,3 +144,15 @@ class Catalog(ABC):
     @abstractmethod
     async def open_contexts(self) -> int:
         """Return how many contexts are open."""
+
+    @abstractmethod
+    async def delete_empty_contexts(self, before: float, *, limit: int) -> tuple[str, ...]:
+        """Remove contexts that were closed before a time and have no resources.
+
+        Args:
+            before: Seconds since the Unix epoch.
+            limit: Most contexts to remove, at least 1.
+
+        Returns:
+            The ids of those that were removed; fewer than ``limit`` when no more are left.
+        """

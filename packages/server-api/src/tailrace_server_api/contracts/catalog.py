@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 
 from tailrace_common_api import ListFilter, Metadata, ResourceState, Visibility
-from tailrace_server_api import Catalog, CatalogEntry, Descriptor
+from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Descriptor, Usage
 
 
 def _id(number: int) -> str:
@@ -28,6 +28,7 @@ def _entry(
     visibility: Visibility = Visibility.LIVE,
     principal: str = "",
     key: str | None = None,
+    size: int = 0,
 ) -> CatalogEntry:
     """Return entry ``number``, created ``number`` seconds after the epoch."""
     return CatalogEntry(
@@ -42,6 +43,13 @@ def _entry(
         ),
         state,
         ended_at,
+        size,
+    )
+
+
+def _context(number: int, *, closed_at: float | None = None) -> ContextEntry:
+    return ContextEntry(
+        id=f"context-{number}", attributes={"number": str(number)}, created_at=float(number), closed_at=closed_at
     )
 
 
@@ -85,6 +93,7 @@ class CatalogContract:
             ),
             ResourceState.FAILED,
             2345.5,
+            2**53 - 1,
         )
         assert await catalog.insert(entry) is None
         assert await catalog.get(entry.descriptor.id) == entry
@@ -138,10 +147,10 @@ class CatalogContract:
     async def test_a_terminal_state_is_never_replaced(self, catalog: Catalog) -> None:
         await catalog.insert(_entry(1))
         await catalog.set_state(_id(1), ResourceState.IN_PROGRESS, None)
-        await catalog.set_state(_id(1), ResourceState.COMPLETED, 5.0)
+        await catalog.set_state(_id(1), ResourceState.COMPLETED, 5.0, size=7)
         for state in ResourceState:
-            await catalog.set_state(_id(1), state, 9.0)
-        assert await catalog.get(_id(1)) == _entry(1, state=ResourceState.COMPLETED, ended_at=5.0)
+            await catalog.set_state(_id(1), state, 9.0, size=9)
+        assert await catalog.get(_id(1)) == _entry(1, state=ResourceState.COMPLETED, ended_at=5.0, size=7)
 
     async def test_unfinished_are_those_without_a_terminal_state(self, catalog: Catalog) -> None:
         states = list(ResourceState)
@@ -262,12 +271,74 @@ class CatalogContract:
         known = await catalog.known()
         assert known - {_id(1)} == {_id(number) for number in range(2, 10)}
 
+    async def test_usage_sums_up_what_has_ended_by_context(self, catalog: Catalog) -> None:
+        assert await catalog.usage() == ()
+        completed, failed = ResourceState.COMPLETED, ResourceState.FAILED
+        await catalog.insert(_entry(1, context="a"))
+        await catalog.insert(_entry(2, context="a"))
+        await catalog.insert(_entry(3, context="b", state=completed, ended_at=1.0, size=2**40))
+        await catalog.insert(_entry(4, state=failed, ended_at=1.0, size=5))
+        await catalog.insert(_entry(5, visibility=Visibility.ATOMIC))
+        await catalog.set_state(_id(2), completed, 1.0, size=7)
+        expected = {Usage("a", 2, 7), Usage("b", 1, 2**40), Usage(None, 2, 5)}
+        assert set(await catalog.usage()) == expected
+        await catalog.delete(_id(3))
+        await catalog.delete(_id(4))
+        await catalog.delete(_id(2))
+        assert set(await catalog.usage()) == {Usage("a", 1, 0), Usage(None, 1, 0)}
+
+    async def test_unfinished_are_found_by_context(self, catalog: Catalog) -> None:
+        for number, context in ((1, "a"), (2, "a"), (3, "b"), (4, None), (5, "a")):
+            await catalog.insert(_entry(number, context=context))
+        await catalog.set_state(_id(1), ResourceState.IN_PROGRESS, None)
+        await catalog.set_state(_id(2), ResourceState.FAILED, 1.0)
+        assert set(await catalog.unfinished_in("a")) == {_id(1), _id(5)}
+        assert await catalog.unfinished_in("b") == (_id(3),)
+        assert await catalog.unfinished_in("c") == ()
+
+    async def test_a_context_comes_back_as_it_was_inserted(self, catalog: Catalog) -> None:
+        assert await catalog.get_context("context-1") is None
+        entry = ContextEntry(id="context-1", attributes={"a": "", "b": "Grüße 😀 '\"%_"}, created_at=1234.0625)
+        await catalog.insert_context(entry)
+        assert await catalog.get_context("context-1") == entry
+        await catalog.insert_context(_context(1, closed_at=2.0))
+        assert await catalog.get_context("context-1") == entry
+
+    async def test_the_first_closing_of_a_context_stays(self, catalog: Catalog) -> None:
+        await catalog.close_context("context-1", 1.0)
+        assert await catalog.get_context("context-1") is None
+        for number in (1, 2):
+            await catalog.insert_context(_context(number))
+        await catalog.insert_context(_context(3, closed_at=3.0))
+        assert await catalog.open_contexts() == 2
+        await catalog.close_context("context-1", 5.0)
+        await catalog.close_context("context-1", 6.0)
+        assert await catalog.get_context("context-1") == _context(1, closed_at=5.0)
+        assert await catalog.open_contexts() == 1
+
+    async def test_only_empty_contexts_that_were_closed_long_ago_are_removed(self, catalog: Catalog) -> None:
+        for number, closed_at in ((1, 10.0), (2, 20.0), (3, 30.0), (4, None), (5, 11.0), (6, 12.0)):
+            await catalog.insert_context(_context(number, closed_at=closed_at))
+        await catalog.insert(_entry(1, context="context-1"))
+        assert await catalog.delete_empty_contexts(10.0, limit=10) == ()
+        assert len(await catalog.delete_empty_contexts(30.0, limit=2)) == 2
+        assert len(await catalog.delete_empty_contexts(30.0, limit=2)) == 1
+        left = [number for number in range(1, 7) if await catalog.get_context(f"context-{number}") is not None]
+        assert left == [1, 3, 4]
+        await catalog.delete(_id(1))
+        assert await catalog.delete_empty_contexts(30.0, limit=10) == ("context-1",)
+        assert await catalog.open_contexts() == 1
+
     async def test_entries_outlive_the_catalog_object(self, tmp_path: Path) -> None:
         entry = _entry(1, labels={"a": "b"}, key="key", state=ResourceState.COMPLETED, ended_at=2.0)
+        closed = _context(1, closed_at=2.0)
         async with self.new_catalog(tmp_path) as catalog:
             await catalog.insert(entry)
+            await catalog.insert_context(_context(1))
+            await catalog.close_context(closed.id, 2.0)
         async with self.new_catalog(tmp_path) as catalog:
             expected = (entry,) if self.persistent else ()
+            assert await catalog.get_context(closed.id) == (closed if self.persistent else None)
             assert await catalog.list(ListFilter(labels={"a": "b"}), after=None, limit=10) == expected
 
     async def test_closing_is_idempotent(self, tmp_path: Path) -> None:
