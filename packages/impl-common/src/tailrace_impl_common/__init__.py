@@ -28,6 +28,7 @@ from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClien
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
 from tailrace_impl_common._process_exit import ProcessExit
+from tailrace_impl_common._request_log import counted_refusals, current_caller, log_failure, set_caller
 from tailrace_impl_common._retry import Retry, RetrySchedule
 from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
@@ -35,7 +36,7 @@ from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._sources import BlockingSource, Source, iter_source, read_pieces
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
-from tailrace_impl_common._tracing import outgoing_trace
+from tailrace_impl_common._tracing import current_trace, outgoing_trace, traced
 from tailrace_impl_common._transcode import Transcoder
 from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver, UploadSender, UploadState
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
@@ -90,6 +91,9 @@ __all__ = [
     "check_option_names",
     "chunk_hash",
     "count_newlines",
+    "counted_refusals",
+    "current_caller",
+    "current_trace",
     "find_newline",
     "flag_option",
     "hash_file",
@@ -99,6 +103,7 @@ __all__ = [
     "iter_source",
     "last_lines",
     "line_count",
+    "log_failure",
     "make_head",
     "next_spine",
     "outgoing_trace",
@@ -106,6 +111,8 @@ __all__ = [
     "resolve_lines",
     "save_resource",
     "serve_conversation",
+    "set_caller",
     "status_under",
+    "traced",
     "verify_data",
 ]

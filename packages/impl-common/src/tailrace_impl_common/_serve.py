@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import aclosing
+from collections.abc import Generator, Mapping
+from contextlib import aclosing, contextmanager
 from types import MappingProxyType
 
 from tailrace_common_api import InternalError, Page, Position, ProtocolError, TailraceError
 from tailrace_impl_common._endpoint import Endpoint
+from tailrace_impl_common._request_log import log_failure
 from tailrace_impl_common._serve_download import serve_download
 from tailrace_impl_common._serve_upload import serve_upload
 from tailrace_impl_common._statuses import status_under
@@ -39,7 +40,7 @@ from tailrace_impl_common.messages import (
     WatchContext,
     Watched,
 )
-from tailrace_server_api import ResourceService
+from tailrace_server_api import RequestTelemetry, ResourceService
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ async def serve_conversation(
     Raises:
         TailraceError: What to tell the client. A defect is logged and becomes an ``InternalError``.
     """
-    with traced(request, trace), endpoint.telemetry.request(endpoint.transport, type(request).__name__) as telemetry:
+    with _seen(request, endpoint, trace) as telemetry:
         try:
             match request:
                 case OpenUpload() | ReopenUpload():
@@ -91,8 +92,28 @@ async def answer_request(
     request: UnaryRequest, *, service: ResourceService, endpoint: Endpoint, trace: Mapping[str, str] = _NO_TRACE
 ) -> UnaryAnswer:
     """Answer a unary request; arguments and errors as for :func:`serve_conversation`."""
-    with traced(request, trace), endpoint.telemetry.request(endpoint.transport, type(request).__name__):
+    with _seen(request, endpoint, trace):
         return await _answer(request, service, endpoint.base)
+
+
+@contextmanager
+def _seen(
+    request: Request | UnaryRequest, endpoint: Endpoint, trace: Mapping[str, str]
+) -> Generator[RequestTelemetry, None, None]:
+    """Serve a request within the block: it is counted, traced, and logged once if it fails."""
+    operation = type(request).__name__
+    with (
+        traced(request, trace, transport=endpoint.transport),
+        endpoint.telemetry.request(endpoint.transport, operation) as telemetry,
+    ):
+        try:
+            yield telemetry
+        except InternalError:
+            # Logged where it was met, with all that is known of it.
+            raise
+        except TailraceError as error:
+            log_failure(operation, error, resource=getattr(request, "id", None))
+            raise
 
 
 async def _answer(request: UnaryRequest, manager: ResourceService, base: str) -> UnaryAnswer:

@@ -1,0 +1,80 @@
+"""What a server's log says of requests: who asked, and what went wrong, once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
+
+from tailrace_common_api import (
+    ConnectionLost,
+    DamagedBlock,
+    Deleted,
+    GoingAway,
+    InternalError,
+    ResourceFailed,
+    StorageFailure,
+    StorageFull,
+    TailraceError,
+)
+from tailrace_impl_common._endpoint import Endpoint
+
+logger = logging.getLogger(__name__)
+
+_NOBODY: Mapping[str, str] = MappingProxyType({})
+_CALLER: ContextVar[Mapping[str, str]] = ContextVar("tailrace_caller", default=_NOBODY)
+
+_TROUBLE_OF_THE_SERVER = (StorageFailure, StorageFull, DamagedBlock, InternalError)
+_COURSE_OF_THINGS = (ConnectionLost, GoingAway, Deleted, ResourceFailed)
+
+
+def set_caller(*, peer: str, principal: str) -> None:
+    """Let every log record of this task, and of those that it starts, say for whom it works.
+
+    Args:
+        peer: Address of the caller; empty where there is none.
+        principal: Name of the caller; empty for an anonymous one.
+    """
+    _CALLER.set({key: value for key, value in (("peer", peer), ("principal", principal)) if value})
+
+
+def current_caller() -> Mapping[str, str]:
+    """Return ``peer`` and ``principal`` of the request that is being served, each if it is known."""
+    return _CALLER.get()
+
+
+def level_of(error: TailraceError) -> int:
+    """Return the level at which a failed request is logged.
+
+    What an operator has to look at is a warning, a mistake of a client is information, and what belongs to the course
+    of things is for who looks for it.
+    """
+    if isinstance(error, _TROUBLE_OF_THE_SERVER):
+        return logging.WARNING
+    return logging.DEBUG if isinstance(error, _COURSE_OF_THINGS) else logging.INFO
+
+
+def log_failure(operation: str, error: TailraceError, *, resource: str | None = None) -> None:
+    """Log that a request failed."""
+    level = level_of(error)
+    if logger.isEnabledFor(level):
+        about = {"code": error.code, **({"resource": resource} if resource else {})}
+        logger.log(level, "%s failed: %s", operation, _shown(error), extra=about)
+
+
+@contextmanager
+def counted_refusals(endpoint: Endpoint, peer: str) -> Generator[None, None, None]:
+    """Count and log it when the block refuses a connection or a request from ``peer`` before it begins."""
+    try:
+        yield
+    except TailraceError as error:
+        endpoint.telemetry.refused(endpoint.transport, error.code)
+        logger.info("refused over %s: %s", endpoint.transport, _shown(error), extra={"code": error.code, "peer": peer})
+        raise
+
+
+def _shown(error: TailraceError) -> str:
+    # Part of it may be the client's.
+    return ascii(error.message)[1:-1]
