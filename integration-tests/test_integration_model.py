@@ -227,6 +227,10 @@ class World:
         assert taken.opened.epoch > opened.epoch
         model.session, model.epoch = taken, taken.opened.epoch
         model.sent = taken.offset
+        if self.random.random() < 0.5:
+            # What was never announced need not come again: stale bytes of it must not either.
+            more = self.random.choice([0, 1, 140_000, LARGEST])
+            model.source = model.source[: taken.offset] + self.random.randbytes(min(more, LARGEST - taken.offset))
         while len(model.zombies) > 2:
             await model.zombies.pop(0).close()
 
