@@ -24,10 +24,12 @@ from tailrace_impl_common.messages import (
     Chunk,
     ClientMessage,
     Follow,
+    GetStatus,
     Limits,
     Listed,
     OpenUpload,
     Read,
+    Request,
     ServerMessage,
     Status,
     Watch,
@@ -45,6 +47,7 @@ from tailrace_impl_websocket._chunk_frame import (
 from tailrace_impl_websocket._codec import (
     MAX_REQUEST,
     MAX_TEXT_SIZE,
+    Authenticate,
     Cancel,
     Hello,
     Malformed,
@@ -77,6 +80,28 @@ def test_messages_of_the_server_come_back(number: int, message: ServerMessage) -
 def test_hello_comes_back(limits: Limits) -> None:
     hello = Hello(1, limits, 20.0)
     assert decode_from_server(encode_from_server(None, hello)) == (None, hello)
+
+
+def test_token_comes_back() -> None:
+    message = Authenticate("a secret")
+    assert decode_from_client(encode_from_client(None, message)) == (None, message, {})
+
+
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=1"}
+
+
+@pytest.mark.parametrize(
+    "message", [Watch(id=ID), Read(id=ID), GetStatus(id=ID), OpenUpload(metadata=Metadata(name="x"))]
+)
+def test_trace_comes_with_the_first_message_of_a_request(message: Request) -> None:
+    assert decode_from_client(encode_from_client(3, message, TRACE)) == (3, message, TRACE)
+    assert decode_from_client(encode_from_client(3, message, {**TRACE, "baggage": "x"})).trace == TRACE
+    assert "trace" not in json.loads(encode_from_client(3, message, {"baggage": "x"}))
+
+
+def test_trace_of_later_messages_is_ignored() -> None:
+    text = json.dumps({"type": "window", "request": 3, "until": 7, "trace": TRACE})
+    assert decode_from_client(text) == (3, Window(7), {})
 
 
 def test_messages_without_fields_come_back() -> None:
@@ -192,6 +217,12 @@ def test_unknown_fields_are_ignored() -> None:
         {"type": "open_upload", "metadata": {"name": "x", "content_type": "text/plain", "lines": 1}},
         {"type": "open_upload", "metadata": {"name": "x", "content_type": "a/b"}, "sha256": "00"},
         {"type": "reopen_upload", "id": ID},
+        {"type": "create_context", "attributes": {"a": 1}},
+        {"type": "watch_context", "id": ID, "after": -1},
+        {"type": "watch_context", "after": 1},
+        {"type": "close_context"},
+        {"type": "watch", "id": ID, "trace": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"},
+        {"type": "watch", "id": ID, "trace": {"traceparent": 1}},
         {"type": "hello"},
         {"type": "opened"},
         {"type": "x" * 1000},
@@ -240,6 +271,8 @@ def test_values_that_the_model_refuses_are_invalid_arguments(fields: dict[str, o
         '{"request":1}',
         '{"type":"watch"}',
         '{"type":7,"request":1}',
+        '{"type":"authenticate"}',
+        '{"type":"authenticate","request":1,"token":7}',
         '{"type":"watch","request":0}',
         '{"type":"watch","request":-1}',
         '{"type":"watch","request":4294967296}',
@@ -255,7 +288,9 @@ def test_values_that_the_model_refuses_are_invalid_arguments(fields: dict[str, o
     ids=lambda text: repr(text[:30]),
 )
 def test_message_without_a_request_is_one_of_the_connection(text: str) -> None:
-    for decode in (decode_from_client, decode_from_server):
+    # Only a client authenticates itself.
+    decoders = (decode_from_client,) if "authenticate" in text else (decode_from_client, decode_from_server)
+    for decode in decoders:
         with pytest.raises(Malformed) as caught:
             decode(text)
         assert caught.value.request is None

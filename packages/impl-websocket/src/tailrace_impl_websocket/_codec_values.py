@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from tailrace_common_api import (
     HEAD_SIZE,
-    Context,
-    ContextEvent,
-    ContextEventKind,
-    ContextState,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -90,66 +86,6 @@ def read_status(fields: Fields) -> Status:
         metadata=read_metadata(fields.nested("metadata")),
         visibility=read_visibility(fields.text("visibility")),
         created_at=fields.number("created_at"),
-    )
-
-
-def context_to_json(context: Context) -> dict[str, object]:
-    return {
-        "id": context.id,
-        "attributes": dict(context.attributes),
-        "state": context.state.value,
-        "created_at": context.created_at,
-        "closed_at": context.closed_at,
-        "resources": context.resources,
-        "bytes": context.bytes,
-    }
-
-
-def read_context(fields: Fields) -> Context:
-    state = fields.text("state")
-    try:
-        known = ContextState(state)
-    except ValueError:
-        raise InvalidArgument(field="state", problem=f"{state[:40]!a} is unknown") from None
-    return Context(
-        id=fields.text("id"),
-        attributes=fields.text_mapping("attributes"),
-        state=known,
-        created_at=fields.number("created_at"),
-        closed_at=fields.optional_number("closed_at"),
-        resources=fields.count("resources"),
-        bytes=fields.count("bytes"),
-    )
-
-
-def context_event_to_json(event: ContextEvent) -> dict[str, object]:
-    return {
-        "sequence": event.sequence,
-        "at": event.at,
-        "kind": event.kind.value,
-        "id": event.id,
-        "state": None if event.state is None else event.state.value,
-        "size": event.size,
-        "code": event.code,
-        "message": event.message,
-    }
-
-
-def read_context_event(fields: Fields) -> ContextEvent:
-    kind, state = fields.text("kind"), fields.optional_text("state")
-    try:
-        known = ContextEventKind(kind)
-    except ValueError:
-        raise InvalidArgument(field="kind", problem=f"{kind[:40]!a} is unknown") from None
-    return ContextEvent(
-        sequence=fields.count("sequence", minimum=1),
-        at=fields.number("at"),
-        kind=known,
-        id=fields.optional_text("id"),
-        state=None if state is None else read_state(state),
-        size=fields.optional_count("size"),
-        code=fields.optional_text("code"),
-        message=fields.optional_text("message"),
     )
 
 
