@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from tailrace_common_api import (
@@ -22,7 +22,7 @@ from tailrace_common_api import (
     TailraceError,
     url_scheme,
 )
-from tailrace_impl_common import Endpoint, answer_request, serve_conversation
+from tailrace_impl_common import Endpoint, answer_request, counted_refusals, serve_conversation
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
@@ -37,7 +37,7 @@ from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
 from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._server_streams import Context, GrpcServerStream
-from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
+from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class GrpcServer(TransportServer):
     def __init__(self) -> None:
         """Prepare a server; :meth:`start` makes it listen."""
         self._server: grpc.aio.Server | None = None
-        self._health = HealthServicer()
+        self._health = HealthServicer(self._is_ready, ("", *SERVICES))
         self._running: dict[asyncio.Task[object], _Call] = {}
         self._manager: ResourceManager | None = None
         self._endpoint: Endpoint | None = None
@@ -85,8 +85,6 @@ class GrpcServer(TransportServer):
         )
         self._manager = manager
         manager.add_base(self._endpoint.base)
-        for service in ("", *SERVICES):
-            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await server.start()
         self._server = server
 
@@ -99,12 +97,20 @@ class GrpcServer(TransportServer):
         if server is None or self._closing:
             return
         self._closing = True
-        await self._health.dismiss()
+        self._health.dismiss()
         for call in self._running.values():
             call.dismiss()
-        await server.stop(grace)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace
+        if self._running:
+            # Who comes meanwhile is still told why it is refused.
+            await asyncio.wait(set(self._running), timeout=grace)
+        await server.stop(max(0.0, deadline - loop.time()))
         while self._running:
             await asyncio.wait(self._running)
+
+    def _is_ready(self) -> bool:
+        return self._manager is not None and self._manager.ready
 
     def _add_services(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {service: {} for service in SERVICES}
@@ -160,7 +166,7 @@ class GrpcServer(TransportServer):
                 assert isinstance(request, UNARY_REQUESTS)
                 assert self._manager is not None
                 assert self._endpoint is not None
-                service = await self._manager.authenticate(credentials_of(context))
+                service = await self._authenticate(context)
                 answer = await answer_request(
                     request, service=service, endpoint=self._endpoint, trace=trace_of(context)
                 )
@@ -172,16 +178,24 @@ class GrpcServer(TransportServer):
         return handle
 
     async def _serve(self, request: Request, stream: GrpcServerStream, context: Context) -> None:
-        assert self._manager is not None
         assert self._endpoint is not None
-        service = await self._manager.authenticate(credentials_of(context))
+        service = await self._authenticate(context)
         await serve_conversation(request, stream, service=service, endpoint=self._endpoint, trace=trace_of(context))
 
-    def _admit(self) -> None:
+    async def _authenticate(self, context: Context) -> ResourceService:
         assert self._manager is not None
-        if self._closing:
-            raise GoingAway(retry_after=_RETRY_AFTER)
-        self._manager.admit()
+        credentials = credentials_of(context)
+        assert self._endpoint is not None
+        with counted_refusals(self._endpoint, credentials.peer):
+            return await self._manager.authenticate(credentials)
+
+    def _admit(self, context: Context) -> None:
+        assert self._manager is not None
+        assert self._endpoint is not None
+        with counted_refusals(self._endpoint, context.peer()):
+            if self._closing:
+                raise GoingAway(retry_after=_RETRY_AFTER)
+            self._manager.admit()
 
     async def _run(
         self, context: Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
@@ -193,7 +207,7 @@ class GrpcServer(TransportServer):
         error: TailraceError
         try:
             try:
-                self._admit()
+                self._admit(context)
                 return await work()
             except TailraceError as exc:
                 error = exc
