@@ -17,6 +17,7 @@ from tailrace_common_api import (
     GoingAway,
     MessageTooLarge,
     NotFound,
+    Page,
     ProtocolError,
     RangeNotSatisfiable,
     ResourceState,
@@ -24,7 +25,7 @@ from tailrace_common_api import (
     Unsupported,
 )
 from tailrace_impl_common import HASH_SIZE, chunk_hash, head_of
-from tailrace_impl_grpc import GrpcServer
+from tailrace_impl_grpc import GrpcServer, _health
 from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
@@ -303,6 +304,59 @@ async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Chan
     await server.close(30.0)
     snapshot = (await manager.reopen(opened.status.id, opened.token)).snapshot
     assert snapshot.state is ResourceState.INITIATED
+
+
+async def test_who_comes_while_the_server_drains_is_told_to_come_back(
+    server: GrpcServer, channel: grpc.aio.Channel, manager: ResourceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def wait(*_: object, **__: object) -> Page:
+        asked.set()
+        await answer.wait()
+        return Page((), None)
+
+    monkeypatch.setattr(manager, "list", wait)
+    running = asyncio.ensure_future(resources_of(channel).List(pb.ListRequest(limit=1)))
+    await asked.wait()
+    closing = asyncio.ensure_future(server.close(30.0))
+    await asyncio.sleep(0)
+    # Over a new connection, too.
+    async with grpc.aio.insecure_channel(server.urls["grpc"].removeprefix("grpc://")) as other:
+        for known in (channel, other):
+            error = await error_of(resources_of(known).GetStatus(pb.GetStatusRequest(id="0" * 32)))
+            assert isinstance(error, GoingAway)
+            assert error.retry_after > 0
+            health = await health_of(known).Check(health_pb2.HealthCheckRequest(service=""))
+            assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    answer.set()
+    # What ran before gets its answer.
+    assert not (await running).statuses
+    await closing
+    _, refused = await asyncio.to_thread(manager.telemetry.exposition)
+    assert b'tailrace_refused_total{code="going_away",transport="grpc"} 2.0' in refused
+
+
+async def test_health_follows_the_readiness_of_the_manager(
+    channel: grpc.aio.Channel, manager: ResourceManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_health, "_LOOK_AGAIN", 0.01)
+    health = health_of(channel)
+    watching = health.Watch(health_pb2.HealthCheckRequest(service="tailrace.v1.Uploads"))
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    with monkeypatch.context() as unready:
+        unready.setattr(type(manager), "ready", False)
+        assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        answer = await health.Check(health_pb2.HealthCheckRequest(service=""))
+        assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    watching.cancel()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health.Check(health_pb2.HealthCheckRequest(service="unheard.of"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    stranger = health.Watch(health_pb2.HealthCheckRequest(service="unheard.of"))
+    assert (await stranger.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    stranger.cancel()
 
 
 async def _until_error(

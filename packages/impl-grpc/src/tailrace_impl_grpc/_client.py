@@ -16,7 +16,7 @@ from tailrace_common_api import (
     ProtocolError,
     url_scheme,
 )
-from tailrace_impl_common import ClientStream, ConnectedClient, Connection
+from tailrace_impl_common import ClientStream, ConnectedClient, Connection, outgoing_trace
 from tailrace_impl_common.messages import WATCH_REQUESTS, Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of, raise_if_not_cancelled
 from tailrace_impl_grpc._codec import method_of
@@ -74,9 +74,9 @@ class GrpcConnection(Connection):
         channel = await self._ready_channel()
         if isinstance(request, WATCH_REQUESTS):
             # Its connection is proven by its first message: gRPC sends this request together with the call's headers.
-            watch = channel.unary_stream(method.path, _same, _same)(first)
+            watch = channel.unary_stream(method.path, _same, _same)(first, metadata=self._metadata())
             return self._opened(GrpcClientStream(method, watch, self._address, self._streams.discard))
-        call = channel.stream_stream(method.path, _same, _same)()
+        call = channel.stream_stream(method.path, _same, _same)(metadata=self._metadata())
         seconds = self._settings.connect_timeout
         connecting = asyncio.ensure_future(call.wait_for_connection())
         self._connecting.add(connecting)
@@ -108,7 +108,8 @@ class GrpcConnection(Connection):
         channel = await self._ready_channel()
         seconds = self._settings.answer_timeout
         try:
-            answer = await channel.unary_unary(method.path, _same, _same)(data, timeout=seconds)
+            unary = channel.unary_unary(method.path, _same, _same)
+            answer = await unary(data, timeout=seconds, metadata=self._metadata())
         except grpc.aio.AioRpcError as exc:
             if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED and ERROR_KEY not in (exc.trailing_metadata() or ()):
                 raise DeadlineExceeded(what=f"the answer to {method.name}", seconds=seconds) from None
@@ -131,6 +132,10 @@ class GrpcConnection(Connection):
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.close()
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        """Return what a call says beside its messages."""
+        return tuple(outgoing_trace().items())
 
     async def _ready_channel(self) -> grpc.aio.Channel:
         """Return a channel that is connected, or is about to try."""
