@@ -500,7 +500,7 @@ async def test_frame_that_is_far_too_large_ends_the_connection(server: Running) 
 
 async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server_streams, "_CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_server, "_LINGER", 0.1)
+    monkeypatch.setattr(_server, "LINGER", 0.1)
     async with running_server() as server, raw(server.endpoint) as client:
         client.websocket.transport.pause_reading()
 

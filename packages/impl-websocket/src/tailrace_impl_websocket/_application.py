@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, TailraceError, Unsupported
+from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, TailraceError, Unsupported
 from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
 from tailrace_impl_websocket._credentials import credentials_of
@@ -21,7 +21,7 @@ from tailrace_server_api import ResourceManager
 BEST_CHUNK_SIZE = MEBIBYTE
 """Size of chunks that suits WebSocket and HTTP best, in bytes."""
 _RETRY_AFTER = 1.0
-"""What clients are told of a server that goes away, in seconds."""
+"""What clients are told of a server that goes away or is full, in seconds."""
 
 
 class Endpoints:
@@ -52,6 +52,8 @@ class Endpoints:
         try:
             if self._going_away is not None:
                 raise self._going_away
+            if len(self._connections) >= self._context.max_connections:
+                raise Overloaded(what="connections", retry_after=_RETRY_AFTER)
             self._context.manager.admit()
             if not offers_subprotocol(scope):
                 raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
@@ -100,6 +102,7 @@ def create_application(
     prefix: str = "",
     chunk_size: int = BEST_CHUNK_SIZE,
     keepalive_interval: float = 20.0,
+    max_connections: int = 10_000,
 ) -> Starlette:
     """Return an ASGI application that serves the resources of ``manager``, to be mounted into another one.
 
@@ -114,6 +117,7 @@ def create_application(
             this one strips it.
         chunk_size: Bytes of a full chunk on the way to readers.
         keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
+        max_connections: Most WebSockets, and most plain HTTP requests, at the same time.
     """
     manager.add_base(base)
     context = ServerContext(
@@ -125,6 +129,7 @@ def create_application(
             telemetry=manager.telemetry,
         ),
         keepalive_interval=keepalive_interval,
+        max_connections=max_connections,
     )
     return Endpoints(context).application(prefix)
 

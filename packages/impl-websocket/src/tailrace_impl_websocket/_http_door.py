@@ -105,6 +105,8 @@ class HttpDoor:
                 return
             if self._going_away is not None:
                 raise self._going_away
+            if len(self._bodies) >= self._context.max_connections:
+                raise Overloaded(what="requests", retry_after=1.0)
             self._context.manager.admit()
             query = _parse_query(scope["query_string"])
             service = await self._context.manager.authenticate(credentials_of(scope))

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tailrace_common_api import ConfigurationError, url_scheme
 from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
-from tailrace_impl_websocket._http_door import ABORT_EXTENSION
+from tailrace_impl_websocket._http_protocol import LINGER, http_protocol
 from tailrace_impl_websocket._options import WebSocketServerOptions
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 
 _BACKLOG = 2048
-_LINGER = 10.0
-"""Time that a client may take to read the end of a connection, in seconds; then it is cut."""
 _TICK = 1.0
 """Time between two updates of the date in responses, in seconds."""
 _LAST_CHANCE = 1.0
@@ -70,12 +67,13 @@ class WebSocketServer(TransportServer):
                         telemetry=manager.telemetry,
                     ),
                     keepalive_interval=settings.keepalive_interval,
+                    max_connections=settings.max_connections,
                 )
             )
             self._server = _Server(
                 uvicorn.Config(
                     self._endpoints.application(prefix),
-                    http=_HttpProtocol,
+                    http=http_protocol(settings.max_connections),
                     ws=_WebSocketProtocol,
                     # Above the largest frame, so that a frame that is too large fails its request and no other one.
                     ws_max_size=2 * MAX_FRAME_SIZE,
@@ -162,24 +160,6 @@ class _Server(uvicorn.Server):
             connection.transport.abort()
 
 
-class _HttpProtocol(HttpToolsProtocol):
-    """Lets the application cut a response off, and notices clients that are gone without a word."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
-        super().connection_made(transport)
-        connection: socket.socket | None = transport.get_extra_info("socket")
-        if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope["extensions"] = {ABORT_EXTENSION: {"abort": self._cut_off}}
-
-    def _cut_off(self) -> None:
-        self.transport.close()
-        self.loop.call_later(_LINGER, self.transport.abort)
-
-
 class _WebSocketProtocol(WebSocketsSansIOProtocol):
     """Ends connections whose clients do not read: closing alone waits for them for ever."""
 
@@ -197,7 +177,7 @@ class _WebSocketProtocol(WebSocketsSansIOProtocol):
     async def run_asgi(self) -> None:
         await super().run_asgi()
         if not self.disconnected:
-            self.loop.call_later(_LINGER, self.transport.abort)
+            self.loop.call_later(LINGER, self.transport.abort)
 
 
 async def _listen(host: str, port: int) -> socket.socket:

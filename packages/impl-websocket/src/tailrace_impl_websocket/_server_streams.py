@@ -66,6 +66,8 @@ class ServerContext:
     """What conversations need to know of the transport."""
     keepalive_interval: float
     """Announced to clients that cannot send protocol pings, in seconds."""
+    max_connections: int
+    """Most connections and plain HTTP requests at the same time."""
 
 
 class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
