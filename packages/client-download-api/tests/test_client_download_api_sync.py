@@ -9,7 +9,7 @@ import os
 import shutil
 import threading
 import zipfile
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tailrace_client_download_api import (
     EVERYTHING,
     FROM_START,
+    NO_ATTRIBUTES,
     DataChunk,
     DownloadClient,
     RemoteResource,
@@ -28,6 +29,11 @@ from tailrace_client_download_api import (
 )
 from tailrace_client_download_api._line_splitter import LineSplitter
 from tailrace_common_api import (
+    Context,
+    ContextEvent,
+    ContextEventKind,
+    ContextNotFound,
+    ContextState,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -174,6 +180,40 @@ class MemoryClient(DownloadClient, ResourceClient):
     async def delete(self, reference: str, *, token: str | None = None) -> None:
         await self.open(reference).delete()
 
+    async def create_context(self, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> Context:
+        return make_context(attributes)
+
+    async def get_context(self, id: str) -> Context:
+        if id != CONTEXT:
+            raise ContextNotFound(id=id)
+        return make_context({})
+
+    async def close_context(self, id: str) -> Context:
+        return replace(await self.get_context(id), state=ContextState.CLOSED, closed_at=2.0)
+
+    async def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        await self.get_context(id)
+        for sequence, kind in enumerate((ContextEventKind.CREATED, ContextEventKind.CLOSED), 1):
+            if sequence > after:
+                yield ContextEvent(
+                    sequence=sequence, at=2.0, kind=kind, id=None, state=None, size=None, code=None, message=None
+                )
+
+
+CONTEXT = "c" * 32
+
+
+def make_context(attributes: Mapping[str, str]) -> Context:
+    return Context(
+        id=CONTEXT,
+        attributes=attributes,
+        state=ContextState.OPEN,
+        created_at=1.0,
+        closed_at=None,
+        resources=0,
+        bytes=0,
+    )
+
 
 @pytest.fixture(scope="module")
 def portal() -> Iterator[BlockingPortal]:
@@ -251,6 +291,19 @@ def test_a_client_answers_without_opening(portal: BlockingPortal) -> None:
     assert behind.requests == ["delete"]
     with pytest.raises(NotFound):
         client.status("2")
+
+
+def test_contexts(portal: BlockingPortal) -> None:
+    client = sync.ResourceClient(portal, MemoryClient(MemoryResource(b"x")))
+    assert client.create_context({"run": "7"}).attributes == {"run": "7"}
+    assert client.create_context().attributes == {}
+    assert client.get_context(CONTEXT).state is ContextState.OPEN
+    assert client.close_context(CONTEXT).closed_at == 2.0
+    assert [event.sequence for event in client.context_events(CONTEXT)] == [1, 2]
+    assert [event.kind for event in client.context_events(CONTEXT, after=1)] == [ContextEventKind.CLOSED]
+    for operation in (client.get_context, client.close_context, lambda name: list(client.context_events(name))):
+        with pytest.raises(ContextNotFound):
+            operation("other")
 
 
 def test_errors_reach_the_iterating_thread(portal: BlockingPortal) -> None:

@@ -186,6 +186,7 @@ contexts = st.builds(
     closed_at=st.none() | times,
     resources=offsets,
     bytes=offsets,
+    last_event=offsets,
 )
 context_events = st.builds(
     m.ContextEvent,

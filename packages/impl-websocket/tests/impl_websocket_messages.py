@@ -185,6 +185,7 @@ contexts = st.builds(
     closed_at=st.none() | times,
     resources=offsets,
     bytes=offsets,
+    last_event=offsets,
 )
 context_events = st.builds(
     m.ContextEvent,

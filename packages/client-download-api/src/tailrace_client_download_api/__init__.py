@@ -3,6 +3,7 @@
 from tailrace_client_download_api._client import (
     EVERYTHING,
     FROM_START,
+    NO_ATTRIBUTES,
     Buffer,
     DataChunk,
     DownloadClient,
@@ -10,4 +11,13 @@ from tailrace_client_download_api._client import (
     ResourceClient,
 )
 
-__all__ = ["EVERYTHING", "FROM_START", "Buffer", "DataChunk", "DownloadClient", "RemoteResource", "ResourceClient"]
+__all__ = [
+    "EVERYTHING",
+    "FROM_START",
+    "NO_ATTRIBUTES",
+    "Buffer",
+    "DataChunk",
+    "DownloadClient",
+    "RemoteResource",
+    "ResourceClient",
+]

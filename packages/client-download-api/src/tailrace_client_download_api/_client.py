@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Self
 
 from tailrace_client_download_api._line_splitter import LineSplitter
 from tailrace_common_api import (
     Checkpoint,
     ConnectionLost,
+    Context,
+    ContextEvent,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -23,6 +25,7 @@ from tailrace_common_api import (
     Position,
     Start,
     Status,
+    TailraceError,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -31,6 +34,8 @@ FROM_START = FromOffset(0)
 """Follow from the first byte."""
 EVERYTHING = ListFilter()
 """Select every resource."""
+NO_ATTRIBUTES: Mapping[str, str] = MappingProxyType({})
+"""Say nothing of a context."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +57,28 @@ class RemoteResource(ABC):
     Works during the upload and after it. Any number of operations run concurrently, each can be cancelled alone, and
     closing an async generator ends its request on the server. Ranges are half-open ``[start, end)``.
 
-    Every method raises ``NotFound`` or ``Deleted`` when there is no such resource (any more), and ``ConnectionLost``
-    when the connection ends.
+    Every method raises ``NotFound`` or ``Deleted`` when there is no such resource (any more).
+
+    When the connection is lost, or the server restarts or is overloaded, every operation goes on by itself behind what
+    it has delivered, for as long as the client's ``reconnect_timeout`` says; :attr:`interruption` tells. After that it
+    raises ``ConnectionLost``, or whichever error was the last. ``DataLost`` says that the server has less than was
+    delivered. What has never worked fails at once, so that a wrong address does.
     """
 
     @property
     @abstractmethod
     def id(self) -> str:
         """Resource id."""
+
+    @property
+    def interruption(self) -> TailraceError | None:
+        """Why an operation has no connection at the moment, while it tries to come back; ``None`` if none does."""
+        return None
+
+    async def interruptions(self) -> AsyncGenerator[TailraceError | None, None]:
+        """Yield :attr:`interruption` whenever it changed, latest wins; ends when the resource is closed."""
+        if self.interruption is not None:
+            yield self.interruption
 
     @abstractmethod
     async def status(self) -> Status:
@@ -291,7 +310,7 @@ class DownloadClient(ABC):
 
 
 class ResourceClient(ABC):
-    """Asks for resources without reading them.
+    """Asks for resources without reading them, and for the contexts that own them.
 
     Every method raises ``ConnectionLost`` when the connection ends.
     """
@@ -322,6 +341,54 @@ class ResourceClient(ABC):
         Raises:
             InvalidReference: ``reference`` is malformed.
             NotFound: There is no such resource.
+        """
+
+    @abstractmethod
+    async def create_context(self, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> Context:
+        """Create a context, for uploads to name.
+
+        When the connection is lost before the answer, the context may exist without being known to anyone.
+
+        Args:
+            attributes: What to say of it; the rules are those of labels.
+
+        Raises:
+            InvalidArgument: The attributes break a rule.
+            QuotaExceeded: Too many contexts are open.
+            PermissionDenied: The caller may not create contexts.
+        """
+
+    @abstractmethod
+    async def get_context(self, id: str) -> Context:
+        """Return a context as it is now.
+
+        Raises:
+            InvalidReference: ``id`` is malformed.
+            ContextNotFound: There is no such context.
+        """
+
+    @abstractmethod
+    async def close_context(self, id: str) -> Context:
+        """Close a context and return it: its unfinished uploads fail, and it takes no more. Idempotent.
+
+        Raises:
+            InvalidReference: ``id`` is malformed.
+            ContextNotFound: There is no such context.
+            PermissionDenied: The caller may not close contexts.
+        """
+
+    @abstractmethod
+    def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        """Yield the events of a context, those behind number ``after`` that the server still has and then new ones.
+
+        Ends after the event that the context was closed. A lost connection is taken up again behind the last event
+        that was yielded; numbers that are left out are events that the server did not keep long enough. A server that
+        was restarted counts from 1 again.
+
+        Raises:
+            InvalidArgument: ``after`` is negative.
+            InvalidReference: ``id`` is malformed.
+            ContextNotFound: There is no such context.
         """
 
     async def list(self, filter: ListFilter = EVERYTHING) -> AsyncGenerator[Status, None]:

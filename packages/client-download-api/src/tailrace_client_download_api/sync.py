@@ -8,23 +8,26 @@ file object.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Self
 
 from tailrace_client_download_api import _client as asynchronous
-from tailrace_client_download_api._client import EVERYTHING, FROM_START, DataChunk
+from tailrace_client_download_api._client import EVERYTHING, FROM_START, NO_ATTRIBUTES, DataChunk
 from tailrace_client_download_api._file import ResourceFile, open_file
 from tailrace_client_download_api._line_splitter import LineSplitter
 from tailrace_common_api import (
     MEBIBYTE,
+    Context,
+    ContextEvent,
     InvalidArgument,
     ListFilter,
     Page,
     Position,
     Start,
     Status,
+    TailraceError,
 )
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
@@ -96,6 +99,15 @@ class RemoteResource:
     def delete(self) -> None:
         """Delete the resource."""
         call(self._portal, self._resource.delete)
+
+    @property
+    def interruption(self) -> TailraceError | None:
+        """Why an operation has no connection at the moment, while it tries to come back; ``None`` if none does."""
+        return self._resource.interruption
+
+    def interruptions(self) -> BlockingIterator[TailraceError | None]:
+        """Yield :attr:`interruption` whenever it changed, latest wins; ends when the resource is closed."""
+        return BlockingIterator(self._portal, self._resource.interruptions())
 
     def close(self) -> None:
         """Release the resource; requests that still run are cancelled. Idempotent."""
@@ -197,7 +209,7 @@ class DownloadClient:
 
 
 class ResourceClient:
-    """Asks for resources without reading them, for blocking code.
+    """Asks for resources without reading them, and for the contexts that own them, for blocking code.
 
     See :class:`tailrace_client_download_api.ResourceClient`.
     """
@@ -217,6 +229,22 @@ class ResourceClient:
     def delete(self, reference: str, *, token: str | None = None) -> None:
         """Delete a resource: its uploader and its readers are told, and nothing of it is left."""
         call(self._resource_portal, self._resource_client.delete, reference, token=token)
+
+    def create_context(self, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> Context:
+        """Create a context, for uploads to name."""
+        return call(self._resource_portal, self._resource_client.create_context, attributes)
+
+    def get_context(self, id: str) -> Context:
+        """Return a context as it is now."""
+        return call(self._resource_portal, self._resource_client.get_context, id)
+
+    def close_context(self, id: str) -> Context:
+        """Close a context and return it: its unfinished uploads fail, and it takes no more. Idempotent."""
+        return call(self._resource_portal, self._resource_client.close_context, id)
+
+    def context_events(self, id: str, *, after: int = 0) -> BlockingIterator[ContextEvent]:
+        """Yield the events of a context behind number ``after``; ends after the event that it was closed."""
+        return BlockingIterator(self._resource_portal, self._resource_client.context_events(id, after=after))
 
     def list(self, filter: ListFilter = EVERYTHING) -> BlockingIterator[Status]:
         """Yield the resources that ``filter`` selects, in order of creation, page by page."""

@@ -205,6 +205,8 @@ class Context:
     """Resources that it has."""
     bytes: int
     """Announced bytes of all of them."""
+    last_event: int = 0
+    """Number of its last event; 0 when there was none since the server started."""
 
 
 class ContextEventKind(enum.Enum):

@@ -86,6 +86,7 @@ def encode_context(message: ServerMessage) -> bytes:
                 closed_at=message.closed_at,
                 resources=message.resources,
                 bytes=message.bytes,
+                last_event=message.last_event,
             )
             return sized(context.SerializeToString())
         case _:
@@ -102,6 +103,7 @@ def decode_context(data: bytes) -> ServerMessage:
         closed_at=context.closed_at if context.HasField("closed_at") else None,
         resources=context.resources,
         bytes=context.bytes,
+        last_event=context.last_event,
     )
 
 

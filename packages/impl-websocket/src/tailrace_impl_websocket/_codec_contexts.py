@@ -52,6 +52,7 @@ def context_response_to_json(message: Context | ContextEvent) -> tuple[str, dict
                 "closed_at": message.closed_at,
                 "resources": message.resources,
                 "bytes": message.bytes,
+                "last_event": message.last_event,
             }
         case ContextEvent():
             return "context_event", {
@@ -75,6 +76,7 @@ def _context(fields: Fields) -> Context:
         closed_at=fields.optional_number("closed_at"),
         resources=fields.count("resources"),
         bytes=fields.count("bytes"),
+        last_event=fields.count("last_event"),
     )
 
 

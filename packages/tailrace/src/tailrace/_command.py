@@ -25,6 +25,7 @@ _COMMANDS = {
     "status": "status:status",
     "list": "list:list_resources",
     "delete": "delete:delete",
+    "context": "context:context",
     "head": "head:head",
     "demo": "demo:demo",
 }

@@ -22,10 +22,15 @@ from tailrace_common_api import ListFilter, ResourceState
     type=click.Choice([state.value for state in ResourceState], case_sensitive=False),
     help="Only resources in this state.",
 )
+@click.option("--context", metavar="ID", help="Only resources of this context.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object in a line.")
-def list_resources(server: str | None, labels: tuple[str, ...], state: str | None, as_json: bool) -> None:
+def list_resources(
+    server: str | None, labels: tuple[str, ...], state: str | None, context: str | None, as_json: bool
+) -> None:
     """List resources, oldest first."""
-    chosen = ListFilter(labels=parse_labels(labels), state=ResourceState(state.upper()) if state else None)
+    chosen = ListFilter(
+        labels=parse_labels(labels), context=context, state=ResourceState(state.upper()) if state else None
+    )
     run_async(_list(resolve_server(server), chosen, as_json))
 
 

@@ -25,6 +25,7 @@ from tailrace._running import Interruption, run_async
 @click.option("--until-exit", type=click.IntRange(min=1), metavar="PID", help="With --follow: end when PID has ended.")
 @click.option("--atomic", is_flag=True, help="Let nobody see the resource before it is complete.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="Label; repeatable.")
+@click.option("--context", metavar="ID", help="Context that is to own the resource; see `tailrace context`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one event in a line.")
 def upload(
     path: str,
@@ -37,6 +38,7 @@ def upload(
     until_exit: int | None,
     atomic: bool,
     labels: tuple[str, ...],
+    context: str | None,
     as_json: bool,
 ) -> None:
     """Upload a file, or standard input (-) as it comes.
@@ -72,6 +74,7 @@ def upload(
         content_type=chosen_type,
         lines=lines if lines is not None else path == STANDARD or has_lines(chosen_type),
         labels=parsed_labels,
+        context=context,
     )
     job = Job(
         path=None if path == STANDARD else path,

@@ -407,7 +407,7 @@ class WatchContextRequest(_message.Message):
     def __init__(self, id: _Optional[str] = ..., after: _Optional[int] = ...) -> None: ...
 
 class Context(_message.Message):
-    __slots__ = ["id", "attributes", "state", "created_at", "closed_at", "resources", "bytes"]
+    __slots__ = ["id", "attributes", "state", "created_at", "closed_at", "resources", "bytes", "last_event"]
     class AttributesEntry(_message.Message):
         __slots__ = ["key", "value"]
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -422,6 +422,7 @@ class Context(_message.Message):
     CLOSED_AT_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    LAST_EVENT_FIELD_NUMBER: _ClassVar[int]
     id: str
     attributes: _containers.ScalarMap[str, str]
     state: ContextState
@@ -429,7 +430,8 @@ class Context(_message.Message):
     closed_at: float
     resources: int
     bytes: int
-    def __init__(self, id: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., created_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., resources: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    last_event: int
+    def __init__(self, id: _Optional[str] = ..., attributes: _Optional[_Mapping[str, str]] = ..., state: _Optional[_Union[ContextState, str]] = ..., created_at: _Optional[float] = ..., closed_at: _Optional[float] = ..., resources: _Optional[int] = ..., bytes: _Optional[int] = ..., last_event: _Optional[int] = ...) -> None: ...
 
 class ContextEvent(_message.Message):
     __slots__ = ["sequence", "at", "kind", "id", "state", "size", "code", "message"]
