@@ -103,7 +103,7 @@ def _seen(
     """Serve a request within the block: it is counted, traced, and logged once if it fails."""
     operation = type(request).__name__
     with (
-        traced(request, trace, transport=endpoint.transport),
+        traced(operation, trace, transport=endpoint.transport),
         endpoint.telemetry.request(endpoint.transport, operation) as telemetry,
     ):
         try:

@@ -43,15 +43,15 @@ def outgoing_trace() -> Mapping[str, str]:
     return {name: value for name, value in headers.items() if name in _HEADERS}
 
 
-def traced(request: object, trace: Mapping[str, str], *, transport: str = "") -> AbstractContextManager[object]:
+def traced(operation: str, trace: Mapping[str, str], *, transport: str = "") -> AbstractContextManager[object]:
     """Return a block that is a span of the caller's trace.
 
     Args:
-        request: What is served; the span bears the name of its class.
+        operation: Name of the request that is served.
         trace: Headers that the caller sent; empty for a trace of its own.
         transport: Name of the transport; empty where there is none.
     """
-    return _span(type(request).__name__, trace, transport) if _installed() else nullcontext()
+    return _span(operation, trace, transport) if _installed() else nullcontext()
 
 
 @contextmanager

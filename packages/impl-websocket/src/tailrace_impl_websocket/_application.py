@@ -11,10 +11,11 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, TailraceError, Unsupported
-from tailrace_impl_common import Endpoint
+from tailrace_impl_common import Endpoint, counted_refusals
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
 from tailrace_impl_websocket._credentials import credentials_of
 from tailrace_impl_websocket._http_door import HttpDoor, send_error
+from tailrace_impl_websocket._operations import Operations
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
 from tailrace_server_api import ResourceManager
 
@@ -40,6 +41,7 @@ class Endpoints:
             routes=[
                 WebSocketRoute(prefix + PATH, _WebSocketEndpoint(self)),
                 Route(prefix + "/r/{id}", self._door),
+                *Operations(self._context, lambda: self._going_away is not None).routes(prefix),
             ],
             exception_handlers={404: _not_found},
         )
@@ -49,25 +51,31 @@ class Endpoints:
     async def connect(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one WebSocket to its end."""
         await receive()
+        endpoint, credentials = self._context.endpoint, credentials_of(scope)
         try:
-            if self._going_away is not None:
-                raise self._going_away
-            if len(self._connections) >= self._context.max_connections:
-                raise Overloaded(what="connections", retry_after=_RETRY_AFTER)
-            self._context.manager.admit()
-            if not offers_subprotocol(scope):
-                raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
+            with counted_refusals(endpoint, credentials.peer):
+                self._admit(scope)
         except TailraceError as error:
             await _deny(scope, send, error)
             return
-        connection = ServerConnection(self._context, credentials_of(scope), receive, send)
+        connection = ServerConnection(self._context, credentials, receive, send)
         ended = asyncio.get_running_loop().create_future()
         self._connections[connection] = ended
         try:
-            await connection.run()
+            with endpoint.telemetry.connection(endpoint.transport):
+                await connection.run()
         finally:
             del self._connections[connection]
             ended.set_result(None)
+
+    def _admit(self, scope: Scope) -> None:
+        if self._going_away is not None:
+            raise self._going_away
+        if len(self._connections) >= self._context.max_connections:
+            raise Overloaded(what="connections", retry_after=_RETRY_AFTER)
+        self._context.manager.admit()
+        if not offers_subprotocol(scope):
+            raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
 
     async def close(self, grace: float) -> None:
         """Refuse what is new, tell streaming conversations, and end what is left after ``grace`` seconds."""

@@ -18,7 +18,7 @@ from tailrace_common_api import (
     TailraceError,
     error_from_wire,
 )
-from tailrace_impl_common import ClientStream, ReceiveWindow, cancel_and_wait
+from tailrace_impl_common import ClientStream, ReceiveWindow, cancel_and_wait, outgoing_trace
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
@@ -237,7 +237,7 @@ class Link:
         """
         number = self._next_number()
         stream = WebSocketClientStream(self, number, request, window)
-        text = encode_from_client(number, stream.request)
+        text = encode_from_client(number, stream.request, outgoing_trace())
         # Before it is sent: the answer may be there before the call returns.
         self._streams[number] = stream
         try:

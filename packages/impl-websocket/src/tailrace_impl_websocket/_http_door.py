@@ -23,7 +23,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers
@@ -31,6 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace_common_api import (
     MAX_OFFSET,
+    ConnectionLost,
     GoingAway,
     InvalidArgument,
     LineRangeNotSatisfiable,
@@ -42,12 +43,12 @@ from tailrace_common_api import (
     TailraceError,
     Unsupported,
 )
-from tailrace_impl_common import cancel_and_wait
+from tailrace_impl_common import cancel_and_wait, counted_refusals, log_failure, traced
 from tailrace_impl_websocket._codec_values import error_to_json
 from tailrace_impl_websocket._credentials import credentials_of
 from tailrace_impl_websocket._error_table import wire_status
 from tailrace_impl_websocket._server_streams import ServerContext
-from tailrace_server_api import ResourceReader, Snapshot
+from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class HttpDoor:
     def __init__(self, context: ServerContext) -> None:
         """Read from the manager of ``context``."""
         self._context = context
+        self._endpoint = replace(context.endpoint, transport="http")
         self._going_away: GoingAway | None = None
         self._bodies: dict[asyncio.Task[None], bool] = {}
 
@@ -103,20 +105,50 @@ class HttpDoor:
             if scope["method"] not in ("GET", "HEAD"):
                 await send_error(send, Unsupported("only GET and HEAD are supported here"), http_status=405)
                 return
-            if self._going_away is not None:
-                raise self._going_away
-            if len(self._bodies) >= self._context.max_connections:
-                raise Overloaded(what="requests", retry_after=1.0)
-            self._context.manager.admit()
+            credentials = credentials_of(scope)
+            with counted_refusals(self._endpoint, credentials.peer):
+                self._admit()
             query = _parse_query(scope["query_string"])
-            service = await self._context.manager.authenticate(credentials_of(scope))
-            reader = await service.open_reader(scope["path_params"]["id"])
-            try:
-                await self._answer(scope, receive, send, reader, query)
-            finally:
-                reader.close()
+            with counted_refusals(self._endpoint, credentials.peer):
+                service = await self._context.manager.authenticate(credentials)
         except TailraceError as error:
             await send_error(send, error)
+            return
+        await self._serve(scope, receive, send, query, service)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, query: _Query, service: ResourceService) -> None:
+        """Answer a request that was let in; it is counted, traced, and logged if it fails."""
+        id_, endpoint = scope["path_params"]["id"], self._endpoint
+        operation = "Follow" if query.follow else "Read" if query.lines is None else "ReadLines"
+        headers = Headers(scope=scope)
+        trace = {name: headers[name] for name in ("traceparent", "tracestate") if name in headers}
+        cut_off: BaseException | None = None
+        try:
+            with (
+                traced(operation, trace, transport=endpoint.transport),
+                endpoint.telemetry.request(endpoint.transport, operation) as telemetry,
+            ):
+                reader = await service.open_reader(id_)
+                try:
+                    cut_off = await self._answer(scope, receive, send, reader, query, telemetry)
+                finally:
+                    reader.close()
+                if cut_off is not None:
+                    raise cut_off
+        except TailraceError as error:
+            log_failure(operation, error, resource=id_)
+            if error is not cut_off:
+                await send_error(send, error)
+        except Exception as error:
+            if error is not cut_off:
+                raise
+
+    def _admit(self) -> None:
+        if self._going_away is not None:
+            raise self._going_away
+        if len(self._bodies) >= self._context.max_connections:
+            raise Overloaded(what="requests", retry_after=1.0)
+        self._context.manager.admit()
 
     def go_away(self, error: GoingAway) -> set[asyncio.Task[None]]:
         """Refuse new requests, cut followers off, and return the responses that still run."""
@@ -126,7 +158,16 @@ class HttpDoor:
                 body.cancel()
         return set(self._bodies)
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, reader: ResourceReader, query: _Query) -> None:
+    async def _answer(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        reader: ResourceReader,
+        query: _Query,
+        telemetry: RequestTelemetry,
+    ) -> BaseException | None:
+        """Send the answer; return why it was cut off behind its headers, if it was."""
         # Taken together, without waiting between: they describe the same version.
         snapshot, status = reader.snapshot, reader.status()
         request = Headers(scope=scope)
@@ -139,7 +180,7 @@ class HttpDoor:
             if _matches(request.getlist("if-none-match"), tag):
                 await _start(send, 304, headers)
                 await send({"type": "http.response.body", "body": b""})
-                return
+                return None
         range_header = request.get("range") if scope["method"] == "GET" else None
         if request.get("if-range", tag) != tag or ("if-range" in request and not sealed):
             range_header = None
@@ -153,35 +194,37 @@ class HttpDoor:
         await _start(send, selection.http_status, headers)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
-            return
+            return None
         pieces = _pieces(reader, selection, self._context.endpoint.chunk_size)
-        await self._send_body(scope, receive, send, pieces, follows=selection.end is None)
+        body = asyncio.create_task(_copy(pieces, send, telemetry))
+        return await self._send_body(scope, receive, body, follows=selection.end is None)
 
     async def _send_body(
-        self, scope: Scope, receive: Receive, send: Send, pieces: AsyncGenerator[bytes, None], *, follows: bool
-    ) -> None:
-        """Send until the end, or until the client leaves."""
-        body = asyncio.create_task(_copy(pieces, send))
+        self, scope: Scope, receive: Receive, body: asyncio.Task[None], *, follows: bool
+    ) -> BaseException | None:
+        """Let the body be sent until its end, or until the client leaves; return why it was cut off."""
         departure = asyncio.create_task(_disconnected(receive))
         self._bodies[body] = follows
         try:
             await asyncio.wait((body, departure), return_when=asyncio.FIRST_COMPLETED)
             if departure.done() and not body.done():
-                return
-            reason = "the server goes away" if body.cancelled() else body.exception()
+                return ConnectionLost("the client left")
+            reason = self._going_away if body.cancelled() else body.exception()
             if reason is not None:
                 await _abort(scope, reason, departure)
+            return reason
         finally:
             del self._bodies[body]
             await cancel_and_wait(body, departure)
 
 
-async def _copy(pieces: AsyncGenerator[bytes, None], send: Send) -> None:
+async def _copy(pieces: AsyncGenerator[bytes, None], send: Send, telemetry: RequestTelemetry) -> None:
     # A server may hold the headers back for the first byte, which a follower may have to wait for.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     async with aclosing(pieces):
         async for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+            telemetry.sent(len(piece))
             # A server that takes everything at once must not keep other tasks from running.
             await asyncio.sleep(0)
     await send({"type": "http.response.body", "body": b""})
@@ -192,16 +235,14 @@ async def _disconnected(receive: Receive) -> None:
         pass
 
 
-async def _abort(scope: Scope, reason: object, departure: asyncio.Task[None]) -> None:
+async def _abort(scope: Scope, reason: BaseException, departure: asyncio.Task[None]) -> None:
     """Cut the response off behind what was sent.
 
     Raises:
         ResponseAborted: The server has to do it.
     """
-    if isinstance(reason, BaseException) and not isinstance(reason, TailraceError):
+    if not isinstance(reason, TailraceError):
         logger.error("a response failed", exc_info=reason)
-    else:
-        logger.debug("a response was cut off: %s", reason)
     abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
     if abort is None:
         raise ResponseAborted(str(reason))

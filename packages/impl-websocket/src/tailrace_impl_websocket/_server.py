@@ -113,8 +113,9 @@ class WebSocketServer(TransportServer):
             return
         loop = asyncio.get_running_loop()
         deadline = loop.time() + grace
-        self._server.stop_listening()
+        # Who comes meanwhile is still told why it is refused.
         await self._endpoints.close(grace)
+        self._server.stop_listening()
         self._server.exit()
         await asyncio.wait((self._serving,), timeout=max(_LAST_CHANCE, deadline - loop.time()))
         self._server.cut_connections()

@@ -12,7 +12,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import ConnectionLost, GoingAway, MessageTooLarge, Overloaded, ProtocolError, TailraceError
-from tailrace_impl_common import Endpoint, MessageStream, answer_request, serve_conversation
+from tailrace_impl_common import Endpoint, MessageStream, answer_request, counted_refusals, serve_conversation
 from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
@@ -377,18 +377,22 @@ class ServerConnection:
             return
         self._last_request = max(self._last_request, number)
         try:
-            if self._going_away is not None:
-                raise self._going_away
-            most = self._context.manager.limits.max_requests
-            if len(self._streams) >= most or len(self._tasks) >= 2 * most:
-                raise Overloaded(what="requests on one connection", retry_after=1.0)
-            self._context.manager.admit()
+            with counted_refusals(self._context.endpoint, self._credentials.peer):
+                self._admit()
         except TailraceError as error:
             self._reply(number, Failure(error))
             return
         stream = _ServerStream(self, number, request, trace)
         self._streams[number] = stream
         stream.task = self._spawn(self._serve(number, stream))
+
+    def _admit(self) -> None:
+        if self._going_away is not None:
+            raise self._going_away
+        most = self._context.manager.limits.max_requests
+        if len(self._streams) >= most or len(self._tasks) >= 2 * most:
+            raise Overloaded(what="requests on one connection", retry_after=1.0)
+        self._context.manager.admit()
 
     def _fail(self, number: int, error: TailraceError) -> None:
         """Answer a message that cannot be understood; it ends the request that it names."""
@@ -434,7 +438,8 @@ class ServerConnection:
 
     async def _drive(self, number: int, stream: _ServerStream) -> None:
         context, request = self._context, stream.request
-        service = await context.manager.authenticate(self._credentials)
+        with counted_refusals(context.endpoint, self._credentials.peer):
+            service = await context.manager.authenticate(self._credentials)
         if isinstance(request, UNARY_REQUESTS):
             answer = await answer_request(request, service=service, endpoint=context.endpoint, trace=stream.trace)
             await self.send_text(encode_from_server(number, answer))
