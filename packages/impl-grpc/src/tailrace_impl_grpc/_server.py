@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, UPLOAD, 
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
+from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._server_streams import Context, GrpcServerStream
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
@@ -57,6 +59,7 @@ class GrpcServer(TransportServer):
         self._running: dict[asyncio.Task[object], _Call] = {}
         self._manager: ResourceManager | None = None
         self._endpoint: Endpoint | None = None
+        self._peers: Peers | None = None
         self._url = ""
         self._closing = False
 
@@ -65,7 +68,12 @@ class GrpcServer(TransportServer):
         if settings.public_base is not None:
             _check_base(settings.public_base)
         keep_poller()
-        server = grpc.aio.server(options=server_options(settings), compression=compression_of(options))
+        options_of_grpc = [
+            *server_options(settings),
+            # Calls beyond the limit are refused with an error; clients hold back only where they are far beyond it.
+            ("grpc.max_concurrent_streams", 2 * manager.limits.max_requests),
+        ]
+        server = grpc.aio.server(options=options_of_grpc, compression=compression_of(options))
         self._add_services(server)
         address = _address(settings.host, settings.port)
         try:
@@ -83,6 +91,7 @@ class GrpcServer(TransportServer):
             chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
             telemetry=manager.telemetry,
         )
+        self._peers = Peers(max_connections=settings.max_connections, max_requests=manager.limits.max_requests)
         self._manager = manager
         manager.add_base(self._endpoint.base)
         await server.start()
@@ -189,13 +198,22 @@ class GrpcServer(TransportServer):
         with counted_refusals(self._endpoint, credentials.peer):
             return await self._manager.authenticate(credentials)
 
-    def _admit(self, context: Context) -> None:
+    @contextmanager
+    def _admitted(self, context: Context) -> Generator[None, None, None]:
+        """Let a call in, or refuse it, and count it while the block runs."""
         assert self._manager is not None
         assert self._endpoint is not None
-        with counted_refusals(self._endpoint, context.peer()):
+        assert self._peers is not None
+        peer = context.peer()
+        with counted_refusals(self._endpoint, peer):
             if self._closing:
                 raise GoingAway(retry_after=_RETRY_AFTER)
             self._manager.admit()
+            self._peers.begin(peer)
+        try:
+            yield
+        finally:
+            self._peers.end(peer)
 
     async def _run(
         self, context: Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
@@ -207,8 +225,8 @@ class GrpcServer(TransportServer):
         error: TailraceError
         try:
             try:
-                self._admit(context)
-                return await work()
+                with self._admitted(context):
+                    return await work()
             except TailraceError as exc:
                 error = exc
             except asyncio.CancelledError:
