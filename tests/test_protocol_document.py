@@ -28,6 +28,10 @@ from tailrace_common_api import (
     HEAD_SIZE,
     MAX_OFFSET,
     Checkpoint,
+    Context,
+    ContextEvent,
+    ContextEventKind,
+    ContextState,
     InvalidArgument,
     Limits,
     Metadata,
@@ -37,6 +41,7 @@ from tailrace_common_api import (
     TailraceError,
     Visibility,
     error_classes,
+    error_from_wire,
 )
 from tailrace_impl_common import (
     BLOCK_SIZE,
@@ -48,6 +53,7 @@ from tailrace_impl_common import (
     messages,
 )
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS
+from tailrace_impl_common._retry import is_retried
 from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver
 from tailrace_impl_common.messages import Chunk
 from tailrace_impl_grpc import _codec_values as grpc_values
@@ -55,6 +61,7 @@ from tailrace_impl_grpc import _error_table as grpc_errors
 from tailrace_impl_websocket import _chunk_frame as websocket_frames
 from tailrace_impl_websocket import _codec as websocket_codec
 from tailrace_impl_websocket import _error_table as websocket_errors
+from tailrace_server_api import Operation
 
 VECTORS = ROOT / "packages/impl-common/tests/head_vectors.json"
 PATTERN = bytes(i % 251 for i in range(300_000))
@@ -123,6 +130,8 @@ def test_states() -> None:
         ("1.2", "Limits", Limits),
         ("1.4", "Chunk", Chunk),
         ("1.6", "Checkpoint", Checkpoint),
+        ("1.10", "Context", Context),
+        ("1.10", "ContextEvent", ContextEvent),
     ],
 )
 def test_fields_of_values(number: str, column: str, cls: type) -> None:
@@ -169,6 +178,32 @@ def test_rules_of_metadata() -> None:
     assert Metadata(name="x").content_type in quoted(rules["content_type"])
 
 
+def test_states_and_events_of_contexts() -> None:
+    (row,) = [row for row in table("1.10", "Context") if quoted(row["Context"]) == ["state"]]
+    assert quoted(row["meaning"]) == [state.value for state in ContextState]
+    assert [quoted(row["kind"])[0] for row in table("1.10", "kind")] == [kind.value for kind in ContextEventKind]
+
+
+def test_scopes() -> None:
+    (scopes,) = re.findall(r"named by scopes: (.*?)\.", prose("2.13"))
+    assert quoted(scopes) == [operation.value for operation in Operation]
+
+
+def test_what_a_client_comes_back_from() -> None:
+    said: dict[str, bool] = {}
+    for row in table("2.14", "what ended it"):
+        for code in quoted(row["what ended it"]):
+            said[code] = row["come back by itself"].startswith("yes")
+    assert said == {cls.code: True for cls in error_classes() if is_retried(example(cls))}
+
+
+def example(cls: type[TailraceError]) -> TailraceError:
+    """Return an error of a class; its details are of the right types and mean nothing."""
+    hints = typing.get_type_hints(cls.__init__)
+    values = {name: (typing.get_args(hints[name]) or (hints[name],))[0]() for name in cls.fields}
+    return error_from_wire(cls.code, "", values)
+
+
 def test_references() -> None:
     written = blocks(section("1.3"), "text")[0].split()
     assert [str(Reference.parse(text)) for text in written] == written
@@ -176,6 +211,10 @@ def test_references() -> None:
 
 
 # Conversations
+
+
+# Messages that are values, too: their fields are in section 1.
+_VALUES = ("Status", "Limits", "Checkpoint", "Context", "ContextEvent")
 
 
 def test_every_message_with_all_its_fields() -> None:
@@ -186,7 +225,7 @@ def test_every_message_with_all_its_fields() -> None:
     classes: dict[str, Any] = {
         name: getattr(messages, name)
         for name in messages.__all__
-        if dataclasses.is_dataclass(getattr(messages, name)) and name not in ("Status", "Limits", "Checkpoint")
+        if dataclasses.is_dataclass(getattr(messages, name)) and name not in _VALUES
     }
     assert set(written) == set(classes)
     for name, cls in classes.items():

@@ -47,6 +47,8 @@ _WRONG: dict[str, list[Any]] = {
     "flag": [1, "true"],
     "state": ["DONE", 1],
     "visibility": ["secret", 1],
+    "context_state": ["GONE", 1],
+    "event_kind": ["LOST", 1],
     "labels": [[], {"a": 1}],
     "details": [[], {"a": []}],
     **{name: ["0" * (digits - 1), "A" * digits, 1] for name, digits in _HEX.items()},
@@ -59,6 +61,8 @@ _RIGHT: dict[str, Any] = {
     "flag": True,
     "state": "COMPLETED",
     "visibility": "atomic",
+    "context_state": "OPEN",
+    "event_kind": "CREATED",
     "labels": {"a": "b"},
     "details": {"id": "x"},
     **{name: "0a" * (digits // 2) for name, digits in _HEX.items()},
@@ -133,7 +137,7 @@ def filled(row: Row) -> tuple[dict[str, Any], dict[str, tuple[str, bool]]]:
         message["protocol"] = websocket_codec.PROTOCOL_VERSION
     if name == "error":
         message["code"] = "not_found"
-    if name not in ("ping", "pong", "hello"):
+    if name not in ("authenticate", "ping", "pong", "hello"):
         message["request"] = 3
     return message, fields
 
@@ -222,6 +226,19 @@ def test_websocket_examples() -> None:
             assert {key: again[key] for key in message if key != "metadata"} == {
                 key: value for key, value in message.items() if key != "metadata"
             }
+
+
+def test_trace_comes_with_the_first_message_of_a_conversation() -> None:
+    said = re.search(r"the field `(\w+)`: an object with the strings (.*?), as in", prose("5.3"))
+    assert said
+    trace = dict.fromkeys(quoted(said[2]), "x")
+    for side, row in message_tables():
+        if side == "client":
+            message = filled(row)[0]
+            decoded = websocket_codec.decode_from_client(json.dumps({**message, said[1]: {**trace, "other": "y"}}))
+            assert decoded.trace == (trace if isinstance(decoded.message, websocket_codec.REQUESTS) else {})
+            again = json.loads(websocket_codec.encode_from_client(decoded.request, decoded.message, decoded.trace))
+            assert again.get(said[1], {}) == decoded.trace
 
 
 def test_every_websocket_message_is_in_a_table() -> None:
