@@ -35,6 +35,8 @@ class ManagedServer(Protocol):
 
     async def start(self) -> None: ...
 
+    def drain(self) -> None: ...
+
     async def close(self) -> None: ...
 
 
@@ -64,6 +66,8 @@ async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator
             with _naming(setting, host=f"serve.{setting}", port=f"serve.{setting}"):
                 await transport.start(server.manager, transport_settings)
             urls.update(transport.urls)
+        # The first thing to happen at the end: who looks whether the server is ready sends no more to it.
+        stack.callback(server.drain)
         _logger.info("serving %s on %s", ascii(str(settings.serve.data)), ", ".join(urls.values()))
         yield urls
         _logger.info("stopping")

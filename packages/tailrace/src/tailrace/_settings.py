@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
-from tailrace._logging import LEVELS, is_level
+from tailrace._logging import LEVELS, LOG_FORMATS, is_level
 from tailrace_common_api import ClientSettings, ConfigurationError
 
 CONFIG_VARIABLE = "TAILRACE_CONFIG"
@@ -44,6 +44,8 @@ class ServeSettings:
     """Time that running requests have to end when the server is stopped, in seconds."""
     log_level: str = "info"
     """Least level of the records that are logged: ``debug``, ``info``, ``warning``, ``error`` or ``critical``."""
+    log_format: str = "text"
+    """Form of the records that are logged: ``text``, or ``json`` for one object a line."""
 
     def __post_init__(self) -> None:
         if not self.grace >= 0:
@@ -51,6 +53,10 @@ class ServeSettings:
         if not is_level(self.log_level):
             raise ConfigurationError(
                 field="log_level", problem=f"{self.log_level!a} is not a level; known are {', '.join(LEVELS)}"
+            )
+        if self.log_format not in LOG_FORMATS:
+            raise ConfigurationError(
+                field="log_format", problem=f"{self.log_format!a} is not a format; known are {', '.join(LOG_FORMATS)}"
             )
 
 

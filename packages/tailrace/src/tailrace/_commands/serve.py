@@ -19,11 +19,25 @@ from tailrace._status_report import json_line
 @click.option("--grpc", metavar="HOST:PORT", help="Address for gRPC; 127.0.0.1:7070 by default, port 0 for any.")
 @click.option("--http", metavar="HOST:PORT", help="Address for WebSocket and HTTP; 127.0.0.1:7080 by default.")
 @click.option("--config", metavar="FILE", help="Settings file; TAILRACE_CONFIG or ./tailrace.toml by default.")
+@click.option("--grace", metavar="SECONDS", help="Time for running requests to end on SIGTERM; 5 by default.")
+@click.option("--log-format", metavar="FORMAT", help="Form of the log: text, the default, or json.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object when the server is ready.")
-def serve(data: str | None, grpc: str | None, http: str | None, config: str | None, as_json: bool) -> None:
-    """Serve resources over gRPC, WebSocket and HTTP until SIGINT or SIGTERM."""
-    settings = load_settings({"serve": {"data": data, "grpc": grpc, "http": http}}, config=config)
-    configure_logging(settings.serve.log_level)
+def serve(
+    data: str | None,
+    grpc: str | None,
+    http: str | None,
+    config: str | None,
+    grace: str | None,
+    log_format: str | None,
+    as_json: bool,
+) -> None:
+    """Serve resources over gRPC, WebSocket and HTTP until SIGINT or SIGTERM.
+
+    The first signal lets running requests end within the grace, the second one ends the server at once.
+    """
+    given = {"data": data, "grpc": grpc, "http": http, "grace": grace, "log_format": log_format}
+    settings = load_settings({"serve": given}, config=config)
+    configure_logging(settings.serve.log_level, settings.serve.log_format)
     _raise_descriptor_limit()
     interruption = Interruption()
     run_async(_serve(settings, as_json, interruption), interruption)
