@@ -22,6 +22,8 @@ from tailrace_common_api import (
     SERVER_TRANSPORTS,
     ClientSettings,
     ConnectionLost,
+    ContextEvent,
+    ContextEventKind,
     DeadlineExceeded,
     FromOffset,
     GoingAway,
@@ -53,6 +55,7 @@ from tailrace_impl_common.messages import (
     Read,
     Started,
     Watch,
+    WatchContext,
     Watched,
     Window,
 )
@@ -399,6 +402,31 @@ async def test_flood_of_control_messages_ends_its_stream() -> None:
 
         with pytest.raises(ProtocolError, match="nobody asked for"):
             await receive_all()
+
+
+async def test_slow_watcher_of_a_context_misses_the_oldest_events() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        for sequence in range(1, 10_000):
+            await peer.say(number, event(sequence, ContextEventKind.CREATED))
+        await peer.say(number, event(10_000, ContextEventKind.CLOSED))
+        await peer.say(number, Watched())
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(WatchContext(id=ID))
+        await server.everything_arrived(made)
+        received = []
+        while isinstance(message := await stream.receive(), ContextEvent):
+            received.append(message.sequence)
+        assert isinstance(message, Watched)
+        assert 1 < len(received) < 10_000
+        assert received == list(range(received[0], 10_001))
+        assert await stream.receive() is None
+
+
+def event(sequence: int, kind: ContextEventKind) -> ContextEvent:
+    return ContextEvent(sequence=sequence, at=0.0, kind=kind, id=None, state=None, size=None, code=None, message=None)
 
 
 async def test_newest_status_replaces_those_that_were_not_taken() -> None:
