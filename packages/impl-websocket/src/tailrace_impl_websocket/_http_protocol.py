@@ -13,6 +13,8 @@ from tailrace_impl_websocket._http_door import ABORT_EXTENSION
 
 LINGER = 10.0
 """Time that a client may take to read the end of a connection, in seconds; then it is cut."""
+REFUSAL_LINGER = 2.0
+"""Time that a client which sends more than it may has to see why it is refused, in seconds."""
 MAX_HEADERS = 64 * 1024
 """Most bytes of the first line and the headers of a request."""
 HEADERS_TIMEOUT = 10.0
@@ -34,6 +36,7 @@ class HttpProtocol(HttpToolsProtocol):
     _deadline: asyncio.TimerHandle | None = None
     _received = 0
     _awaiting_headers = True
+    _refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
@@ -51,6 +54,9 @@ class HttpProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
+        if self._refused:
+            # Read on, or the system would answer what is not read with a reset, and the client not see why.
+            return
         while data and self._awaiting_headers:
             # The parser is given no more than is allowed until it knows where the headers end.
             allowed = MAX_HEADERS - self._received
@@ -60,7 +66,7 @@ class HttpProtocol(HttpToolsProtocol):
             part, data = data[:allowed], data[allowed:]
             self._received += len(part)
             super().data_received(part)
-            if self.transport.is_closing() or self.transport.get_protocol() is not self:
+            if self._refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
                 return
         if data:
             super().data_received(data)
@@ -107,7 +113,12 @@ class HttpProtocol(HttpToolsProtocol):
             body,
         ]
         self.transport.write(b"".join(lines))
-        self._cut_off()
+        self._refused = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self.loop.call_later(REFUSAL_LINGER, self.transport.abort)
+        else:
+            self._cut_off()
 
     def _cut_off(self) -> None:
         self.transport.close()
