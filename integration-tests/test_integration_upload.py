@@ -633,7 +633,9 @@ async def test_a_dead_uploader_is_found_by_keep_alive(new_server: NewServer, cel
 @proves("UPL-8")
 async def test_a_dead_server_is_found_by_keep_alive(server: LocalServer, cell: Cell) -> None:
     async with TcpProxy(server.url(cell.transport)) as proxy:
-        client = server.connect(cell.transport, url=proxy.url, keepalive_interval=0.2, keepalive_timeout=0.2)
+        client = server.connect(
+            cell.transport, url=proxy.url, keepalive_interval=0.2, keepalive_timeout=0.2, reconnect_timeout=0.0
+        )
         upload = client.upload("a")
         await upload.open()
         follower = client.open(upload.id).follow()

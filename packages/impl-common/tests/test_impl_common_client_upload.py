@@ -16,7 +16,7 @@ from tailrace_common_api import (
     TailraceError,
     Visibility,
 )
-from tailrace_impl_common import EMPTY_HEAD, ClientStream, Connection
+from tailrace_impl_common import EMPTY_HEAD, ClientStream, Connection, ServerLink
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common.messages import (
     ClientMessage,
@@ -124,7 +124,7 @@ class PlayedConnection(Connection):
 async def opened() -> tuple[ConnectedUpload, PlayedStream]:
     connection = PlayedConnection()
     request = OpenUpload(metadata=METADATA, visibility=Visibility.LIVE)
-    upload = ConnectedUpload(connection, request, ClientSettings())
+    upload = ConnectedUpload(ServerLink(connection, ClientSettings(reconnect_timeout=0)), request)
     await upload.open()
     return upload, connection.stream
 

@@ -190,7 +190,7 @@ async def test_the_connection_is_made_again_after_the_server_came_back(manager: 
     first = GrpcServer()
     await first.start(manager, TransportServerSettings())
     url = first.urls["grpc"]
-    async with connect(url) as client:
+    async with connect(url, ClientSettings(reconnect_timeout=0)) as client:
         async with client.upload("a") as upload:
             pass
         await first.close(1.0)

@@ -15,6 +15,7 @@ from tailrace_common_api import (
     Limits,
     Metadata,
     Status,
+    TailraceError,
     Visibility,
 )
 
@@ -83,6 +84,9 @@ class UploadRequest:
     """Key under which a repeated request opens the same upload again; 1 to 255 characters."""
     while_away: WhileAway = WAIT
     """What becomes of written bytes that the server does not take at the moment."""
+    prefix: Callable[[int], AsyncIterable[Buffer]] | None = None
+    """Yields the first bytes of the source, as many as it is called with, for a server that lost more than the session
+    still has, and for a key under which there are bytes already. ``None`` where they cannot be read again."""
 
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 0:
@@ -103,7 +107,8 @@ class ReopenRequest:
     """Upload token of the last session."""
     prefix: Callable[[int], AsyncIterable[Buffer]] | None = None
     """Yields the first bytes of the source, as many as it is called with: what the server has is compared with them
-    before anything is sent. ``None`` when the server cannot have any."""
+    before anything is sent, and it is asked again for a server that lost more than the session still has. ``None`` when
+    the server cannot have any."""
 
 
 class UploadSession(ABC):
@@ -117,10 +122,13 @@ class UploadSession(ABC):
     is cancelled may have handed over part of its bytes: the upload is then to be aborted, which leaving the context
     manager does.
 
-    When the server ends the upload (quota, disk full, deleted, fenced), the running or next call raises that error. A lost
-    connection, a server that restarts and one that is overloaded do not end it: the session reconnects and continues
-    where the server stands, for as long as the client's ``reconnect_timeout`` says. What was written and is not announced
-    is kept for that, at most two windows.
+    When the server ends the upload (quota, disk full, deleted, fenced), the running or next call raises that error. A
+    lost connection, a server that restarts and one that is overloaded do not end it: the session reconnects and
+    continues where the server stands, for as long as the client's ``reconnect_timeout`` says; :attr:`interruption`
+    tells. What was written and is not announced is kept for that, at most two windows. Meanwhile :meth:`write`,
+    :meth:`flush`, :meth:`finish` and :meth:`detach` wait, and :meth:`abort` ends at once. When the session comes back
+    it may find ``ResourceFailed`` (the grace period is over), ``SourceChanged`` (another session wrote other bytes) or
+    ``DataLost`` (the server has less than it announced, and the bytes are gone).
     """
 
     @property
@@ -162,6 +170,16 @@ class UploadSession(ABC):
     @abstractmethod
     def status(self) -> Status:
         """The last status that the server sent: the one of the opening, or the final one."""
+
+    @property
+    def interruption(self) -> TailraceError | None:
+        """Why there is no connection at the moment, while the session tries to come back; else ``None``."""
+        return None
+
+    async def interruptions(self) -> AsyncGenerator[TailraceError | None, None]:
+        """Yield :attr:`interruption` whenever it changed, latest wins; ends with the session."""
+        if self.interruption is not None:
+            yield self.interruption
 
     @abstractmethod
     async def open(self) -> None:

@@ -16,7 +16,7 @@ from typing import Self
 
 from tailrace_client_upload_api import _client as asynchronous
 from tailrace_client_upload_api._client import Buffer, ReopenRequest, UploadRequest
-from tailrace_common_api import KIBIBYTE, Checkpoint, Limits, Status, Visibility
+from tailrace_common_api import KIBIBYTE, Checkpoint, Limits, Status, TailraceError, Visibility
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
 __all__ = ["UploadClient", "UploadSession"]
@@ -224,6 +224,15 @@ class UploadSession:
     def checkpoints(self) -> BlockingIterator[Checkpoint]:
         """Yield the announced checkpoint whenever it changed, latest wins; ends when the upload is complete."""
         return BlockingIterator(self._portal, self._session.checkpoints())
+
+    @property
+    def interruption(self) -> TailraceError | None:
+        """Why there is no connection at the moment, while the session tries to come back; else ``None``."""
+        return self._session.interruption
+
+    def interruptions(self) -> BlockingIterator[TailraceError | None]:
+        """Yield :attr:`interruption` whenever it changed, latest wins; ends with the session."""
+        return BlockingIterator(self._portal, self._session.interruptions())
 
     def detach(self) -> None:
         """End the session and leave the upload open: it can be reopened within the server's grace period."""

@@ -9,6 +9,7 @@ from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
 from tailrace_impl_common._endpoint import Endpoint
+from tailrace_impl_common._failover import FailoverConnection
 from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
 from tailrace_impl_common._head import (
     BLOCK_SIZE,
@@ -28,8 +29,9 @@ from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClien
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
 from tailrace_impl_common._process_exit import ProcessExit
+from tailrace_impl_common._reconnecting import ServerLink
 from tailrace_impl_common._request_log import counted_refusals, current_caller, log_failure, set_caller
-from tailrace_impl_common._retry import Retry, RetrySchedule
+from tailrace_impl_common._retry import Reconnection, Retry, RetrySchedule, is_retried
 from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
@@ -38,7 +40,13 @@ from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
 from tailrace_impl_common._tracing import current_trace, outgoing_trace, traced
 from tailrace_impl_common._transcode import Transcoder
-from tailrace_impl_common._upload_machine import UPLOAD_TRANSITIONS, UploadReceiver, UploadSender, UploadState
+from tailrace_impl_common._upload_machine import (
+    UPLOAD_TRANSITIONS,
+    Resumption,
+    UploadReceiver,
+    UploadSender,
+    UploadState,
+)
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
 
 __all__ = [
@@ -65,6 +73,7 @@ __all__ = [
     "DownloadSender",
     "DownloadState",
     "Endpoint",
+    "FailoverConnection",
     "GrowingFile",
     "HeadHasher",
     "IdGenerator",
@@ -74,10 +83,13 @@ __all__ = [
     "MessageStream",
     "ProcessExit",
     "ReceiveWindow",
+    "Reconnection",
+    "Resumption",
     "Retry",
     "RetrySchedule",
     "RotationPolicy",
     "SendWindow",
+    "ServerLink",
     "ServerStream",
     "Signal",
     "Source",
@@ -100,6 +112,7 @@ __all__ = [
     "head_of",
     "head_of_file",
     "is_loopback",
+    "is_retried",
     "iter_source",
     "last_lines",
     "line_count",

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Self
 
-from tailrace_client_download_api import EVERYTHING, DownloadClient, ResourceClient
+from tailrace_client_download_api import EVERYTHING, NO_ATTRIBUTES, DownloadClient, ResourceClient
 from tailrace_client_upload_api import ReopenRequest, UploadClient, UploadRequest
-from tailrace_common_api import ClientSettings, ListFilter, Page, Reference, Status, check_id
-from tailrace_impl_common._client_download import ConnectedResource, ask
+from tailrace_common_api import ClientSettings, ListFilter, Page, Reference, Status, check_attributes, check_id
+from tailrace_impl_common._client_contexts import context_events
+from tailrace_impl_common._client_download import ConnectedResource
 from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._reconnecting import ServerLink
 from tailrace_impl_common._streams import Connection
-from tailrace_impl_common.messages import Delete, Done, GetStatus, List, Listed, OpenUpload, ReopenUpload
+from tailrace_impl_common.messages import (
+    CloseContext,
+    Context,
+    ContextEvent,
+    CreateContext,
+    Delete,
+    Done,
+    GetContext,
+    GetStatus,
+    List,
+    Listed,
+    OpenUpload,
+    ReopenUpload,
+)
 
 
 class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
@@ -23,7 +39,7 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
     def __init__(self, connection: Connection, settings: ClientSettings | None = None) -> None:
         """Use ``connection``, which is closed with this client."""
         self._connection = connection
-        self._settings = settings or ClientSettings()
+        self._link = ServerLink(connection, settings or ClientSettings())
 
     @property
     def connection(self) -> Connection:
@@ -38,28 +54,42 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
             sha256=request.sha256,
             idempotency_key=request.idempotency_key,
         )
-        return ConnectedUpload(self._connection, message, self._settings)
+        return ConnectedUpload(self._link, message, request.prefix)
 
     def resume_upload(self, request: ReopenRequest) -> ConnectedUpload:
         message = ReopenUpload(id=check_id(request.id), token=request.token)
-        return ConnectedUpload(self._connection, message, self._settings, request.prefix)
+        return ConnectedUpload(self._link, message, request.prefix)
 
     def open(self, reference: str, *, token: str | None = None) -> ConnectedResource:
-        return ConnectedResource(self._connection, Reference.parse(reference).id, token, self._settings)
+        return ConnectedResource(self._link, Reference.parse(reference).id, token)
 
     async def status(self, reference: str, *, token: str | None = None) -> Status:
-        return await ask(self._connection, GetStatus(id=Reference.parse(reference).id, token=token), Status)
+        return await self._link.ask(GetStatus(id=Reference.parse(reference).id, token=token), Status)
 
     async def list_page(
         self, filter: ListFilter = EVERYTHING, *, limit: int = 100, page_token: str | None = None
     ) -> Page:
-        return (await ask(self._connection, List(filter=filter, limit=limit, page_token=page_token), Listed)).page
+        return (await self._link.ask(List(filter=filter, limit=limit, page_token=page_token), Listed)).page
 
     async def delete(self, reference: str, *, token: str | None = None) -> None:
-        await ask(self._connection, Delete(id=Reference.parse(reference).id, token=token), Done)
+        await self._link.ask(Delete(id=Reference.parse(reference).id, token=token), Done)
+
+    async def create_context(self, attributes: Mapping[str, str] = NO_ATTRIBUTES) -> Context:
+        check_attributes(attributes)
+        return await self._link.ask(CreateContext(attributes=dict(attributes)), Context)
+
+    async def get_context(self, id: str) -> Context:
+        return await self._link.ask(GetContext(id=check_id(id)), Context)
+
+    async def close_context(self, id: str) -> Context:
+        return await self._link.ask(CloseContext(id=check_id(id)), Context)
+
+    def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        return context_events(self._link, id, after)
 
     async def close(self) -> None:
         """End every conversation and release the connection; idempotent."""
+        self._link.close()
         await self._connection.close()
 
     async def __aenter__(self) -> Self:

@@ -6,12 +6,11 @@ import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
-from typing import TypeVar
 
 from tailrace_client_download_api import FROM_START, DataChunk, RemoteResource
 from tailrace_common_api import (
-    ClientSettings,
     ConnectionLost,
+    DataLost,
     DeadlineExceeded,
     InvalidArgument,
     Position,
@@ -23,8 +22,11 @@ from tailrace_common_api import (
     TailraceError,
 )
 from tailrace_impl_common._download_machine import DownloadReceiver
+from tailrace_impl_common._reconnecting import ServerLink
+from tailrace_impl_common._retry import Reconnection
 from tailrace_impl_common._saving import save_resource
-from tailrace_impl_common._streams import ClientStream, Connection
+from tailrace_impl_common._signal import Signal
+from tailrace_impl_common._streams import ClientStream
 from tailrace_impl_common.messages import (
     Chunk,
     Delete,
@@ -40,7 +42,6 @@ from tailrace_impl_common.messages import (
     ReadLines,
     Request,
     ServerMessage,
-    UnaryRequest,
     Watch,
     Watched,
 )
@@ -48,54 +49,66 @@ from tailrace_impl_common.messages import (
 MAX_CHUNK_SIZE = 4 * 1024 * 1024 - 64 * 1024
 """Largest chunk of the protocol, in bytes: it stays below gRPC's default message limit with everything around it."""
 
-AnswerT = TypeVar("AnswerT")
-
-
-async def ask(connection: Connection, request: UnaryRequest, answer_type: type[AnswerT]) -> AnswerT:
-    """Send a unary request and return its answer.
-
-    Raises:
-        ProtocolError: The answer is not of ``answer_type``.
-        TailraceError: The server's error, or the connection's.
-    """
-    answer = await connection.call(request)
-    if not isinstance(answer, answer_type):
-        raise ProtocolError(f"{type(answer).__name__} does not answer {type(request).__name__}")
-    return answer
-
 
 class ConnectedResource(RemoteResource):
     """A resource over any transport; every operation is a conversation of its own."""
 
-    def __init__(self, connection: Connection, id: str, token: str | None, settings: ClientSettings) -> None:
+    def __init__(self, link: ServerLink, id: str, token: str | None) -> None:
         """Stand for resource ``id``; nothing is sent yet."""
-        self._connection = connection
+        self._link = link
         self._id = id
         self._token = token
-        self._settings = settings
+        self._settings = link.settings
         self._streams: set[ClientStream] = set()
         self._closed = False
+        self._interrupted: dict[Reconnection, TailraceError] = {}
+        self._changed = Signal()
 
     @property
     def id(self) -> str:
         return self._id
 
     async def status(self) -> Status:
-        return await ask(self._connection, GetStatus(id=self._id, token=self._token), Status)
+        return await self._link.ask(GetStatus(id=self._id, token=self._token), Status)
+
+    @property
+    def interruption(self) -> TailraceError | None:
+        return next(reversed(self._interrupted.values()), None)
+
+    async def interruptions(self) -> AsyncGenerator[TailraceError | None, None]:
+        known: TailraceError | None = None
+        while not self._closed and not self._link.closed:
+            if self.interruption is not known:
+                known = self.interruption
+                yield known
+            else:
+                await self._changed.wait()
 
     async def statuses(self) -> AsyncGenerator[Status, None]:
-        async with aclosing(self._messages(Watch(id=self._id, token=self._token))) as messages:
-            version = -1
-            async for message in messages:
-                if isinstance(message, Watched):
+        known: Status | None = None
+        reconnection = self._link.reconnection()
+        request = Watch(id=self._id, token=self._token)
+        while known is None or not known.state.terminal:
+            try:
+                async with aclosing(self._messages(request, reconnection)) as messages:
+                    first = True
+                    async for message in messages:
+                        if isinstance(message, Watched):
+                            return
+                        if not isinstance(message, Status):
+                            raise ProtocolError(f"{type(message).__name__} received while watching")
+                        if known is not None and message.version <= known.version:
+                            _check_known(known, message, first)
+                        else:
+                            known = message
+                            reconnection.progress()
+                            yield message
+                        first = False
+                raise ConnectionLost("the server ended the conversation before the resource ended")
+            except TailraceError as error:
+                if known is not None and known.state.terminal:
                     return
-                if not isinstance(message, Status):
-                    raise ProtocolError(f"{type(message).__name__} received while watching")
-                if message.version <= version:
-                    raise ProtocolError(f"status of version {message.version} received after version {version}")
-                version = message.version
-                yield message
-        raise ConnectionLost("the server ended the conversation before the resource ended")
+                await self._come_back(reconnection, error, established=known is not None)
 
     def chunks(self, start: int = 0, end: int | None = None) -> AsyncGenerator[DataChunk, None]:
         return self._data(Read(id=self._id, token=self._token, start=start, end=end, window=self._window))
@@ -118,15 +131,15 @@ class ConnectedResource(RemoteResource):
         return self._data(ReadLines(id=self._id, token=self._token, last=count, window=self._window))
 
     async def locate_line(self, line: int) -> Position:
-        answer = await ask(self._connection, Locate(id=self._id, token=self._token, line=line), Located)
+        answer = await self._link.ask(Locate(id=self._id, token=self._token, line=line), Located)
         return answer.position
 
     async def locate_offset(self, offset: int) -> Position:
-        answer = await ask(self._connection, Locate(id=self._id, token=self._token, offset=offset), Located)
+        answer = await self._link.ask(Locate(id=self._id, token=self._token, offset=offset), Located)
         return answer.position
 
     async def heads(self, sizes: Sequence[int]) -> tuple[bytes, ...]:
-        answer = await ask(self._connection, GetHeads(id=self._id, token=self._token, sizes=tuple(sizes)), Heads)
+        answer = await self._link.ask(GetHeads(id=self._id, token=self._token, sizes=tuple(sizes)), Heads)
         if len(answer.heads) != len(sizes):
             raise ProtocolError(f"{len(answer.heads)} heads answer a request for {len(sizes)}")
         return answer.heads
@@ -135,10 +148,12 @@ class ConnectedResource(RemoteResource):
         return await save_resource(self, path, progress=progress)
 
     async def delete(self) -> None:
-        await ask(self._connection, Delete(id=self._id, token=self._token), Done)
+        await self._link.ask(Delete(id=self._id, token=self._token), Done)
 
     async def close(self) -> None:
         self._closed = True
+        self._link.wake()
+        self._changed.notify()
         while self._streams:
             await self._streams.pop().close()
 
@@ -149,17 +164,25 @@ class ConnectedResource(RemoteResource):
     async def _data(
         self, request: DownloadRequest, *, raise_on_failure: bool = False
     ) -> AsyncGenerator[DataChunk, None]:
-        """Yield the proven bytes of one conversation, granting more as they are taken."""
+        """Yield the proven bytes of one conversation after the other, granting more as they are taken."""
         machine = DownloadReceiver(window=request.window, max_chunk=MAX_CHUNK_SIZE, verify=self._settings.verify)
-        async with await self._open(request) as stream:
+        reconnection = self._link.reconnection()
+        current = request
+        while machine.end is None:
+            lost: TailraceError | None = None
+            stream: ClientStream | None = None
             try:
-                machine.receive(await self._first(stream, request))
+                stream = await self._open(current)
+                machine.receive(await self._first(stream, current))
+                self._back(reconnection)
                 while machine.end is None:
                     message = await stream.receive()
                     if message is None:
                         raise ConnectionLost(f"the server ended the stream at offset {machine.offset} without its end")
                     machine.receive(message)
                     if isinstance(message, Chunk):
+                        if reconnection.pending:
+                            reconnection.progress()
                         yield DataChunk(message.offset, message.data, message.checkpoint)
                         # The reader has what it wants of the chunk; nothing may keep it while the next is awaited.
                         del message
@@ -168,28 +191,70 @@ class ConnectedResource(RemoteResource):
                             # A server that has sent everything has hung up already; what it said is still to be read.
                             with suppress(TailraceError):
                                 await stream.send(window)
+            except TailraceError as error:
+                lost = error
             finally:
-                self._streams.discard(stream)
+                if stream is not None:
+                    await self._leave(stream, lost)
+            if lost is not None:
+                rest = machine.again(request)
+                if rest is None:
+                    raise lost
+                current = rest
+                await self._come_back(reconnection, machine.explain(lost), established=machine.started is not None)
         status = machine.end.status
         if raise_on_failure and status.state is ResourceState.FAILED:
             raise ResourceFailed(id=self._id, reason=status.reason or "", size=status.size)
 
-    async def _messages(self, request: Request) -> AsyncGenerator[ServerMessage, None]:
-        async with await self._open(request) as stream:
-            try:
-                message: ServerMessage | None = await self._first(stream, request)
-                while message is not None:
-                    yield message
-                    message = await stream.receive()
-            finally:
-                self._streams.discard(stream)
+    async def _messages(self, request: Request, reconnection: Reconnection) -> AsyncGenerator[ServerMessage, None]:
+        stream = await self._open(request)
+        lost: TailraceError | None = None
+        try:
+            message: ServerMessage | None = await self._first(stream, request)
+            self._back(reconnection)
+            while message is not None:
+                yield message
+                message = await stream.receive()
+        except TailraceError as error:
+            lost = error
+            raise
+        finally:
+            await self._leave(stream, lost)
+
+    async def _come_back(self, reconnection: Reconnection, error: TailraceError, *, established: bool) -> None:
+        """Wait until a lost conversation is to be tried again.
+
+        Raises:
+            TailraceError: ``error``: it is not to be tried again.
+        """
+        if not established and (isinstance(error, DeadlineExceeded) or not self._link.may_try_again()):
+            raise error
+        self._interrupted[reconnection] = error
+        self._changed.notify()
+        try:
+            await self._link.come_back(reconnection, error, unwanted=lambda: self._closed)
+        except BaseException:
+            del self._interrupted[reconnection]
+            self._changed.notify()
+            raise
+
+    def _back(self, reconnection: Reconnection) -> None:
+        self._link.opened(reconnection)
+        if self._interrupted.pop(reconnection, None) is not None:
+            self._changed.notify()
 
     async def _open(self, request: Request) -> ClientStream:
         if self._closed:
             raise ConnectionLost("the resource was closed")
-        stream = await self._connection.open(request)
+        stream = await self._link.connection.open(request)
         self._streams.add(stream)
         return stream
+
+    async def _leave(self, stream: ClientStream, lost: TailraceError | None) -> None:
+        self._streams.discard(stream)
+        if lost is not None:
+            self._link.lose(stream, lost)
+        await stream.close()
 
     async def _first(self, stream: ClientStream, request: Request) -> ServerMessage:
         """Return the first message of the server, which has a deadline."""
@@ -210,3 +275,11 @@ class ConnectedResource(RemoteResource):
 def _check_count(field: str, count: int) -> None:
     if count < 0:
         raise InvalidArgument(field=field, problem=f"{count} is negative")
+
+
+def _check_known(known: Status, status: Status, first: bool) -> None:
+    """Check a status that is no newer than a known one, as the first after a reconnection may be."""
+    if not first:
+        raise ProtocolError(f"status of version {status.version} received after version {known.version}")
+    if status.size < known.size:
+        raise DataLost(announced=known.size, size=status.size)

@@ -10,18 +10,40 @@ pace to the transport, and then no ``Window`` is ever sent.
 
 A chunk that ends at an announced size carries the checkpoint there. A reader that started at 0 compares its own head
 with it, and with the status in ``End``.
+
+When the conversation is lost the reader asks for the rest (:meth:`DownloadReceiver.again`), and the stream is STARTING
+anew, at the byte after the last proven one: chain and window begin afresh, the head goes on.
 """
 
 from __future__ import annotations
 
 import enum
 
-from tailrace_common_api import Checkpoint, IntegrityError, ProtocolError, Status
+from tailrace_common_api import (
+    Checkpoint,
+    DataLost,
+    FromOffset,
+    IntegrityError,
+    ProtocolError,
+    RangeNotSatisfiable,
+    Status,
+    TailraceError,
+)
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._chain import ChainSender, ChainVerifier
 from tailrace_impl_common._head import HeadHasher
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
-from tailrace_impl_common.messages import Chunk, ClientMessage, End, ServerMessage, Started, Window
+from tailrace_impl_common.messages import (
+    Chunk,
+    ClientMessage,
+    DownloadRequest,
+    End,
+    Follow,
+    Read,
+    ServerMessage,
+    Started,
+    Window,
+)
 
 
 class DownloadState(enum.Enum):
@@ -87,6 +109,7 @@ class DownloadReceiver:
 
     __slots__ = (
         "_confirmed",
+        "_disproved",
         "_hasher",
         "_max_chunk",
         "_verifier",
@@ -113,9 +136,10 @@ class DownloadReceiver:
         self._window: ReceiveWindow | None = None
         self._hasher: HeadHasher | None = None
         self._confirmed = 0
+        self._disproved = False
         self.state = DownloadState.STARTING
         self.started: Started | None = None
-        """The server's answer to the request; ``None`` while STARTING."""
+        """The server's answer to the last request; ``None`` while STARTING for the first time."""
         self.end: End | None = None
         """How the stream ended; ``None`` before."""
 
@@ -143,13 +167,44 @@ class DownloadReceiver:
             self._finish(message)
         self.state = state
 
+    def again(self, request: DownloadRequest) -> DownloadRequest | None:
+        """Return what to ask for when the conversation was lost, and expect its answer.
+
+        Args:
+            request: What was asked for at first.
+
+        Returns:
+            The request for the rest; ``None`` when what arrived is not what the server had announced: it was handed
+            out, and no other answer makes it right.
+        """
+        if self._disproved:
+            return None
+        self.state = DownloadState.STARTING
+        if self.started is None:
+            return request
+        if isinstance(request, Follow):
+            return Follow(id=request.id, token=request.token, start=FromOffset(self.offset), window=request.window)
+        return Read(id=request.id, token=request.token, start=self.offset, end=self.started.end, window=request.window)
+
+    def explain(self, error: TailraceError) -> TailraceError:
+        """Return what the server's answer to a request for the rest means: what was there can only be lost."""
+        if self.started is None or not isinstance(error, RangeNotSatisfiable):
+            return error
+        return DataLost(announced=max(self.offset, self.started.end or 0), size=error.size)
+
     def _start(self, started: Started) -> None:
+        if self.started is None:
+            if self._verify and started.offset == 0:
+                self._hasher = HeadHasher()
+        elif (started.offset, started.end) != (self.offset, self.started.end):
+            raise ProtocolError(
+                f"the stream goes on with bytes [{started.offset}, {started.end}), "
+                f"where [{self.offset}, {self.started.end}) were asked for"
+            )
         self.started = started
         self._verifier = ChainVerifier(started.offset)
         if self._window_size:
             self._window = ReceiveWindow(self._window_size, offset=started.offset, overdraft=self._max_chunk)
-        if self._verify and started.offset == 0:
-            self._hasher = HeadHasher()
 
     def _take(self, chunk: Chunk) -> None:
         if self._window is not None:
@@ -165,6 +220,7 @@ class DownloadReceiver:
 
     def _compare(self, hasher: HeadHasher, head: bytes) -> None:
         if hasher.head() != head:
+            self._disproved = True
             raise IntegrityError(
                 offset=self._confirmed, problem=f"the head of the first {hasher.size} bytes is not the announced one"
             )

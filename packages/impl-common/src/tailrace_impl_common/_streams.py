@@ -73,6 +73,11 @@ class Connection(ABC):
     def best_chunk_size(self) -> int:
         """Size of chunks that suits this transport best, in bytes."""
 
+    @property
+    def ways(self) -> int:
+        """How many ways to a server this connection has, at least 1; see :meth:`turn`."""
+        return 1
+
     @abstractmethod
     async def open(self, request: Request) -> ClientStream:
         """Begin a conversation; connects first where necessary.
@@ -91,6 +96,10 @@ class Connection(ABC):
             ConnectionLost: The server cannot be reached.
             DeadlineExceeded: The answer took too long.
         """
+
+    def turn(self, stream: ClientStream) -> None:
+        """Take note that a conversation was lost: a connection that has several ways to a server takes another one."""
+        return
 
     @abstractmethod
     async def close(self) -> None:

@@ -10,8 +10,17 @@ receives and those that it sends::
 
 ``Checkpoint`` and ``Window`` come at any time between ``Opened`` and ``Finished`` and change no state. A message that
 the table does not have is the peer's ``ProtocolError`` when it was received, and this side's defect (``RuntimeError``)
-when it was to be sent. An error ends the conversation in any state; whether the upload goes on after that is decided
-by the server's grace period, not here.
+when it was to be sent. An error ends the conversation in any state.
+
+An upload goes on when its conversation was lost: while it is OPEN or FINISHING the client asks for it again
+(``ReopenUpload``), and :meth:`UploadSender.resume` takes the answer. The server decides the offset; the client has kept
+what it sent and the server has not announced, with hash states among it, so it can compare the heads there and send
+what lies behind it again. The chain begins anew with each conversation, a ``Finish`` is repeated. ::
+
+    Opened.status    terminal       OPEN ─▶ ENDED; success if it is COMPLETED with the size and head of the Finish sent
+    Opened.offset    kept           the heads agree ─▶ OPEN, continue there; they differ ─▶ the source has changed
+                     below that     MISSING: the bytes between must come from the source again, or data is lost
+                     not sent yet   DIFFERS: somebody else has written
 
 Offsets. The client sends ``[offset, until)`` and nothing beyond: chunks are cut to fit. ``until`` never shrinks. The
 server refuses what does not continue exactly at the offset it expects (``WrongOffset``), overdraws the window
@@ -23,10 +32,23 @@ from __future__ import annotations
 import enum
 from collections import deque
 
-from tailrace_common_api import Checkpoint, Limits, MessageTooLarge, ProtocolError, Status, WrongOffset
+from tailrace_common_api import (
+    AlreadyTerminal,
+    Checkpoint,
+    DataLost,
+    Limits,
+    MessageTooLarge,
+    ProtocolError,
+    ResourceFailed,
+    ResourceState,
+    SourceChanged,
+    Status,
+    WrongOffset,
+)
 from tailrace_impl_common._buffers import Buffer, flat
 from tailrace_impl_common._chain import ChainSender, ChainVerifier
 from tailrace_impl_common._head import HeadHasher
+from tailrace_impl_common._unannounced import Unannounced
 from tailrace_impl_common._window import SendWindow
 from tailrace_impl_common.messages import (
     Abort,
@@ -38,6 +60,9 @@ from tailrace_impl_common.messages import (
     ServerMessage,
     Window,
 )
+
+DATA_LOST = "data lost"
+"""Reason of uploads that ended because the server lost what it had announced."""
 
 
 class UploadState(enum.Enum):
@@ -80,20 +105,39 @@ def _sent(state: UploadState, message_type: type) -> UploadState:
         raise RuntimeError(f"{message_type.__name__} sent while the upload is {state.name}") from None
 
 
+class Resumption(enum.Enum):
+    """How an upload stands when it was reopened."""
+
+    ENDED = enum.auto()
+    """It was completed: what was lost is the acknowledgement."""
+    CONTINUED = enum.auto()
+    """It goes on."""
+    DIFFERS = enum.auto()
+    """The server has other bytes than were sent."""
+    MISSING = enum.auto()
+    """The server has less than what is kept here can continue."""
+
+
 class UploadSender:
     """The client's half: takes bytes, cuts chunks that fit the window, and knows what is announced.
 
     Bytes that were written wait here until they are cut; small ones are then joined into one chunk. The shell keeps
-    :attr:`pending` small by making its writers wait.
+    :attr:`pending` small by making its writers wait. Bytes that were cut stay here until they are announced.
     """
 
     __slots__ = (
         "_chain",
         "_chunk_size",
+        "_gap",
         "_hasher",
+        "_held",
+        "_held_size",
         "_parts",
         "_pending",
+        "_sent",
+        "_told",
         "_window",
+        "_written",
         "announced",
         "final",
         "opened",
@@ -109,14 +153,21 @@ class UploadSender:
         self._chunk_size = chunk_size
         self._parts: deque[Buffer] = deque()
         self._pending = 0
+        self._written = 0
         self._window = SendWindow()
         self._chain = ChainSender()
         self._hasher = HeadHasher()
+        self._sent = Unannounced()
+        self._told = 0
+        # While a source is read again: where what was held back goes on, with the hash state there, and that itself.
+        self._gap: HeadHasher | None = None
+        self._held: deque[Buffer] = deque()
+        self._held_size = 0
         self.state = UploadState.OPENING
         self.opened: Opened | None = None
-        """The server's answer to the request; ``None`` while OPENING."""
+        """The server's answer to the last request; ``None`` while OPENING."""
         self.announced = Checkpoint(0, 0, self._hasher.head())
-        """The last announced checkpoint."""
+        """The last announced checkpoint. It never goes back, even when a server does."""
         self.final: Finished | None = None
         """How the upload ended; ``None`` before."""
 
@@ -128,7 +179,12 @@ class UploadSender:
     @property
     def pending(self) -> int:
         """Bytes that were written and are not cut yet."""
-        return self._pending
+        return self._pending + self._held_size
+
+    @property
+    def kept(self) -> int:
+        """Bytes that were cut and are kept, to be sent again if need be."""
+        return self._sent.size
 
     @property
     def sent(self) -> int:
@@ -138,7 +194,7 @@ class UploadSender:
     @property
     def offset(self) -> int:
         """Offset behind everything that was written."""
-        return self._chain.offset + self._pending
+        return self._written
 
     @property
     def head(self) -> bytes:
@@ -155,28 +211,39 @@ class UploadSender:
         if isinstance(message, Window):
             self._window.grant(message.until)
         elif isinstance(message, Checkpoint):
-            if not self.announced.size <= message.size <= self.sent:
+            if not self._told <= message.size <= self.sent:
                 raise ProtocolError(
-                    f"checkpoint at {message.size} is not within {self.announced.size}, the last one, "
+                    f"checkpoint at {message.size} is not within {self._told}, the last one, "
                     f"and {self.sent}, what was sent"
                 )
-            self.announced = message
+            self._announce(message)
         elif isinstance(message, Opened):
             state = self._open(message)
         elif isinstance(message, Finished):
             self.final = message
         self.state = state
 
+    def _announce(self, checkpoint: Checkpoint) -> None:
+        self._told = checkpoint.size
+        self._sent.announce(checkpoint.size)
+        if checkpoint.size >= self.announced.size:
+            self.announced = checkpoint
+
     def _open(self, opened: Opened) -> UploadState:
-        self.opened = opened
-        self._chunk_size = min(self._chunk_size, opened.limits.chunk_size)
-        self._window = SendWindow(opened.until)
-        self._chain = ChainSender(opened.offset)
-        self.announced = Checkpoint(opened.offset, opened.newlines, opened.head)
+        self._written = opened.offset
+        self._begin(opened)
         if opened.status.state.terminal:
             self.final = Finished(opened.status)
             return UploadState.ENDED
         return UploadState.OPEN
+
+    def _begin(self, opened: Opened) -> None:
+        """Take what a conversation begins with."""
+        self.opened = opened
+        self._chunk_size = min(self._chunk_size, opened.limits.chunk_size)
+        self._window = SendWindow(opened.until)
+        self._chain = ChainSender(opened.offset)
+        self._announce(Checkpoint(opened.offset, opened.newlines, opened.head))
 
     def continue_from(self, hasher: HeadHasher) -> None:
         """Use the hash state of the bytes below the opened offset; needed when that is not 0.
@@ -188,8 +255,126 @@ class UploadSender:
             raise RuntimeError(f"a hash state at {hasher.size} cannot continue at {self.sent}")
         self._hasher = hasher
 
+    def resume(self, opened: Opened, *, chunk_size: int) -> Resumption:
+        """Take the answer to ``ReopenUpload``, after the conversation before was lost.
+
+        Everything is as it was before unless the upload has ended or continues.
+
+        Args:
+            opened: The answer.
+            chunk_size: Largest chunk to cut from here on, in bytes; the server's limit counts where it is lower.
+
+        Raises:
+            ResourceFailed, AlreadyTerminal: The upload has ended otherwise than this client asked for.
+            RuntimeError: The upload is not OPEN or FINISHING.
+        """
+        finishing = self.state is UploadState.FINISHING
+        if self.state is not UploadState.OPEN and not finishing:
+            raise RuntimeError(f"an upload that is {self.state.name} cannot be resumed")
+        status = opened.status
+        if status.state.terminal:
+            as_finished = finishing and (status.size, status.head) == (self.sent, self.head)
+            self.opened = opened
+            self.final = Finished(status)
+            self.state = UploadState.ENDED
+            if status.state is not ResourceState.COMPLETED:
+                raise ResourceFailed(id=status.id, reason=status.reason or "", size=status.size)
+            if not as_finished:
+                raise AlreadyTerminal(id=status.id, state=status.state.value)
+            return Resumption.ENDED
+        offset = opened.offset
+        if self._gap is not None:
+            return Resumption.MISSING
+        if offset > self.sent:
+            return Resumption.DIFFERS
+        state = self._sent.state_at(offset, self._hasher)
+        if state is None:
+            return Resumption.MISSING
+        if state.head() != opened.head:
+            return Resumption.DIFFERS
+        again = self._sent.take_from(offset)
+        self._parts.extendleft(reversed(again))
+        self._pending += sum(map(len, again))
+        self._continue(opened, state, chunk_size)
+        return Resumption.CONTINUED
+
+    def _continue(self, opened: Opened, hasher: HeadHasher, chunk_size: int) -> None:
+        self._chunk_size = chunk_size
+        self._told = opened.offset
+        self._begin(opened)
+        self._hasher = hasher
+        self.state = UploadState.OPEN
+
+    def give_up(self, opened: Opened) -> tuple[Abort, DataLost]:
+        """Give up an upload of which the server has lost what nobody has any more.
+
+        Args:
+            opened: The answer to ``ReopenUpload``, with which :meth:`resume` found it MISSING.
+
+        Returns:
+            What to send, and what to raise.
+        """
+        self._continue(opened, HeadHasher(), self._chunk_size)
+        return self.abort(DATA_LOST), DataLost(announced=self.announced.size, size=opened.offset)
+
+    def known_heads(self, size: int) -> list[tuple[int, bytes]]:
+        """Return offsets up to ``size``, with the heads there, at which the source can be compared; in order."""
+        return [(state.size, state.head()) for state in (*self._sent.states(), self._hasher) if state.size <= size]
+
+    @property
+    def missing(self) -> int | None:
+        """Offset up to which the source must be read again; ``None`` when that is not needed."""
+        return None if self._gap is None else self._gap.size
+
+    def rewind(self, opened: Opened, hasher: HeadHasher, *, chunk_size: int) -> None:
+        """Continue below what is kept, after :meth:`resume` has found it MISSING.
+
+        What is kept is held back until :meth:`refill` got the bytes before it, up to :attr:`missing`.
+
+        Args:
+            opened: The answer to ``ReopenUpload``.
+            hasher: Hash state at its offset, whose head is the server's.
+            chunk_size: As for :meth:`resume`.
+
+        Raises:
+            RuntimeError: ``hasher`` stands elsewhere.
+        """
+        if hasher.size != opened.offset:
+            raise RuntimeError(f"a hash state at {hasher.size} cannot continue at {opened.offset}")
+        if self._gap is None:
+            states = self._sent.states()
+            self._gap = states[0] if states else self._hasher
+            self._held = deque(self._sent.take_from(0))
+            self._held.extend(self._parts)
+            self._held_size = sum(map(len, self._held))
+        self._sent.clear()
+        self._parts.clear()
+        self._pending = 0
+        self._continue(opened, hasher, chunk_size)
+
+    def refill(self, data: Buffer) -> None:
+        """Take bytes of the source below :attr:`missing`, in order; they must not change any more."""
+        if data:
+            self._parts.append(data)
+            self._pending += len(data)
+
+    def close_gap(self) -> None:
+        """Go on with what was held back, once everything before it was cut.
+
+        Raises:
+            SourceChanged: What was read again is not what was sent before.
+            RuntimeError: It has not the length of that.
+        """
+        assert self._gap is not None
+        if self._pending or self.sent != self._gap.size:
+            raise RuntimeError(f"the gap up to {self._gap.size} is filled up to {self.sent + self._pending}")
+        if self.head != self._gap.head():
+            raise SourceChanged(offset=0, problem=f"its first {self.sent} bytes are not those that were sent before")
+        self._parts, self._pending = self._held, self._held_size
+        self._held, self._held_size, self._gap = deque(), 0, None
+
     def write(self, data: Buffer) -> None:
-        """Take bytes; they are held by reference until they are cut and must not change until then.
+        """Take bytes; they are held by reference until they are announced and must not change until then.
 
         Raises:
             InvalidArgument: ``data`` is not bytes-like.
@@ -197,9 +382,15 @@ class UploadSender:
         """
         data = flat(data)
         _sent(self.state, Chunk)
-        if data:
+        if not data:
+            return
+        self._written += len(data)
+        if self._gap is None:
             self._parts.append(data)
             self._pending += len(data)
+        else:
+            self._held.append(data)
+            self._held_size += len(data)
 
     def next_chunk(self) -> Chunk | None:
         """Cut the next chunk; ``None`` when nothing is pending or the window is used up."""
@@ -211,6 +402,7 @@ class UploadSender:
             return None
         data = self._cut(size)
         digest, previous = self._chain.next(data)
+        self._sent.add(data, self._hasher)
         self._hasher.update(data)
         return Chunk(offset, data, digest, previous)
 
@@ -243,8 +435,8 @@ class UploadSender:
             RuntimeError: The upload is not OPEN, or bytes are pending.
         """
         state = _sent(self.state, Finish)
-        if self._pending:
-            raise RuntimeError(f"{self._pending} bytes are not sent yet")
+        if self.pending:
+            raise RuntimeError(f"{self.pending} bytes are not sent yet")
         self.state = state
         return Finish(self.sent, self.head)
 
@@ -256,7 +448,8 @@ class UploadSender:
         """
         self.state = _sent(self.state, Abort)
         self._parts.clear()
-        self._pending = 0
+        self._held.clear()
+        self._pending = self._held_size = 0
         return Abort(reason)
 
 
