@@ -22,6 +22,7 @@ from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream
+from tailrace_impl_common._tracing import outgoing_trace
 from tailrace_impl_common.messages import ClientMessage, Request, ServerMessage, UnaryAnswer, UnaryRequest
 from tailrace_server_api import Credentials, ResourceManager
 
@@ -89,6 +90,7 @@ class _ClientEnd(ClientStream):
     def __init__(self, connection: InProcessConnection, request: Request) -> None:
         self._to_server: _Pipe[ClientMessage] = _Pipe()
         self._to_client: _Pipe[ServerMessage] = _Pipe()
+        self._trace = outgoing_trace()
         self._task = asyncio.ensure_future(self._serve(connection, request))
 
     async def _serve(self, connection: InProcessConnection, request: Request) -> None:
@@ -100,6 +102,7 @@ class _ClientEnd(ClientStream):
                 _ServerEnd(self._to_server, self._to_client),
                 service=await connection.manager.authenticate(connection.credentials),
                 endpoint=connection.endpoint,
+                trace=self._trace,
             )
             error = None
         except TailraceError as exc:
@@ -167,7 +170,7 @@ class InProcessConnection(Connection):
                 await asyncio.sleep(0)
                 self.manager.admit()
                 service = await self.manager.authenticate(self.credentials)
-                return await answer_request(request, service=service, endpoint=self.endpoint)
+                return await answer_request(request, service=service, endpoint=self.endpoint, trace=outgoing_trace())
         except TailraceError as exc:
             raise error_from_wire(exc.code, exc.message, exc.details()) from None
         except TimeoutError:

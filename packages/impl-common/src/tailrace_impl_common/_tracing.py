@@ -7,7 +7,6 @@ a request. Nothing of OpenTelemetry is imported before the first request.
 from __future__ import annotations
 
 import functools
-import importlib.util
 from collections.abc import Generator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING
@@ -22,11 +21,13 @@ _HEADERS = frozenset({"traceparent", "tracestate"})
 
 @functools.cache
 def _installed() -> bool:
-    # Other distributions put modules below the same name, so that the package alone says nothing.
-    return (
-        importlib.util.find_spec("opentelemetry") is not None
-        and importlib.util.find_spec("opentelemetry.propagate") is not None
-    )
+    try:
+        # Other distributions put modules below the same name, so that a package of that name says nothing.
+        import opentelemetry.propagate
+        import opentelemetry.trace  # noqa: F401 - asked for, and imported by who uses it
+    except ImportError:
+        return False
+    return True
 
 
 def outgoing_trace() -> Mapping[str, str]:
