@@ -6,8 +6,11 @@ import pytest
 from tailrace_processes import Server
 
 import tailrace
-from tailrace._connect import client_url
+from tailrace._connect import client_url, client_urls
 from tailrace_common_api import ConfigurationError, ResourceState, TransportMissing
+
+NOBODY = "grpc://127.0.0.1:9"
+"""A URL at which nobody listens."""
 
 
 @pytest.mark.parametrize("scheme", ["grpc", "ws", "http"])
@@ -34,6 +37,27 @@ def test_the_file_names_the_server(server: Server, tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text(f'server = "{server.grpc}"\n')
     with tailrace.sync.connect(config=tmp_path / "own.toml") as blocking, blocking.upload("a") as session:
         assert session.reference.startswith(server.grpc)
+
+
+async def test_several_urls_are_ways_to_one_server(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TAILRACE_SERVER", f"{NOBODY}, {server.ws}")
+    for urls in ([NOBODY, server.ws], f"{NOBODY} {server.ws}", None):
+        async with tailrace.connect(urls) as client, client.upload("a") as upload:
+            assert upload.reference.startswith(server.ws)
+    # The first answer is one of a stream: it, too, is asked for on the other way.
+    async with tailrace.connect([NOBODY, server.ws]) as client:
+        assert (await client.open(upload.reference).wait()).state is ResourceState.COMPLETED
+
+
+def test_the_file_names_several_urls(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "own.toml").write_text(f'server = ["{NOBODY}", "{server.ws}"]\n')
+    with tailrace.sync.connect(config=tmp_path / "own.toml") as blocking, blocking.upload("a") as session:
+        assert session.reference.startswith(server.ws)
+    with tailrace.sync.connect([NOBODY, server.ws]) as blocking, blocking.upload("a") as session:
+        assert session.reference.startswith(server.ws)
 
 
 async def test_without_a_server_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,6 +87,14 @@ async def test_bad_settings_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="SCHEME"):
         async with tailrace.connect("127.0.0.1:1"):
             pass
+
+
+def test_several_urls_in_one_text() -> None:
+    assert client_urls("grpc://a, ws://b:1/p,q\n http://b:1/p,q") == ["grpc://a", "ws://b:1/p,q"]
+    assert client_urls(["grpc://a", "grpcs://b wss://c"]) == ["grpc://a", "grpcs://b", "wss://c"]
+    for urls in ([], "", "grpc://a, b", ["grpc://a", ""]):
+        with pytest.raises(ConfigurationError):
+            client_urls(urls)
 
 
 def test_http_stands_for_websocket() -> None:

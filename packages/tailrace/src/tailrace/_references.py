@@ -7,13 +7,15 @@ from dataclasses import dataclass
 
 import click
 
-from tailrace._connect import client_url
+from tailrace._connect import client_urls
 from tailrace._messages import printable
 from tailrace._settings import load_settings
 from tailrace_common_api import InvalidReference, Reference
 
 server_option = click.option(
-    "--server", metavar="URL", help="Server, whatever the reference says; bare IDs need it or TAILRACE_SERVER."
+    "--server",
+    metavar="URL[,URL]",
+    help="Server, whatever the reference says; bare IDs need it or TAILRACE_SERVER. Several URLs: ways to the same.",
 )
 reference_argument = click.argument("reference", metavar="REF")
 
@@ -23,7 +25,7 @@ class Target:
     """A resource on a server."""
 
     url: str
-    """URL to connect to."""
+    """URL to connect to, or several."""
     id: str
     """Resource id."""
 
@@ -45,7 +47,7 @@ def resolve_reference(reference: str, server: str | None) -> Target:
 
 
 def resolve_server(server: str | None) -> str:
-    """Return the URL of the server to use: the one given, or the one of the settings.
+    """Return the URL (or several, in one text) of the server to use: what is given, or what the settings name.
 
     Raises:
         click.UsageError: Neither is there, or it is the reference of a resource.
@@ -57,4 +59,4 @@ def resolve_server(server: str | None) -> str:
     with suppress(InvalidReference):
         if (base := Reference.parse(url).base) is not None:
             raise click.UsageError(f"{printable(url)} is a resource; its server is {printable(base)}")
-    return client_url(url)
+    return " ".join(client_urls(url))

@@ -81,7 +81,7 @@ class Settings:
     """All settings."""
 
     server: str | None
-    """URL of the server for what names none itself."""
+    """URL of the server for what names none itself; several are separated by commas or white space."""
     client: ClientSettings
     """Table ``[client]``."""
     serve: ServeSettings
@@ -199,8 +199,10 @@ def _merged(sources: list[Tables], table: str) -> dict[str, object]:
 
 def _first_text(sources: list[Tables], name: str) -> str | None:
     value = next((source[name] for source in sources if source.get(name) is not None), None)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return " ".join(value)
     if value is not None and not isinstance(value, str):
-        raise ConfigurationError(field=name, problem=f"{value!a} is not text")
+        raise ConfigurationError(field=name, problem=f"{value!a} is not text, nor a list of it")
     return value
 
 

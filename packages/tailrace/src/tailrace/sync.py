@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, Unpack
 
@@ -66,7 +67,10 @@ class Client(UploadClient, DownloadClient, ResourceClient):
 
 
 def connect(
-    url: str | None = None, *, config: str | os.PathLike[str] | None = None, **settings: Unpack[ClientArguments]
+    url: str | Sequence[str] | None = None,
+    *,
+    config: str | os.PathLike[str] | None = None,
+    **settings: Unpack[ClientArguments],
 ) -> Client:
     """Connect to a server; arguments and errors as for :func:`tailrace.connect`.
 
