@@ -72,6 +72,19 @@ def close_reason_is_cut_within_a_character() -> None:
     vars(_server_streams)["close_reason"] = close_reason
 
 
+@saboteur("CON-3", cell="websocket-memory")
+def bad_frames_are_closed_without_a_word() -> None:
+    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+    from tailrace_impl_websocket._frame_protocol import FrameProtocol
+
+    def handle_parser_exception(self: Any) -> None:
+        executed()
+        WebSocketsSansIOProtocol.handle_parser_exception(self)
+
+    FrameProtocol.handle_parser_exception = handle_parser_exception  # type: ignore[method-assign]  # the defect
+
+
 @saboteur("CON-4", cell="grpc-memory")
 def errors_lose_their_details() -> None:
     from tailrace_common_api import RangeNotSatisfiable

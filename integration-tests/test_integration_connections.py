@@ -257,6 +257,35 @@ async def test_frames_that_name_no_request_end_their_connection_and_no_other(
     await bystanders.end()
 
 
+BAD_FRAMES: list[tuple[str, bytes, type[TailraceError], int]] = [
+    ("text that is no UTF-8", b"\x81\x82\0\0\0\0\xff\xfe", ProtocolError, 1007),
+    ("a message far above the limit", b"\x82\xff" + (2**40).to_bytes(8, "big"), MessageTooLarge, 1009),
+    ("a reserved bit", b"\xc1\x80\0\0\0\0", ProtocolError, 1002),
+]
+
+
+@pytest.mark.cells(WEBSOCKET_CELLS)
+@pytest.mark.parametrize(
+    ("sent", "expected", "code"), [case[1:] for case in BAD_FRAMES], ids=[case[0] for case in BAD_FRAMES]
+)
+@proves("CON-2", "CON-3")
+async def test_frames_that_no_application_sees_are_answered_with_a_typed_error_too(
+    server: LocalServer, client: ConnectedClient, sent: bytes, expected: type[TailraceError], code: int
+) -> None:
+    bystanders = await Bystanders.begin(client)
+    async with raw_websocket(server) as websocket:
+        websocket.transport.write(sent)
+        error = error_in(await next_message(websocket, None, "error"))
+        assert type(error) is expected
+        with pytest.raises(ConnectionClosed) as closed:
+            await websocket.recv()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == code
+        assert len(closed.value.rcvd.reason.encode()) <= 123
+    await bystanders.go_on()
+    await bystanders.end()
+
+
 @pytest.mark.cells(WEBSOCKET_CELLS)
 @pytest.mark.parametrize("text", ["ä" * 300, "x" + "€" * 300, "x" * 122 + "😀", "short"])
 @proves("CON-3", "CON-4")

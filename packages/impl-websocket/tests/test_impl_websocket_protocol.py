@@ -30,7 +30,8 @@ from tailrace_common_api import (
     WrongOffset,
 )
 from tailrace_impl_common import chunk_hash
-from tailrace_impl_websocket import WebSocketServer, _server, _server_streams
+from tailrace_impl_websocket import WebSocketServer, _frame_protocol, _server_streams
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_server_api import TransportServerSettings
 
 UNKNOWN = "0" * 32
@@ -476,31 +477,97 @@ async def test_message_that_names_no_request_ends_the_connection(
         await works(other)
 
 
-@pytest.mark.usefixtures("errors_are_logged")
-async def test_text_that_is_no_utf_8_ends_the_connection(server: Running) -> None:
-    async with raw(server.endpoint) as client:
-        await client.websocket.send(b'{"type":"\xff"}', text=True)
-        with pytest.raises(ConnectionClosed):
-            await client.receive()
-        assert client.websocket.close_code == 1007
+def fragment(payload: bytes, *, first: int = 0x81) -> bytes:
+    """Build a masked frame; the mask is zero."""
+    size = len(payload)
+    assert size < 126
+    return bytes([first, 0x80 | size]) + bytes(4) + payload
 
 
-async def test_frame_that_is_far_too_large_ends_the_connection(server: Running) -> None:
-    async with raw(server.endpoint) as client:
+@pytest.mark.parametrize(
+    ("sent", "error", "code"),
+    [
+        (fragment(b'{"type":"\xff"}'), ProtocolError, 1007),
+        (fragment(b'{"type":"\xc3', first=0x01) + fragment(b'"}', first=0x80), ProtocolError, 1007),
+        # The length alone says it; its bytes never come.
+        (bytes([0x82, 0xFF]) + (2**40).to_bytes(8, "big"), MessageTooLarge, 1009),
+        (bytes([0x81, 0xFF]) + (9 * 2**20).to_bytes(8, "big") + bytes(100_000), MessageTooLarge, 1009),
+        (
+            fragment(b"x" * 100, first=0x02) + bytes([0x80, 0xFF]) + (9 * 2**20).to_bytes(8, "big"),
+            MessageTooLarge,
+            1009,
+        ),
+        (fragment(b"", first=0xC1), ProtocolError, 1002),
+        (fragment(b"", first=0x83), ProtocolError, 1002),
+        (fragment(b"", first=0x80), ProtocolError, 1002),
+        (fragment(b"x", first=0x88), ProtocolError, 1002),
+        (b"\x81\x01x", ProtocolError, 1002),
+    ],
+    ids=[
+        "no UTF-8",
+        "no UTF-8 over two fragments",
+        "endless",
+        "far too large",
+        "far too large in fragments",
+        "reserved bit",
+        "unknown opcode",
+        "continuation of nothing",
+        "malformed close",
+        "no mask",
+    ],
+)
+async def test_frames_that_cannot_be_read_end_the_connection_with_a_typed_error(
+    server: Running, sent: bytes, error: type[Exception], code: int
+) -> None:
+    async with raw(server.endpoint) as other, raw(server.endpoint) as client:
         await client.open_upload(1)
-
-        async def ask() -> None:
-            await client.send(bytes(9 * 1024 * 1024))
-            await client.receive()
-
+        client.websocket.transport.write(sent)
+        received = await client.error(None)
+        assert type(received) is error
+        if isinstance(received, MessageTooLarge):
+            assert received.maximum == 2 * MAX_FRAME_SIZE
+            assert received.size > received.maximum
         with pytest.raises(ConnectionClosed):
-            await ask()
-        assert client.websocket.close_code == 1009
+            await client.receive()
+        assert client.websocket.close_code == code
+        await works(other)
+
+
+async def test_client_that_goes_on_sending_still_reads_why_it_was_refused(server: Running) -> None:
+    host, _, port = server.endpoint.removeprefix("ws://").partition("/")[0].partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+        b"Sec-WebSocket-Protocol: tailrace.v1\r\n\r\n"
+    )
+    assert b"101" in await reader.readuntil(b"\r\n\r\n")
+    writer.write(bytes([0x82, 0xFF]) + (64 * 2**20).to_bytes(8, "big") + bytes(4))
+    # Nothing is read before all of it is sent: a connection that was reset would have lost what the server said.
+    for _ in range(64):
+        writer.write(bytes(2**20))
+        await writer.drain()
+    said = await reader.read()
+    assert b'"message_too_large"' in said
+    assert (1009).to_bytes(2, "big") in said
+    writer.close()
+    await writer.wait_closed()
+
+
+async def test_what_came_before_frames_that_cannot_be_read_counts(server: Running) -> None:
+    async with raw(server.endpoint) as client:
+        opened = await client.open_upload(1)
+        chunk = frame(1, 0, b"kept")
+        client.websocket.transport.write(fragment(chunk, first=0x82) + fragment(b"p", first=0x89) + fragment(b"\xff"))
+        assert isinstance(await client.error(None), ProtocolError)
+    async with raw(server.endpoint) as client:
+        await client.say("reopen_upload", 1, id=opened["status"]["id"], token=opened["token"])
+        assert (await client.until("opened"))["offset"] == 4
 
 
 async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server_streams, "_CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_server, "LINGER", 0.1)
+    monkeypatch.setattr(_frame_protocol, "LINGER", 0.1)
     async with running_server() as server, raw(server.endpoint) as client:
         client.websocket.transport.pause_reading()
 
@@ -515,13 +582,13 @@ async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.M
 
 async def test_client_that_answers_no_ping_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
     left = asyncio.Event()
-    connection_lost = _server._WebSocketProtocol.connection_lost
+    connection_lost = _frame_protocol.FrameProtocol.connection_lost
 
-    def observed(protocol: _server._WebSocketProtocol, exception: Exception | None) -> None:
+    def observed(protocol: _frame_protocol.FrameProtocol, exception: Exception | None) -> None:
         connection_lost(protocol, exception)
         left.set()
 
-    monkeypatch.setattr(_server._WebSocketProtocol, "connection_lost", observed)
+    monkeypatch.setattr(_frame_protocol.FrameProtocol, "connection_lost", observed)
     async with running_server(keepalive_interval=0.1, keepalive_timeout=0.1) as server:
         resource = await server.upload(bytes(1024 * 1024))
         left.clear()

@@ -8,24 +8,19 @@ import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import uvicorn
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from tailrace_common_api import ConfigurationError, url_scheme
 from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
-from tailrace_impl_websocket._http_protocol import LINGER, http_protocol
+from tailrace_impl_websocket._frame_protocol import FrameProtocol
+from tailrace_impl_websocket._http_protocol import http_protocol
 from tailrace_impl_websocket._options import WebSocketServerOptions
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
-
-if TYPE_CHECKING:
-    from uvicorn._types import ASGISendEvent
-
 
 _BACKLOG = 2048
 _TICK = 1.0
@@ -74,7 +69,7 @@ class WebSocketServer(TransportServer):
                 uvicorn.Config(
                     self._endpoints.application(prefix),
                     http=http_protocol(settings.max_connections),
-                    ws=_WebSocketProtocol,
+                    ws=FrameProtocol,
                     # Above the largest frame, so that a frame that is too large fails its request and no other one.
                     ws_max_size=2 * MAX_FRAME_SIZE,
                     ws_ping_interval=settings.keepalive_interval,
@@ -159,26 +154,6 @@ class _Server(uvicorn.Server):
     def cut_connections(self) -> None:
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
-
-
-class _WebSocketProtocol(WebSocketsSansIOProtocol):
-    """Ends connections whose clients do not read: closing alone waits for them for ever."""
-
-    def keepalive_timeout(self) -> None:
-        super().keepalive_timeout()
-        if self.transport.get_write_buffer_size():
-            self.transport.abort()
-
-    async def send(self, message: ASGISendEvent) -> None:
-        await super().send(message)
-        if message["type"] == "websocket.http.response.body" and not message.get("more_body"):
-            # The base forgets that a refusal completes the handshake too, and logs an error.
-            self.handshake_complete = True
-
-    async def run_asgi(self) -> None:
-        await super().run_asgi()
-        if not self.disconnected:
-            self.loop.call_later(LINGER, self.transport.abort)
 
 
 async def _listen(host: str, port: int) -> socket.socket:
