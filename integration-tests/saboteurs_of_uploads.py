@@ -221,13 +221,13 @@ def an_older_session_goes_on() -> None:
 
 @saboteur("UPL-11")
 def a_used_token_goes_on_working() -> None:
-    from tailrace_impl_server import _manager
+    from tailrace_impl_server import _uploads
 
     def matches(token: str | None, known: bytes) -> bool:
         executed()
         return bool(token)
 
-    put(_manager, "token_matches", matches)
+    put(_uploads, "token_matches", matches)
 
 
 @saboteur("UPL-12", "INT-2")

@@ -153,7 +153,7 @@ async def test_concurrent_creations_under_one_key_give_one_resource(bench: Bench
     assert (await finished.finish()).state is ResourceState.COMPLETED
     for ingest in ingests:
         await ingest.release()
-    assert len(manager._keys) == 0
+    assert len(manager._uploads._keys) == 0
 
 
 async def test_two_servers_that_create_under_one_key_give_one_resource(bench: Bench) -> None:
@@ -293,7 +293,7 @@ async def test_deleting_goes_on_when_its_caller_is_cancelled(bench: Bench) -> No
     bench.gates.open("delete")
     await asyncio.wait((deleting,))
     assert deleting.cancelled()
-    await asyncio.gather(*manager._tasks)
+    await asyncio.gather(*manager._parts.tasks._tasks)
     assert await bench.catalog.known() == frozenset()
     assert [stored async for stored in bench.storage.ids()] == []
 

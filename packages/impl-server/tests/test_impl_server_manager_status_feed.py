@@ -30,13 +30,23 @@ def grown(version: int, state: ResourceState = ResourceState.IN_PROGRESS) -> Sna
     return replace(FIRST, version=version, state=state, size=version)
 
 
+class Nobody:
+    """Observes nothing."""
+
+    def loaded(self, live: LiveResource) -> None:
+        pass
+
+    def published(self, live: LiveResource, before: Snapshot) -> None:
+        pass
+
+
 @pytest.fixture
 def live() -> LiveResource:
     descriptor = Descriptor(
         id=ID, metadata=LINES, visibility=Visibility.LIVE, created_at=0.0, token_hash=b"", principal=""
     )
     pieces = PieceSource(ID, MemoryStorage(), SharedTail(0, TailBudget(0)), PieceCache(0))
-    return LiveResource(descriptor, FIRST, pieces, Bases())
+    return LiveResource(descriptor, FIRST, pieces, Bases(), Nobody())
 
 
 async def watch(live: LiveResource) -> list[int]:
@@ -220,7 +230,7 @@ async def test_what_another_process_writes_shows_too(bench: Bench) -> None:
         waiting = asyncio.create_task(reader.changed(reader.snapshot.version))
         writer.append(b"from elsewhere\n")
         await writer.checkpoint()
-        manager._events.publish((ingest.id,))
+        manager._parts.bus.publish((ingest.id,))
         await waiting
         while reader.snapshot.size < 15:
             await reader.changed(reader.snapshot.version)

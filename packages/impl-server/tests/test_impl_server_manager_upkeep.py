@@ -65,13 +65,13 @@ async def test_coming_back_in_time_ends_the_grace(bench: Bench) -> None:
     manager = await bench.start()
     uploader = Uploader(await manager.create(LINES))
     await uploader.ingest.release()
-    assert manager._sweeper.graces == 1
+    assert manager._parts.sweeper.graces == 1
     again = await manager.reopen(uploader.id, uploader.ingest.token)
-    assert manager._sweeper.graces == 0
+    assert manager._parts.sweeper.graces == 0
     # An expiry that was under way already does no harm either.
     await manager.expire(uploader.id, None)
     assert (await Uploader(again).finish()).state is ResourceState.COMPLETED
-    assert manager._sweeper.graces == 0
+    assert manager._parts.sweeper.graces == 0
 
 
 async def test_an_upload_that_another_server_took_over_is_left_alone(bench: Bench) -> None:
@@ -149,7 +149,7 @@ async def test_the_grace_begins_again_when_the_server_starts(disk_bench: Bench) 
     await uploader.send(b"announced\n")
     await uploader.announced()
     manager = await disk_bench.restart()
-    assert manager._sweeper.graces == 1
+    assert manager._parts.sweeper.graces == 1
     async with reading(manager, uploader.id) as reader:
         assert reader.snapshot.state is ResourceState.IN_PROGRESS
     manager = await disk_bench.restart(upload_grace=0.01)
@@ -198,11 +198,11 @@ async def test_retention_deletes_by_state_and_age(bench: Bench) -> None:
     assert failed is not None
     running = await manager.create(LINES)
     now = time.time()
-    await manager._sweeper.sweep(now + 50)
+    await manager._parts.sweeper.sweep(now + 50)
     assert len(await bench.catalog.known()) == 3
-    await manager._sweeper.sweep(now + 200)
+    await manager._parts.sweeper.sweep(now + 200)
     assert await bench.catalog.known() == {failed.id, running.id}
-    await manager._sweeper.sweep(now + 10_000)
+    await manager._parts.sweeper.sweep(now + 10_000)
     assert await bench.catalog.known() == {running.id}
     assert {stored async for stored in bench.storage.ids()} == {running.id}
     await running.release()
@@ -212,10 +212,10 @@ async def test_retention_goes_on_when_one_resource_cannot_be_deleted(bench: Benc
     manager = await bench.start(retention_completed=0, sweep_interval=3600)
     statuses = [await upload(manager, b"x") for _ in range(3)]
     bench.gates.failures["delete"] = StorageFailure("busy")
-    await manager._sweeper.sweep(time.time() + 10)
+    await manager._parts.sweeper.sweep(time.time() + 10)
     assert await bench.catalog.known() == {status.id for status in statuses}
     bench.gates.failures.clear()
-    await manager._sweeper.sweep(time.time() + 10)
+    await manager._parts.sweeper.sweep(time.time() + 10)
     assert await bench.catalog.known() == frozenset()
 
 
@@ -230,7 +230,7 @@ async def test_a_lost_catalog_is_rebuilt(disk_bench: Bench) -> None:
     manager = await disk_bench.start()
     page = await manager.list(ListFilter(), limit=10)
     assert [status.id for status in page.statuses] == [completed.id, running.id]
-    assert manager._sweeper.graces == 1
+    assert manager._parts.sweeper.graces == 1
     again = await manager.create(LINES, idempotency_key="key")
     assert again.id == running.id
     await again.release()
@@ -246,7 +246,7 @@ async def test_entries_without_a_resource_are_removed(disk_bench: Bench) -> None
     manager = await disk_bench.restart()
     assert (await manager.list(ListFilter(), limit=10)).statuses == ()
     assert await disk_bench.catalog.known() == frozenset()
-    assert manager._sweeper.graces == 0
+    assert manager._parts.sweeper.graces == 0
 
 
 async def test_an_ended_resource_that_the_catalog_thinks_unfinished_is_corrected(
@@ -254,7 +254,7 @@ async def test_an_ended_resource_that_the_catalog_thinks_unfinished_is_corrected
 ) -> None:
     manager = await disk_bench.start()
 
-    async def set_state(id: str, state: ResourceState, ended_at: float | None) -> None:
+    async def set_state(id: str, state: ResourceState, ended_at: float | None, *, size: int = 0) -> None:
         raise StorageFailure("the catalog is gone")
 
     monkeypatch.setattr(disk_bench.catalog, "set_state", set_state)
@@ -265,14 +265,14 @@ async def test_an_ended_resource_that_the_catalog_thinks_unfinished_is_corrected
     entry = await disk_bench.catalog.get(status.id)
     assert entry is not None
     assert entry.state is ResourceState.COMPLETED
-    assert manager._sweeper.graces == 0
+    assert manager._parts.sweeper.graces == 0
 
 
 async def test_of_two_resources_under_one_key_the_unused_one_goes(disk_bench: Bench) -> None:
     manager = await disk_bench.start()
     used = await manager.create(LINES, idempotency_key="key")
     described = await disk_bench.storage.describe(used.id)
-    unused_id, created_at = manager._ids.next()
+    unused_id, created_at = manager._parts.ids.next()
     # What a server leaves that is killed between creating a resource and finding that the key is taken.
     await disk_bench.storage.create(replace(described, id=unused_id, created_at=created_at))
     await disk_bench.close()

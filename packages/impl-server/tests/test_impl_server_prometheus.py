@@ -255,7 +255,7 @@ async def test_the_life_of_resources_is_counted(bench: Bench) -> None:
     await lost.ingest.release()
     assert await scraped(bench, "tailrace_uploads_waiting") == 1
     await manager.delete(gone.id)
-    await turned(lambda: manager._session_count == 0)
+    await turned(lambda: manager._uploads.sessions == 0)
     for event, count in {"created": 3, "completed": 1, "failed": 0, "deleted": 1}.items():
         assert await scraped(bench, "tailrace_resource_events_total", event=event) == count, event
     assert await scraped(bench, "tailrace_uploads_open") == 0
@@ -273,7 +273,7 @@ async def test_the_lag_of_the_loop_is_measured(memory_bench: Bench, monkeypatch:
     while await scraped(memory_bench, "tailrace_event_loop_lag_seconds_count") < 3:
         pass
     await manager.close()
-    assert manager._telemetry._measuring is None
+    assert manager._parts.telemetry._measuring is None
 
 
 async def test_readiness_follows_the_life_of_the_server() -> None:

@@ -1,4 +1,4 @@
-"""Refusing work while too few file descriptors are left."""
+"""Refusing work while the process is near a limit of its own: file descriptors, requests that run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import errno
 import os
 import resource
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Self
 
-from tailrace_common_api import Overloaded
+from tailrace_common_api import Overloaded, TailraceError
+from tailrace_server_api import RequestTelemetry, Telemetry
 
 _RETRY_AFTER = 1.0
 
@@ -76,3 +80,68 @@ class DescriptorBudget:
             self._used = self._limit() if error.errno in (errno.EMFILE, errno.ENFILE) else 0
         finally:
             self._sampling = None
+
+
+class RunningRequests(Telemetry):
+    """Counts the requests that run, beside what another telemetry counts. Belongs to one event loop.
+
+    Transports ask for telemetry once for every request that runs, which makes this the place that cannot miss one.
+    """
+
+    def __init__(self, maximum: int, telemetry: Telemetry) -> None:
+        self._maximum = maximum
+        self._telemetry = telemetry
+        self.count = 0
+        """Requests that run."""
+
+    def admit(self) -> None:
+        """Let one request in.
+
+        Raises:
+            Overloaded: Too many run.
+        """
+        if self.count >= self._maximum:
+            raise Overloaded(what="requests", retry_after=_RETRY_AFTER)
+
+    def connection(self, transport: str) -> AbstractContextManager[None]:
+        return self._telemetry.connection(transport)
+
+    def request(self, transport: str, operation: str) -> RequestTelemetry:
+        return _RunningRequest(self, self._telemetry, transport, operation)
+
+    def refused(self, transport: str, code: str) -> None:
+        self._telemetry.refused(transport, code)
+
+    def exposition(self) -> tuple[str, bytes]:
+        return self._telemetry.exposition()
+
+
+class _RunningRequest(RequestTelemetry):
+    __slots__ = ("_inner", "_operation", "_running", "_telemetry", "_transport", "received", "sent")
+
+    def __init__(self, running: RunningRequests, telemetry: Telemetry, transport: str, operation: str) -> None:
+        self._running = running
+        self._telemetry = telemetry
+        self._transport = transport
+        self._operation = operation
+        self._inner = telemetry.request(transport, operation)
+        # Called per chunk.
+        self.received = self._inner.received  # type: ignore[method-assign]
+        self.sent = self._inner.sent  # type: ignore[method-assign]
+
+    def __enter__(self) -> Self:
+        try:
+            # Many may have been let in before the first of them began.
+            self._running.admit()
+        except TailraceError as error:
+            self._telemetry.refused(self._transport, error.code)
+            raise
+        self._running.count += 1
+        self._inner.__enter__()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._running.count -= 1
+        self._inner.__exit__(exc_type, exc, traceback)

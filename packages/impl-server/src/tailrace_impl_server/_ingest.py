@@ -21,16 +21,19 @@ from tailrace_common_api import (
     InternalError,
     LengthMismatch,
     NotFound,
+    PermissionDenied,
     ProtocolError,
     QuotaExceeded,
     ResourceState,
     Status,
     StorageFailure,
+    StorageFull,
     TailraceError,
     Visibility,
 )
 from tailrace_impl_server._digest import ContentDigest
 from tailrace_impl_server._live_resource import LiveResource
+from tailrace_impl_server._quotas import RESOURCE_BYTES, Charge
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_server_api import (
     Buffer,
@@ -65,8 +68,17 @@ class SessionHost(Protocol):
     def announced(self, id: str) -> None:
         """Tell other processes that a resource has changed."""
 
-    async def record_state(self, live: LiveResource, state: ResourceState) -> None:
+    def grown(self, live: LiveResource) -> None:
+        """Take note that a resource has grown."""
+
+    def refused(self, live: LiveResource, error: QuotaExceeded | PermissionDenied) -> None:
+        """Take note that more of an upload was refused."""
+
+    async def record_state(self, live: LiveResource, snapshot: Snapshot) -> None:
         """Let the catalog follow; never raises."""
+
+    def has_ended(self, live: LiveResource) -> None:
+        """Take note that a resource has ended."""
 
     async def discard(self, live: LiveResource) -> None:
         """Delete what an atomic upload leaves that does not complete."""
@@ -104,6 +116,8 @@ class UploadSession(UploadIngest):
     ``abort``             fails the resource; an atomic one is deleted
     ``release``, fencing  announces what is left
     shutdown              the same
+    a closed context,     fails the resource; an atomic one is deleted
+    a veto
     deletion              does nothing more
     an error of its own   does nothing more; chunks before a bad one are announced
     ====================  =====================================================================
@@ -111,22 +125,27 @@ class UploadSession(UploadIngest):
     The first of them counts. A session whose resource has not ended begins the grace period.
     """
 
-    def __init__(self, live: LiveResource, writer: ResourceWriter, token: str, host: SessionHost) -> None:
+    def __init__(
+        self, live: LiveResource, writer: ResourceWriter, token: str, host: SessionHost, charge: Charge
+    ) -> None:
+        """Begin at the writer's size; ``charge`` is the upload's part of the quotas."""
         self.live = live
         """The resource; one use of it belongs to the session until it ends."""
         self._writer = writer
         self._token = token
         self._host = host
+        self._charge = charge
         settings = host.settings
         self._interval = settings.checkpoint_interval
         self._max_size = settings.max_resource_size
         # One byte more is granted than is taken: an uploader with too much is refused instead of waiting for ever.
         self._last_grant = min(self._max_size + 1, MAX_OFFSET)
+        charge.open(writer.snapshot.size, self._renew_window)
         self._length = live.descriptor.length
         self._tail = live.pieces.tail
         self._loop = asyncio.get_running_loop()
         self._start = self._submitted = writer.snapshot.size
-        self._until = 0
+        self._until = writer.snapshot.size
         self._grant(writer.snapshot.size)
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
         self._due = 0.0
@@ -176,10 +195,15 @@ class UploadSession(UploadIngest):
             self._request = _Abort(error.message, error)
             self._wake()
             raise copy.copy(error)
-        if end > self._max_size:
-            raise QuotaExceeded(limit="bytes per resource", maximum=self._max_size, actual=end)
-        if end > self._until:
-            raise ProtocolError(f"bytes [{offset}, {end}) overdraw the window, which ends at offset {self._until}")
+        try:
+            if end > self._max_size:
+                raise QuotaExceeded(limit=RESOURCE_BYTES, maximum=self._max_size, actual=end)
+            if end > self._until:
+                raise ProtocolError(f"bytes [{offset}, {end}) overdraw the window, which ends at offset {self._until}")
+            self._charge.take(end)
+        except QuotaExceeded as error:
+            self._host.refused(self.live, error)
+            raise
         self._writer.append(data, hash=hash)
         self._tail.append(offset, data, hash, self._loop.time())
         self._submitted = end
@@ -222,6 +246,12 @@ class UploadSession(UploadIngest):
         """End the session because a newer one takes over."""
         self.end(Fenced(epoch=self.epoch))
 
+    def terminate(self, reason: str, error: TailraceError) -> None:
+        """End the upload as FAILED, unless it is being completed; whoever waits for the session gets ``error``."""
+        if self._request is None:
+            self._request = _Abort(reason)
+        self.end(error)
+
     async def ended(self) -> None:
         """Wait until the pump has ended; cancelling the wait does not stop it."""
         await asyncio.wait((self._pump,))
@@ -252,6 +282,8 @@ class UploadSession(UploadIngest):
         except NotFound:
             self._fail(Deleted(id=self.id))
         except TailraceError as error:
+            if isinstance(error, StorageFull | StorageFailure):
+                logger.error("an upload cannot be stored: %s", error, extra={"resource": self.id})
             self._fail(error)
         except Exception:
             logger.exception("an upload failed unexpectedly", extra={"resource": self.id})
@@ -260,6 +292,7 @@ class UploadSession(UploadIngest):
             try:
                 await self._close()
             finally:
+                self._charge.settle(self.live.snapshot.size)
                 self._host.session_ended(self)
 
     async def _store_until_asked_to_end(self) -> None:
@@ -369,17 +402,19 @@ class UploadSession(UploadIngest):
         first = self.live.snapshot.state is ResourceState.INITIATED
         self._publish(snapshot)
         if first and snapshot.state is ResourceState.IN_PROGRESS:
-            recording = self._host.record_state(self.live, ResourceState.IN_PROGRESS)
-            self._host.spawn(recording, f"tailrace-record-{self.id}")
+            self._host.spawn(self._host.record_state(self.live, snapshot), f"tailrace-record-{self.id}")
+        self._host.grown(self.live)
 
     async def _publish_end(self, snapshot: Snapshot) -> None:
         logger.info("ended %s at %d bytes", snapshot.state.value, snapshot.size, extra={"resource": self.id})
         # The catalog first: whoever sees the status finds it in a listing too.
-        await self._host.record_state(self.live, snapshot.state)
+        await self._host.record_state(self.live, snapshot)
         self._publish(snapshot)
+        self._host.has_ended(self.live)
 
     def _publish(self, snapshot: Snapshot) -> None:
         self.live.publish(snapshot)
+        self._charge.announce(snapshot.size)
         self._grant(snapshot.size)
         self._progress = Progress(self._until, snapshot.checkpoint)
         self._wake_watchers()
@@ -395,11 +430,16 @@ class UploadSession(UploadIngest):
         """Grant what has become free, from a quarter of a window on: a message for every line would be too much.
 
         That is a window beyond what is stored, but no more than two beyond what is announced: so much the uploader has
-        to keep, however slow an announcement is.
+        to keep, however slow an announcement is. What is granted is reserved in the quotas, but for the one byte more.
         """
         window = self._host.window()
-        until = min(self._writer.stored + window, announced + 2 * window, self._last_grant)
-        if until <= self._until or (until - self._until < window // 4 and until < self._last_grant):
+        wanted = min(self._writer.stored + window, announced + 2 * window, self._last_grant)
+        if wanted <= self._until or (wanted - self._until < window // 4 and wanted < self._last_grant):
+            return False
+        until = self._charge.reserve(min(wanted, self._max_size))
+        if until == self._max_size:
+            until = wanted
+        if until <= self._until:
             return False
         self._until = until
         return True
@@ -435,50 +475,3 @@ class UploadSession(UploadIngest):
         for watcher in self._watchers:
             if not watcher.done():
                 watcher.set_result(None)
-
-
-class EndedIngest(UploadIngest):
-    """The session of an upload that has ended: there is a status, and nothing to do."""
-
-    def __init__(self, live: LiveResource) -> None:
-        self._id = live.id
-        self._snapshot = live.snapshot
-        self._status = live.status()
-        self._progress = Progress(self._snapshot.size, self._snapshot.checkpoint)
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def token(self) -> str:
-        return ""
-
-    @property
-    def snapshot(self) -> Snapshot:
-        return self._snapshot
-
-    @property
-    def progress(self) -> Progress:
-        return self._progress
-
-    def status(self) -> Status:
-        return self._status
-
-    def submit(self, data: Buffer, *, hash: bytes) -> None:
-        raise self._ended()
-
-    async def changed(self, known: Progress) -> Progress:
-        raise self._ended()
-
-    async def finish(self, *, size: int, head: bytes) -> Status:
-        raise self._ended()
-
-    async def abort(self, reason: str) -> Status | None:
-        raise self._ended()
-
-    async def release(self) -> None:
-        return
-
-    def _ended(self) -> AlreadyTerminal:
-        return AlreadyTerminal(id=self._id, state=self._snapshot.state.value)

@@ -57,8 +57,21 @@ class Session(Protocol):
     def fence(self) -> None:
         """End the session because a newer one takes over."""
 
+    def terminate(self, reason: str, error: TailraceError) -> None:
+        """End the upload as FAILED, unless it is being completed; whoever waits for the session gets ``error``."""
+
     async def ended(self) -> None:
         """Wait until the session does nothing any more."""
+
+
+class Observer(Protocol):
+    """Who keeps account of the resources in use."""
+
+    def loaded(self, live: LiveResource) -> None:
+        """Take note of a resource that was looked up in the storage."""
+
+    def published(self, live: LiveResource, before: Snapshot) -> None:
+        """Take note of a newer state, in the moment in which it becomes visible."""
 
 
 class LiveResource:
@@ -68,7 +81,9 @@ class LiveResource:
     change between looking and waiting is never missed, and an older state never overtakes a newer one.
     """
 
-    def __init__(self, descriptor: Descriptor, snapshot: Snapshot, pieces: PieceSource, bases: Bases) -> None:
+    def __init__(
+        self, descriptor: Descriptor, snapshot: Snapshot, pieces: PieceSource, bases: Bases, observer: Observer
+    ) -> None:
         self.id = descriptor.id
         """Resource id."""
         self.descriptor = descriptor
@@ -81,6 +96,7 @@ class LiveResource:
         """How many hold this object; kept by the registry."""
         self._snapshot = snapshot
         self._bases = bases
+        self._observer = observer
         self._status: tuple[Snapshot, tuple[str, ...], Status] | None = None
         self._waiters: dict[asyncio.Future[None], None] = {}
         self._due: deque[asyncio.Future[None]] = deque()
@@ -91,6 +107,10 @@ class LiveResource:
     def snapshot(self) -> Snapshot:
         """The newest announced state."""
         return self._snapshot
+
+    def has_ended(self) -> bool:
+        """Return whether the resource is in a terminal state at the moment of the call."""
+        return self._snapshot.state.terminal
 
     @property
     def deleted(self) -> bool:
@@ -122,6 +142,7 @@ class LiveResource:
             return
         self._snapshot = snapshot
         if snapshot.version > known.version:
+            self._observer.published(self, known)
             self._wake_all()
 
     def mark_deleted(self) -> None:

@@ -3,63 +3,54 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import replace
-from typing import Any
+from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from typing import Any, TypeVar
 
 from tailrace_common_api import (
-    AlreadyTerminal,
     Context,
     ContextEvent,
     GoingAway,
-    IdempotencyConflict,
     InvalidArgument,
-    InvalidReference,
     Limits,
     ListFilter,
     Metadata,
     NotFound,
-    Overloaded,
     Page,
     QuotaExceeded,
-    ResourceState,
     Status,
-    StorageFailure,
-    StorageFull,
     TailraceError,
-    TokenRejected,
     Visibility,
     check_id,
 )
-from tailrace_impl_common import IdGenerator
-from tailrace_impl_server._admission import DescriptorBudget
-from tailrace_impl_server._ingest import EndedIngest, UploadSession
-from tailrace_impl_server._keyed_locks import KeyedLocks
-from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, Bases, LiveResource, make_status
+from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
+from tailrace_impl_server._catalog_follower import CatalogFollower
+from tailrace_impl_server._context_events import ContextEvents
+from tailrace_impl_server._contexts import Contexts
+from tailrace_impl_server._listing import Listing
+from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, Bases, LiveResource
 from tailrace_impl_server._prometheus import Figures, PrometheusTelemetry
+from tailrace_impl_server._quotas import RESOURCE_BYTES, Quotas
 from tailrace_impl_server._reader import LiveReader
 from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._registry import Registry
+from tailrace_impl_server._removal import Removal
 from tailrace_impl_server._retention import Sweeper
+from tailrace_impl_server._server_parts import ServerParts
 from tailrace_impl_server._settings import ServerSettings
-from tailrace_impl_server._storage_health import StorageHealth
-from tailrace_impl_server._tokens import hash_token, new_token, token_matches
+from tailrace_impl_server._tokens import token_matches
+from tailrace_impl_server._uploads import Uploads
 from tailrace_server_api import (
     Catalog,
-    CatalogEntry,
-    Committed,
     Credentials,
     Descriptor,
-    Ended,
     EventBus,
     ResourceManager,
     ResourceReader,
     ResourceService,
+    ServerHooks,
+    Snapshot,
     Storage,
     Telemetry,
     UploadIngest,
@@ -67,14 +58,8 @@ from tailrace_server_api import (
 
 logger = logging.getLogger(__name__)
 
+_T = TypeVar("_T")
 _LONGEST_KEY = 255
-_LEAST_WINDOW = 64 * 1024
-_MOST_PAGE_BYTES = 512 * 1024
-"""Most bytes of a page of a listing, but for its first entry: a control message holds 1 MiB."""
-_LISTED_OVERHEAD = 2048
-"""Bytes of a listed resource beside its metadata, at the most."""
-UPLOADER_LOST = "uploader lost"
-"""Reason of resources whose uploader did not come back."""
 
 
 class Manager(ResourceManager):
@@ -83,27 +68,42 @@ class Manager(ResourceManager):
     Starts and closes all three. Used as ``await manager.start()`` … ``await manager.close()``.
     """
 
-    def __init__(self, storage: Storage, catalog: Catalog, events: EventBus, settings: ServerSettings) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        catalog: Catalog,
+        events: EventBus,
+        settings: ServerSettings,
+        *,
+        hooks: ServerHooks | None = None,
+    ) -> None:
         self.settings = settings
         """Settings in force."""
         self._storage = storage
-        self._catalog = catalog
-        self._events = events
         self._limits = settings.limits
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
-        self._ids = IdGenerator()
-        self._registry = Registry(storage, events, self._bases, settings)
-        self._sweeper = Sweeper(self, catalog, settings, self._tick)
-        self._keys = KeyedLocks()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._sessions: set[UploadSession] = set()
-        self._session_count = 0
-        self._telemetry = PrometheusTelemetry(self._figures)
-        self._storage_health = StorageHealth()
+        self._registry = Registry(storage, events, self._bases, settings, self)
+        telemetry = PrometheusTelemetry(self._figures)
+        self._parts = parts = ServerParts(
+            settings=settings,
+            storage=storage,
+            catalog=catalog,
+            follower=CatalogFollower(catalog),
+            bus=events,
+            registry=self._registry,
+            sweeper=Sweeper(self, catalog, settings, self._tick),
+            quotas=Quotas(settings),
+            context_events=ContextEvents(settings.context_events),
+            telemetry=telemetry,
+        )
+        self._requests = RunningRequests(settings.max_running_requests, telemetry)
+        self._removal = Removal(parts)
+        self._uploads = Uploads(parts, self._removal, hooks)
+        self._contexts = Contexts(catalog, parts.quotas, parts.context_events, parts.ids, settings, self._uploads)
+        self._listing = Listing(catalog, storage, self._registry, self._bases, settings.max_page_size)
         self._started = False
         self._draining = False
-        self._closing = False
         self._closed = False
 
     async def start(self) -> None:
@@ -113,18 +113,22 @@ class Manager(ResourceManager):
             ConfigurationError: The storage is in use by another server, or of a format that is not understood.
             StorageFailure: Storage or catalog cannot be read.
         """
+        parts = self._parts
         try:
-            await self._storage.start()
-            await self._catalog.start()
-            await self._events.start()
-            await recover(self._storage, self._catalog, self._sweeper.begin_grace)
+            await parts.storage.start()
+            await parts.catalog.start()
+            await parts.bus.start()
+            unfinished = await recover(parts.storage, parts.catalog, parts.sweeper.begin_grace)
+            parts.quotas.load(await parts.catalog.usage(), unfinished)
         except BaseException:
             await self._close_parts()
             raise
         self._registry.start()
-        self._sweeper.start()
-        self._telemetry.start()
+        parts.sweeper.start()
+        parts.telemetry.start()
         self._started = True
+        contexts = {context for _, context, _ in unfinished if context is not None}
+        parts.tasks.start(self._contexts.finish_closing(contexts), "tailrace-finish-closing")
 
     def drain(self) -> None:
         """Take no new work from here on; what runs goes on. The first step of a shutdown."""
@@ -133,26 +137,28 @@ class Manager(ResourceManager):
     async def close(self) -> None:
         """Tell everyone ``GoingAway``, announce what is stored, and close storage and catalog. Idempotent.
 
-        Uploads stay resumable.
+        Uploads stay resumable. Hooks that run get the time that each may take.
         """
         if self._closed:
             return
-        self._closing = True
-        for session in list(self._sessions):
-            session.end(GoingAway(retry_after=GOING_AWAY_RETRY))
+        self._parts.closing = True
+        self._uploads.go_away()
+        self._parts.context_events.go_away()
         for live in self._registry:
             live.go_away()
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._parts.tasks.wait()
         self._closed = True
         await self._close_parts()
 
     async def _close_parts(self) -> None:
-        self._telemetry.close()
-        await self._sweeper.close()
+        parts = self._parts
+        parts.telemetry.close()
+        await parts.sweeper.close()
+        await self._uploads.close()
+        await parts.tasks.wait()
         await self._registry.close()
         await self._descriptors.close()
-        for part in (self._events, self._catalog, self._storage):
+        for part in (parts.bus, parts.catalog, parts.storage):
             try:
                 await part.close()
             except TailraceError:
@@ -168,11 +174,12 @@ class Manager(ResourceManager):
     def admit(self) -> None:
         if self._draining:
             raise GoingAway(retry_after=GOING_AWAY_RETRY)
-        self._refuse_when_closing()
+        self._parts.refuse_when_closing()
+        self._requests.admit()
         self._descriptors.admit()
 
     async def authenticate(self, credentials: Credentials) -> ResourceService:
-        self._refuse_when_closing()
+        self._parts.refuse_when_closing()
         return self
 
     async def authorize_metrics(self, credentials: Credentials) -> None:
@@ -190,25 +197,36 @@ class Manager(ResourceManager):
     def unready_reason(self) -> str | None:
         if not self._started:
             return "starting"
-        if self._draining or self._closing:
+        if self._draining or self._parts.closing:
             return "shutting down"
-        return "the storage failed" if self._storage_health.failed else None
+        return "the storage failed" if self._parts.storage_health.failed else None
 
     @property
     def telemetry(self) -> Telemetry:
-        return self._telemetry
+        return self._requests
+
+    # Contexts.
 
     async def create_context(self, attributes: Mapping[str, str]) -> Context:
-        raise NotImplementedError
+        self._parts.refuse_when_closing()
+        return await self._kept(self._contexts.create(attributes))
 
     async def get_context(self, id: str) -> Context:
-        raise NotImplementedError
+        self._parts.refuse_when_closing()
+        return await self._contexts.get(id)
 
     async def close_context(self, id: str) -> Context:
-        raise NotImplementedError
+        self._parts.refuse_when_closing()
+        return await self._kept(self._contexts.close(id))
 
-    def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
-        raise NotImplementedError
+    async def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
+        self._parts.refuse_when_closing()
+        events = self._contexts.events(id, after)
+        try:
+            async for event in events:
+                yield event
+        finally:
+            await events.aclose()
 
     # Uploads.
 
@@ -224,7 +242,9 @@ class Manager(ResourceManager):
     ) -> UploadIngest:
         self.admit()
         self._check_declarations(length, sha256, idempotency_key)
-        new_id, created_at = self._ids.next()
+        if metadata.context is None and self.settings.context_required:
+            raise InvalidArgument(field="context", problem="missing; this server requires one")
+        new_id, created_at = self._parts.ids.next()
         # With the hash of no token: each session makes its own.
         wanted = Descriptor(
             id=new_id,
@@ -237,130 +257,19 @@ class Manager(ResourceManager):
             length=length,
             sha256=sha256,
         )
-        return await self._open_session(self._create(wanted))
+        return await self._uploads.create(wanted)
 
     async def reopen(self, id: str, token: str) -> UploadIngest:
-        self._refuse_when_closing()
+        self._parts.refuse_when_closing()
         check_id(id)
-        return await self._open_session(self._reopen(id, token))
-
-    async def _open_session(self, opening: Coroutine[Any, Any, UploadIngest]) -> UploadIngest:
-        """Open a session to the end, and release it if the caller has been cancelled meanwhile."""
-        task = self._keep(asyncio.create_task(opening))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            self.spawn(_abandon(task), "tailrace-abandon")
-            raise
-
-    async def _create(self, wanted: Descriptor) -> UploadIngest:
-        if wanted.idempotency_key is None:
-            created = await self._create_new(wanted)
-            assert created is not None
-            return created
-        async with self._keys.hold((wanted.principal, wanted.idempotency_key)):
-            while True:
-                entry = await self._catalog.find_key(wanted.principal, wanted.idempotency_key)
-                if entry is None:
-                    session = await self._create_new(wanted)
-                else:
-                    session = await self._continue(entry.descriptor.id, wanted)
-                if session is not None:
-                    return session
-
-    async def _create_new(self, wanted: Descriptor) -> UploadIngest | None:
-        """Create a resource; ``None`` when another server created one under the same key in this moment."""
-        token = new_token()
-        descriptor = replace(wanted, token_hash=hash_token(token))
-        async with self._registry.locked(descriptor.id):
-            with self._storage_health.watched():
-                snapshot = await self._storage.create(descriptor)
-            try:
-                with self._storage_health.watched():
-                    holder = await self._catalog.insert(CatalogEntry(descriptor, snapshot.state))
-            except TailraceError:
-                await self._storage.delete(descriptor.id)
-                raise
-            if holder is not None:
-                await self._storage.delete(descriptor.id)
-                return None
-            live = self._registry.adopt(descriptor, snapshot)
-            self._telemetry.created()
-            try:
-                return await self._next_session(live, token)
-            finally:
-                self._registry.release(live)
-
-    async def _continue(self, id: str, wanted: Descriptor) -> UploadIngest | None:
-        """Open the next session of the upload under an idempotency key; ``None`` when it is gone."""
-        async with self._registry.locked(id):
-            try:
-                live = await self._registry.acquire_locked(id)
-            except NotFound:
-                await self._catalog.delete(id)
-                return None
-            try:
-                known = live.descriptor
-                if replace(wanted, id=id, created_at=known.created_at, token_hash=known.token_hash) != known:
-                    raise IdempotencyConflict(id=id)
-                token = new_token()
-                try:
-                    return await self._next_session(live, token, replace_token=True)
-                except NotFound:
-                    # An abort deleted it while this waited; the key is free.
-                    return None
-            finally:
-                self._registry.release(live)
-
-    async def _reopen(self, id: str, token: str) -> UploadIngest:
-        async with self._registry.locked(id):
-            live = await self._registry.acquire_locked(id)
-            try:
-                if not token_matches(token, live.descriptor.token_hash):
-                    if live.hidden:
-                        raise NotFound(id=id)
-                    raise TokenRejected(id=id)
-                return await self._next_session(live, token)
-            finally:
-                self._registry.release(live)
-
-    async def _next_session(self, live: LiveResource, token: str, *, replace_token: bool = False) -> UploadIngest:
-        """Open the next session; the caller holds the lock. The one before it, if any, does nothing more then."""
-        if live.session is not None:
-            live.session.fence()
-            await live.session.ended()
-        live.check()
-        if live.snapshot.state.terminal:
-            return EndedIngest(live)
-        self._refuse_when_closing()
-        try:
-            if replace_token:
-                token_hash = hash_token(token)
-                await self._storage.replace_token(live.id, token_hash)
-                live.descriptor = replace(live.descriptor, token_hash=token_hash)
-            writer = await self._storage.open(live.id)
-        except AlreadyTerminal:
-            live.publish(await self._storage.load(live.id))
-            return EndedIngest(live)
-        except TailraceError:
-            self._sweeper.begin_grace(live.id, None)
-            raise
-        self._sweeper.cancel_grace(live.id)
-        live.publish(writer.snapshot)
-        self._session_count += 1
-        session = UploadSession(self._registry.retain(live), writer, token, self)
-        live.session = session
-        self._sessions.add(session)
-        if self._closing:
-            session.end(GoingAway(retry_after=GOING_AWAY_RETRY))
-        return session
+        return await self._uploads.reopen(id, token)
 
     def _check_declarations(self, length: int | None, sha256: bytes | None, key: str | None) -> None:
         if length is not None:
             if length < 0:
                 raise InvalidArgument(field="length", problem=f"{length} bytes; a length is not negative")
             if length > self.settings.max_resource_size:
-                raise QuotaExceeded(limit="bytes per resource", maximum=self.settings.max_resource_size, actual=length)
+                raise QuotaExceeded(limit=RESOURCE_BYTES, maximum=self.settings.max_resource_size, actual=length)
         if sha256 is not None and len(sha256) != 32:
             raise InvalidArgument(field="sha256", problem=f"{len(sha256)} bytes; a SHA-256 has 32")
         if key is not None and not (1 <= len(key) <= _LONGEST_KEY and key.isprintable()):
@@ -399,225 +308,58 @@ class Manager(ResourceManager):
             reader.close()
 
     async def _acquire_visible(self, id: str, token: str | None) -> LiveResource:
-        self._refuse_when_closing()
+        self._parts.refuse_when_closing()
         live = await self._registry.acquire(id)
         if live.hidden and not token_matches(token, live.descriptor.token_hash):
             self._registry.release(live)
             raise NotFound(id=id)
         return live
 
-    # Listing.
+    # Finding and deleting.
 
     async def list(self, filter: ListFilter, *, limit: int, page_token: str | None = None) -> Page:
-        if limit < 1:
-            raise InvalidArgument(field="limit", problem=f"{limit} entries; at least 1 is needed")
-        limit = min(limit, self.settings.max_page_size)
-        after = None if page_token is None else _parse_page_token(page_token)
-        entries = await self._catalog.list(filter, after=after, limit=limit + 1)
-        statuses = []
-        taken = size = 0
-        for entry in entries[:limit]:
-            size += _listed_size(entry.descriptor.metadata)
-            if taken and size > _MOST_PAGE_BYTES:
-                break
-            taken += 1
-            status = await self._listed_status(entry, filter)
-            if status is not None:
-                statuses.append(status)
-        next_token = _make_page_token(entries[taken - 1].descriptor.id) if len(entries) > taken else None
-        return Page(tuple(statuses), next_token)
-
-    async def _listed_status(self, entry: CatalogEntry, filter: ListFilter) -> Status | None:
-        """Return the status of an entry; ``None`` when it does not belong into the listing after all."""
-        descriptor = entry.descriptor
-        live = self._registry.peek(descriptor.id)
-        try:
-            snapshot = live.snapshot if live is not None else await self._storage.load(descriptor.id)
-        except NotFound:
-            return None
-        except StorageFailure:
-            # One damaged resource must not hide the others; asking for it tells what is wrong with it.
-            logger.warning("a resource cannot be listed", exc_info=True, extra={"resource": descriptor.id})
-            return None
-        if filter.state is not None and snapshot.state is not filter.state:
-            return None
-        if descriptor.visibility is Visibility.ATOMIC and snapshot.state is not ResourceState.COMPLETED:
-            return None
-        return live.status() if live is not None else make_status(descriptor, snapshot, self._bases.urls)
-
-    # Deleting.
+        return await self._listing.page(filter, limit, page_token)
 
     async def delete(self, id: str, *, token: str | None = None) -> None:
-        self._refuse_when_closing()
+        self._parts.refuse_when_closing()
         check_id(id)
-        await asyncio.shield(self._keep(asyncio.create_task(self._delete(id, token, authorised=False))))
+        await self._kept(self._removal.delete(id, token, authorised=False))
+
+    # What the sweeper and the registry ask for.
 
     async def remove(self, id: str) -> None:
         """Delete a resource whoever may see it."""
-        await self._delete(id, None, authorised=True)
-
-    async def _delete(self, id: str, token: str | None, *, authorised: bool) -> None:
-        async with self._registry.locked(id):
-            live = await self._registry.acquire_locked(id)
-            try:
-                if not authorised and live.hidden and not token_matches(token, live.descriptor.token_hash):
-                    raise NotFound(id=id)
-                session = live.session
-                live.mark_deleted()
-                if session is not None:
-                    await session.ended()
-                await self._erase(live)
-            finally:
-                self._registry.release(live)
-
-    async def discard(self, live: LiveResource) -> None:
-        """Delete what an atomic upload leaves that does not complete; its session, if any, knows."""
-        session, live.session = live.session, None
-        try:
-            live.mark_deleted()
-            await self._erase(live)
-        finally:
-            live.session = session
-
-    async def _erase(self, live: LiveResource) -> None:
-        """Remove a resource; until that is done it stays in use, marked as deleted, so that nobody loads it again."""
-        self._registry.retain(live)
-        try:
-            self._sweeper.cancel_grace(live.id)
-            with suppress(NotFound):
-                await self._storage.delete(live.id)
-            await self._catalog.delete(live.id)
-            self._events.publish((live.id,))
-            self._telemetry.deleted()
-            logger.info("deleted", extra={"resource": live.id})
-        finally:
-            self._registry.release(live)
-
-    # What sessions and the sweeper need.
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run a task that :meth:`close` waits for."""
-        return self._keep(asyncio.create_task(work, name=name))
-
-    def window(self) -> int:
-        """Return the window that each upload gets at the moment, in bytes."""
-        share = self.settings.upload_windows_total // max(1, self._session_count)
-        return min(self.settings.upload_window, max(_LEAST_WINDOW, share))
-
-    @contextmanager
-    def checkpoint(self) -> Generator[None, None, None]:
-        """Count a checkpoint, and see whether the storage takes it."""
-        with self._telemetry.checkpoint(), self._storage_health.watched():
-            yield
-
-    def announced(self, id: str) -> None:
-        """Tell other processes that a resource has changed."""
-        self._events.publish((id,))
-
-    async def record_state(self, live: LiveResource, state: ResourceState) -> None:
-        """Let the catalog follow; a failure is logged, and made good at the next start."""
-        if state.terminal:
-            self._telemetry.ended(state)
-        try:
-            await self._catalog.set_state(live.id, state, time.time() if state.terminal else None)
-        except TailraceError:
-            logger.exception("the catalog did not take a state", extra={"resource": live.id})
-
-    def session_ended(self, session: UploadSession) -> None:
-        """Begin the grace period, unless the upload has ended."""
-        self._sessions.discard(session)
-        self._session_count -= 1
-        live = session.live
-        if live.session is session:
-            live.session = None
-        live.pieces.tail.cut(live.snapshot.size)
-        if not (live.snapshot.state.terminal or live.deleted or self._closing):
-            self._sweeper.begin_grace(live.id, session.epoch)
-        self._registry.release(live)
+        await self._removal.delete(id, None, authorised=True)
 
     async def expire(self, id: str, epoch: int | None) -> None:
-        """End an upload whose uploader did not come back: FAILED, or deleted if it is atomic."""
-        async with self._registry.locked(id):
-            live = await self._registry.acquire_locked(id)
-            try:
-                if live.session is not None or live.snapshot.state.terminal:
-                    return
-                live.publish(await self._storage.load(id))
-                if epoch is not None and live.snapshot.epoch > epoch:
-                    # Another server has it, and will see to its grace.
-                    return
-                if live.descriptor.visibility is Visibility.ATOMIC:
-                    await self.discard(live)
-                else:
-                    await self._fail_lost(live)
-            finally:
-                self._registry.release(live)
+        """End an upload whose uploader did not come back."""
+        await self._uploads.expire(id, epoch)
 
-    async def _fail_lost(self, live: LiveResource) -> None:
-        try:
-            writer = await self._storage.open(live.id)
-            try:
-                outcome = await writer.fail(UPLOADER_LOST)
-            finally:
-                await writer.close()
-        except AlreadyTerminal:
-            live.publish(await self._storage.load(live.id))
-            return
-        except (StorageFailure, StorageFull, Overloaded):
-            logger.exception("a lost upload could not be ended; it is tried again", extra={"resource": live.id})
-            # This attempt may have taken the next epoch: that is nobody who has come back.
-            self._sweeper.begin_grace(live.id, live.snapshot.epoch + 1)
-            return
-        if isinstance(outcome, Committed | Ended):
-            await self.record_state(live, outcome.snapshot.state)
-            live.publish(outcome.snapshot)
-            self.announced(live.id)
-            logger.info("uploader lost", extra={"resource": live.id})
+    def loaded(self, live: LiveResource) -> None:
+        """Take note of a resource that was looked up in the storage."""
+        self._uploads.loaded(live)
+
+    def published(self, live: LiveResource, before: Snapshot) -> None:
+        """Take note of a newer state of a resource."""
+        self._uploads.published(live, before)
 
     async def _tick(self) -> None:
         self._registry.tails.clear_idle(asyncio.get_running_loop().time() - self.settings.tail_idle)
+        self._parts.quotas.lapse_idle()
         await self._descriptors.sample()
+        await self._parts.follower.catch_up()
+        await self._contexts.sweep(time.time())
 
     def _figures(self) -> Figures:
         """Return what the server holds at the moment; called in any thread."""
         return Figures(
             ready=self.ready,
-            uploads_open=self._session_count,
-            uploads_waiting=self._sweeper.graces,
+            uploads_open=self._uploads.sessions,
+            uploads_waiting=self._parts.sweeper.graces,
             resources_used=len(self._registry),
-            storage_bytes=None,
+            storage_bytes=self._parts.quotas.storage_bytes,
         )
 
-    def _refuse_when_closing(self) -> None:
-        if self._closing:
-            raise GoingAway(retry_after=GOING_AWAY_RETRY)
-
-    def _keep(self, task: asyncio.Task[Any]) -> asyncio.Task[Any]:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
-
-
-async def _abandon(opening: asyncio.Task[UploadIngest]) -> None:
-    """Release the session that nobody waits for any more."""
-    await asyncio.wait((opening,))
-    if not opening.cancelled() and opening.exception() is None:
-        await opening.result().release()
-
-
-def _listed_size(metadata: Metadata) -> int:
-    """Return about how many bytes a resource takes in a page, at the most: a character may be escaped to six."""
-    texts = [metadata.name, metadata.content_type, metadata.context or "", *metadata.labels, *metadata.labels.values()]
-    return _LISTED_OVERHEAD + 6 * sum(map(len, texts))
-
-
-def _make_page_token(id: str) -> str:
-    return base64.urlsafe_b64encode(id.encode("ascii")).decode("ascii").rstrip("=")
-
-
-def _parse_page_token(token: str) -> str:
-    try:
-        padded = token.encode("ascii") + b"=" * (-len(token) % 4)
-        return check_id(base64.b64decode(padded, altchars=b"-_", validate=True).decode("ascii"))
-    except (UnicodeError, binascii.Error, InvalidReference):
-        raise InvalidArgument(field="page_token", problem="not one of this server") from None
+    async def _kept(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """Do something to its end, also when the caller is cancelled."""
+        return await asyncio.shield(self._parts.tasks.start(work))

@@ -8,16 +8,24 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from tailrace_common_api import NotFound, TailraceError
-from tailrace_server_api import Catalog, CatalogEntry, Storage
+from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Storage
 
 logger = logging.getLogger(__name__)
 
 
-async def recover(storage: Storage, catalog: Catalog, begin_grace: Callable[[str, int | None], None]) -> None:
+async def recover(
+    storage: Storage, catalog: Catalog, begin_grace: Callable[[str, int | None], None]
+) -> list[tuple[str, str | None, int]]:
     """Make the catalog follow the storage, and begin the grace period of every resource that has not ended.
+
+    A context that resources name and the catalog does not know, is there again, closed: nobody knows what was said of
+    it, nor whether it was open.
 
     Reads the state only of resources that the catalog does not know, or not as ended. One that cannot be read is
     logged and left alone: it keeps nobody from the others.
+
+    Returns:
+        Id, context and size of every resource that has not ended.
 
     Raises:
         StorageFailure: Storage or catalog cannot be listed.
@@ -28,18 +36,23 @@ async def recover(storage: Storage, catalog: Catalog, begin_grace: Callable[[str
         logger.info("the catalog names a resource that is not stored; the entry is removed", extra={"resource": gone})
         await catalog.delete(gone)
     await _add_missing(stored - known, storage, catalog)
+    left: list[tuple[str, str | None, int]] = []
     for unfinished in await catalog.unfinished():
         try:
             snapshot = await storage.load(unfinished)
+            entry = await catalog.get(unfinished)
         except NotFound:
             await catalog.delete(unfinished)
         except TailraceError:
             logger.exception("an interrupted upload cannot be read", extra={"resource": unfinished})
         else:
             if snapshot.state.terminal:
-                await catalog.set_state(unfinished, snapshot.state, time.time())
+                await catalog.set_state(unfinished, snapshot.state, time.time(), size=snapshot.size)
             else:
                 begin_grace(unfinished, snapshot.epoch)
+                context = None if entry is None else entry.descriptor.metadata.context
+                left.append((unfinished, context, snapshot.size))
+    return left
 
 
 async def _add_missing(ids: set[str], storage: Storage, catalog: Catalog) -> None:
@@ -47,8 +60,12 @@ async def _add_missing(ids: set[str], storage: Storage, catalog: Catalog) -> Non
     for missing in sorted(ids):
         try:
             snapshot = await storage.load(missing)
+            ended = snapshot.state.terminal
             entry = CatalogEntry(
-                await storage.describe(missing), snapshot.state, time.time() if snapshot.state.terminal else None
+                await storage.describe(missing),
+                snapshot.state,
+                time.time() if ended else None,
+                snapshot.size if ended else 0,
             )
             if snapshot.epoch:
                 await _add(entry, storage, catalog, used=True)
@@ -63,6 +80,12 @@ async def _add_missing(ids: set[str], storage: Storage, catalog: Catalog) -> Non
 
 async def _add(entry: CatalogEntry, storage: Storage, catalog: Catalog, *, used: bool) -> None:
     added = entry.descriptor.id
+    context = entry.descriptor.metadata.context
+    if context is not None:
+        created_at = entry.descriptor.created_at
+        await catalog.insert_context(
+            ContextEntry(id=context, attributes={}, created_at=created_at, closed_at=time.time())
+        )
     holder = await catalog.insert(entry)
     if holder is None:
         logger.info("a stored resource was missing in the catalog", extra={"resource": added})

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from tailrace_common_api import NotFound, TailraceError
 from tailrace_impl_server._keyed_locks import KeyedLocks
-from tailrace_impl_server._live_resource import Bases, LiveResource
+from tailrace_impl_server._live_resource import Bases, LiveResource, Observer
 from tailrace_impl_server._pieces import PieceCache, PieceSource
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._shared_tail import SharedTail, TailBudget
@@ -25,11 +25,14 @@ class Registry:
     bus hints at them, and on a slow timer, one for all.
     """
 
-    def __init__(self, storage: Storage, events: EventBus, bases: Bases, settings: ServerSettings) -> None:
+    def __init__(
+        self, storage: Storage, events: EventBus, bases: Bases, settings: ServerSettings, observer: Observer
+    ) -> None:
         self._storage = storage
         self._events = events
         self._bases = bases
         self._settings = settings
+        self._observer = observer
         self._live: dict[str, LiveResource] = {}
         self._locks = KeyedLocks()
         self._cache = PieceCache(settings.tails_total)
@@ -90,13 +93,14 @@ class Registry:
             snapshot = await self._storage.load(id)
             live = self.adopt(descriptor, snapshot)
             live.users = 0
+            self._observer.loaded(live)
         return self._use(live)
 
     def adopt(self, descriptor: Descriptor, snapshot: Snapshot) -> LiveResource:
         """Return a resource that was just created, for use."""
         tail = SharedTail(self._settings.tail_limit, self.tails)
         pieces = PieceSource(descriptor.id, self._storage, tail, self._cache)
-        live = LiveResource(descriptor, snapshot, pieces, self._bases)
+        live = LiveResource(descriptor, snapshot, pieces, self._bases, self._observer)
         self._live[descriptor.id] = live
         live.users = 1
         return live
@@ -113,6 +117,11 @@ class Registry:
             live.pieces.tail.clear()
             if self._live.get(live.id) is live:
                 del self._live[live.id]
+
+    def forget(self, live: LiveResource) -> None:
+        """Let the next one who acquires the resource load it anew; who uses ``live`` keeps it."""
+        if self._live.get(live.id) is live:
+            del self._live[live.id]
 
     def _use(self, live: LiveResource) -> LiveResource:
         if live.deleted:

@@ -8,13 +8,14 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
+from tailrace_impl_server._loading import load_named
 from tailrace_impl_server._local_events import LocalEventBus
 from tailrace_impl_server._manager import Manager
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._memory_storage import MemoryStorage
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
-from tailrace_server_api import ResourceManager
+from tailrace_server_api import ResourceManager, ServerHooks
 
 
 class ManagedServer:
@@ -58,20 +59,25 @@ class ManagedServer:
         await self.close()
 
 
-def create_manager(data: Path | None, options: Mapping[str, object]) -> ManagedServer:
+def create_manager(
+    data: Path | None, options: Mapping[str, object], *, hooks: ServerHooks | None = None
+) -> ManagedServer:
     """Return a server that is not started yet.
 
     Args:
         data: Folder in which everything is kept; made if it is not there. ``None`` keeps everything in memory.
         options: Fields of :class:`ServerSettings` by name, as values or as text.
+        hooks: What is called as resources come into being and end; instead of the setting of that name.
 
     Raises:
         ConfigurationError: An option is unknown or has a value that cannot work.
     """
     settings = ServerSettings.from_options(options)
+    if hooks is None and settings.hooks is not None:
+        hooks = load_named(settings.hooks, ServerHooks, field="hooks")
     if data is None:
         memory = MemoryStorage(max_bytes=settings.memory_bytes)
-        return ManagedServer(Manager(memory, MemoryCatalog(), LocalEventBus(), settings))
+        return ManagedServer(Manager(memory, MemoryCatalog(), LocalEventBus(), settings, hooks=hooks))
     storage = FilesystemStorage(data, durability=settings.durability, writer_threads=settings.writer_threads)
     catalog = SqliteCatalog(data / "catalog.sqlite", durability=settings.durability)
-    return ManagedServer(Manager(storage, catalog, LocalEventBus(), settings))
+    return ManagedServer(Manager(storage, catalog, LocalEventBus(), settings, hooks=hooks))

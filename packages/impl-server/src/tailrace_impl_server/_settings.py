@@ -99,8 +99,9 @@ class ServerSettings:
                 continue
             if type(value) is not int or not least <= value <= most:
                 raise ConfigurationError(field=name, problem=f"{value!a} is no number within {least} and {most}")
-        if type(self.context_required) is not bool:
-            problem = f"{self.context_required!a} is neither true nor false"
+        required: object = self.context_required
+        if type(required) is not bool:
+            problem = f"{required!a} is neither true nor false"
             raise ConfigurationError(field="context_required", problem=problem)
         for name in _NAMES:
             value = getattr(self, name)
