@@ -29,20 +29,23 @@ const CODES = {
 };
 
 // Connect to a server by its base, grpc://HOST[:PORT] or grpcs://HOST[:PORT]. The first call finds out if it is there.
-export function connect(base) {
+// `token` is a bearer token, where the server wants one; it is sent with every call.
+export function connect(base, { token } = {}) {
   const parts = /^(grpcs?):\/\/([^/]+)$/.exec(base);
   if (!parts) throw new TailraceError('configuration', `'${base}' is not grpc://HOST[:PORT]`);
   const [, scheme, host] = parts;
   const address = /:\d+$/.test(host) ? host : `${host}:${DEFAULT_PORT}`;
-  return new Connection(address, grpc.credentials[scheme === 'grpcs' ? 'createSsl' : 'createInsecure']());
+  return new Connection(address, grpc.credentials[scheme === 'grpcs' ? 'createSsl' : 'createInsecure'](), token);
 }
 
 class Connection {
   window = 0; // the flow control of HTTP/2 sets the pace
   #uploads;
   #resources;
+  #metadata = new grpc.Metadata();
 
-  constructor(address, credentials) {
+  constructor(address, credentials, token) {
+    if (token) this.#metadata.set('authorization', `Bearer ${token}`);
     this.#uploads = new Uploads(address, credentials, CHANNEL_OPTIONS);
     this.#resources = new Resources(address, credentials, {
       ...CHANNEL_OPTIONS,
@@ -61,13 +64,13 @@ class Connection {
   #call(type) {
     switch (type) {
       case 'open_upload':
-        return this.#uploads.Upload();
+        return this.#uploads.Upload(this.#metadata);
       case 'read':
-        return this.#resources.Read();
+        return this.#resources.Read(this.#metadata);
       case 'follow':
-        return this.#resources.Follow();
+        return this.#resources.Follow(this.#metadata);
       case 'read_lines':
-        return this.#resources.ReadLines();
+        return this.#resources.ReadLines(this.#metadata);
       default:
         throw new TailraceError('unsupported', `request '${type}'`);
     }

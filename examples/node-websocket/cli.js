@@ -3,4 +3,4 @@ import { main } from 'tailrace-protocol/cli';
 import { WebSocket } from 'ws';
 import { connect } from './connection.js';
 
-await main((base) => connect(base, WebSocket));
+await main((base, { token }) => connect(base, { WebSocket, token }));

@@ -6,11 +6,18 @@ const LAST_MESSAGES = new Set(['finished', 'end']);
 
 // Connect to a server by its base, ws://HOST:PORT[/PREFIX] or the same with wss, http or https.
 //
-// `WebSocket` is that of a browser or of the package ws; both have what is used here.
-export async function connect(base, WebSocket = globalThis.WebSocket) {
-  const connection = new Connection(new WebSocket(`${base.replace(/^http/, 'ws')}/v1/connect`, 'tailrace.v1'));
+// `WebSocket` is that of a browser or of the package ws; both have what is used here. `token` is a bearer token, where
+// the server wants one: pages cannot set headers, so it travels as a subprotocol.
+export async function connect(base, { WebSocket = globalThis.WebSocket, token } = {}) {
+  const subprotocols = ['tailrace.v1', ...(token ? [`tailrace.token.${base64url(token)}`] : [])];
+  const connection = new Connection(new WebSocket(`${base.replace(/^http/, 'ws')}/v1/connect`, subprotocols));
   await connection.ready;
   return connection;
+}
+
+// Without padding; tokens are ASCII.
+function base64url(text) {
+  return btoa(text).replaceAll('+', '-').replaceAll('/', '_').replaceAll('=', '');
 }
 
 class Connection {

@@ -5,11 +5,12 @@ import { parseArgs } from 'node:util';
 import { Client } from './client.js';
 import { parseReference } from './reference.js';
 
-const USAGE = `usage: upload [--name NAME] [--lines] FILE|-     the first line of output is the reference
+const USAGE = `usage: upload [--name NAME] [--lines] [--context ID] FILE|-     the first line of output is the reference
        follow REF
        lines REF FIRST:END                       END is excluded; both may be missing
 
---server URL, or TAILRACE_SERVER, is where to upload, or to read whatever the reference says.`;
+--server URL, or TAILRACE_SERVER, is where to upload, or to read whatever the reference says.
+TAILRACE_TOKEN is the bearer token to show, where the server wants one.`;
 
 class UsageError extends Error {}
 
@@ -35,7 +36,12 @@ function parseLines(range) {
 }
 
 async function run(connect, argv, signal) {
-  const options = { server: { type: 'string' }, name: { type: 'string' }, lines: { type: 'boolean', default: false } };
+  const options = {
+    server: { type: 'string' },
+    name: { type: 'string' },
+    lines: { type: 'boolean', default: false },
+    context: { type: 'string' },
+  };
   let args;
   try {
     args = parseArgs({ args: argv, options, allowPositionals: true });
@@ -50,12 +56,12 @@ async function run(connect, argv, signal) {
   const place = command === 'upload' ? { base: server } : parseReference(target);
   if (!place.base) throw new UsageError('--server is missing');
 
-  const client = new Client(await connect(server ?? place.base));
+  const client = new Client(await connect(server ?? place.base, { token: process.env.TAILRACE_TOKEN }));
   try {
     if (command === 'upload') {
       const source = target === '-' ? process.stdin : createReadStream(target, { highWaterMark: 1 << 20 });
       const name = values.name ?? (target === '-' ? 'stdin' : basename(target));
-      await upload(client, source, { name, lines: values.lines }, signal);
+      await upload(client, source, { name, lines: values.lines, context: values.context }, signal);
     } else {
       const download =
         command === 'follow'
@@ -68,7 +74,7 @@ async function run(connect, argv, signal) {
   }
 }
 
-// Run the command line over a transport; `connect` takes the base of a server and returns a connection.
+// Run the command line over a transport; `connect` takes the base of a server and a token, and returns a connection.
 export async function main(connect, argv = process.argv.slice(2)) {
   const interruption = new AbortController();
   process.once('SIGINT', () => interruption.abort(new Error('interrupted')));

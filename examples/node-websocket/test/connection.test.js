@@ -10,8 +10,8 @@ const limits = { chunk_size: 4, upload_window: 6, max_download_window: 8, max_re
 const empty = { state: 'INITIATED', size: 0, head: new Head().value, reference: 'ws://h/r/id' };
 
 // A server that does what `script` says, and a client of it. `script` sends messages, and receives those of the client.
-async function play(script, use) {
-  const server = new WebSocketServer({ port: 0, host: '127.0.0.1' });
+async function play(script, use, options = {}) {
+  const server = new WebSocketServer({ port: 0, host: '127.0.0.1', ...options.server });
   const served = once(server, 'connection').then(async ([socket]) => {
     const inbox = [];
     let wake = () => {};
@@ -28,7 +28,7 @@ async function play(script, use) {
     await script({ send, receive, socket });
   });
   await once(server, 'listening');
-  const client = new Client(await connect(`ws://127.0.0.1:${server.address().port}`, WebSocket));
+  const client = new Client(await connect(`ws://127.0.0.1:${server.address().port}`, { WebSocket, token: options.token }));
   try {
     await Promise.all([use(client), served]);
   } finally {
@@ -171,3 +171,13 @@ test('a lost connection ends every conversation', () =>
       await assert.rejects(reading, { code: 'connection_lost' });
     },
   ));
+
+test('a token travels as a subprotocol', () => {
+  const offered = [];
+  const handleProtocols = (names) => offered.push(...names) && 'tailrace.v1';
+  return play(
+    async () => {},
+    async () => assert.deepEqual(offered, ['tailrace.v1', 'tailrace.token.fn5-Pz8_YQ']),
+    { token: '~~~???a', server: { handleProtocols } },
+  );
+});
