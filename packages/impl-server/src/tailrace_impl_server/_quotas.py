@@ -128,8 +128,8 @@ class Charge:
             missing = end - self._until
             for scope in self._scopes:
                 if scope.free < missing:
-                    actual = scope.used + end - self._used
-                    raise QuotaExceeded(limit=scope.limit, maximum=scope.maximum, actual=max(actual, scope.maximum + 1))
+                    actual = scope.used + scope.reserved + missing
+                    raise QuotaExceeded(limit=scope.limit, maximum=scope.maximum, actual=actual)
             for scope in self._scopes:
                 scope.reserved += missing
             self._until = end
