@@ -130,7 +130,7 @@ REQUIREMENTS = (
     _planned("ACC-2"),
     Requirement(id="ACC-3"),
     _planned("HOO-1"),
-    _planned("CON-1"),
+    Requirement(id="CON-1", cells=WIRED_CELLS),
     Requirement(id="CON-2"),
     Requirement(id="CON-3", cells=WEBSOCKET_CELLS),
     Requirement(id="CON-4"),
