@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+
 import pytest
 
 from tailrace_client_download_api.contracts import DownloadClientContract, Producer
@@ -20,8 +22,10 @@ class LocalProducer(Producer):
         self._client = client
         self._uploads: dict[str, UploadSession] = {}
 
-    async def create(self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None) -> str:
-        upload = self._client.upload(name, lines=lines, labels=labels)
+    async def create(
+        self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None, context: str | None = None
+    ) -> str:
+        upload = self._client.upload(name, lines=lines, labels=labels, context=context)
         await upload.open()
         self._uploads[upload.id] = upload
         return upload.id
@@ -58,5 +62,7 @@ class TestGrpcDownloads(DownloadClientContract):
         return client
 
     @pytest.fixture
-    async def producer(self, local: ConnectedClient) -> Producer:
-        return LocalProducer(local)
+    async def producer(self, local: ConnectedClient) -> AsyncIterator[Producer]:
+        producer = LocalProducer(local)
+        yield producer
+        await producer.close()

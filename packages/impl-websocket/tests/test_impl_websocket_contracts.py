@@ -30,8 +30,10 @@ class LocalProducer(Producer):
         self._client = client
         self._uploads: dict[str, UploadSession] = {}
 
-    async def create(self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None) -> str:
-        upload = self._client.upload(name, lines=lines, labels=labels)
+    async def create(
+        self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None, context: str | None = None
+    ) -> str:
+        upload = self._client.upload(name, lines=lines, labels=labels, context=context)
         await upload.open()
         self._uploads[upload.id] = upload
         return upload.id

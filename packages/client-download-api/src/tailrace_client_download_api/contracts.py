@@ -23,6 +23,11 @@ import pytest
 
 from tailrace_client_download_api._client import DownloadClient, RemoteResource, ResourceClient
 from tailrace_common_api import (
+    ContextClosed,
+    ContextEvent,
+    ContextEventKind,
+    ContextNotFound,
+    ContextState,
     Deleted,
     FromOffset,
     IntegrityError,
@@ -53,7 +58,9 @@ class Producer(ABC):
     """Makes resources by other means than the client under test."""
 
     @abstractmethod
-    async def create(self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None) -> str:
+    async def create(
+        self, name: str, *, lines: bool = True, labels: dict[str, str] | None = None, context: str | None = None
+    ) -> str:
         """Create a live resource without bytes and return its reference."""
 
     @abstractmethod
@@ -397,6 +404,83 @@ class DownloadClientContract:
                     await _last(statuses)
             with pytest.raises(NotFound):
                 await resource.status()
+
+    async def test_a_context_is_created_and_closed(self, download_client: ReadingClient, producer: Producer) -> None:
+        created = await download_client.create_context({"run": "7", "branch": "main"})
+        assert created.attributes == {"run": "7", "branch": "main"}
+        assert (created.state, created.closed_at) == (ContextState.OPEN, None)
+        assert (created.resources, created.bytes) == (0, 0)
+        assert await download_client.get_context(created.id) == created
+        other = await download_client.create_context()
+        assert other.id != created.id
+        assert other.attributes == {}
+        reference = await producer.create("x", context=created.id)
+        await producer.append(reference, b"some")
+        async with download_client.open(reference) as resource:
+            assert (await resource.status()).metadata.context == created.id
+            counted = await download_client.get_context(created.id)
+            assert (counted.resources, counted.bytes) == (1, 4)
+            page = await download_client.list_page(ListFilter(context=created.id))
+            assert [status.id for status in page.statuses] == [resource.id]
+            closed = await download_client.close_context(created.id)
+            assert closed.state is ContextState.CLOSED
+            assert closed.closed_at is not None
+            status = await resource.status()
+            assert status.state is ResourceState.FAILED
+            assert await resource.read() == b"some"
+        assert await download_client.close_context(created.id) == closed
+        assert (await download_client.get_context(other.id)).state is ContextState.OPEN
+        with pytest.raises(ContextClosed):
+            await producer.create("late", context=created.id)
+
+    async def test_unknown_and_malformed_contexts(self, download_client: ReadingClient, producer: Producer) -> None:
+        unknown = "0" * 32
+        with pytest.raises(ContextNotFound):
+            await producer.create("x", context=unknown)
+        for given, error in ((unknown, ContextNotFound), ("x", InvalidReference), ("../" + "0" * 29, InvalidReference)):
+            with pytest.raises(error):
+                await download_client.get_context(given)
+            with pytest.raises(error):
+                await download_client.close_context(given)
+            async with aclosing(download_client.context_events(given)) as events:
+                with pytest.raises(error):
+                    await anext(events)
+        with pytest.raises(InvalidArgument):
+            await download_client.create_context({"": "no key"})
+        context = await download_client.create_context()
+        async with aclosing(download_client.context_events(context.id, after=-1)) as events:
+            with pytest.raises(InvalidArgument):
+                await anext(events)
+
+    async def test_events_of_a_context_come_in_order_up_to_its_end(
+        self, download_client: ReadingClient, producer: Producer
+    ) -> None:
+        context = await download_client.create_context()
+        other = await download_client.create_context()
+        events: list[ContextEvent] = []
+        async with aclosing(download_client.context_events(context.id)) as coming:
+            reference = await producer.create("x", context=context.id)
+            events.append(await anext(coming))
+            await producer.complete(await producer.create("elsewhere", context=other.id))
+            await producer.append(reference, b"some")
+            await producer.complete(reference)
+            while events[-1].state is not ResourceState.COMPLETED:
+                events.append(await anext(coming))
+            await download_client.delete(reference)
+            events.append(await anext(coming))
+            await download_client.close_context(context.id)
+            events += [event async for event in coming]
+        assert [event.sequence for event in events] == list(range(1, len(events) + 1))
+        kinds = [event.kind for event in events]
+        changes = [ContextEventKind.STATUS_CHANGED] * (len(events) - 3)
+        assert kinds == [ContextEventKind.CREATED, *changes, ContextEventKind.DELETED, ContextEventKind.CLOSED]
+        assert {event.id for event in events[:-1]} == {events[0].id}
+        assert events[0].id in reference
+        assert (events[-2].size, events[-1].id, events[-1].state) == (4, None, None)
+        assert (await download_client.get_context(context.id)).last_event == len(events)
+        for after in (0, 1, len(events) - 1):
+            again = [event async for event in download_client.context_events(context.id, after=after)]
+            assert again == events[after:]
 
     async def test_listing_selects_and_pages(self, download_client: ReadingClient, producer: Producer) -> None:
         references = [

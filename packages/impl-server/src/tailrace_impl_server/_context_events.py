@@ -90,6 +90,11 @@ class ContextEvents:
         event = ContextEvent(sequence=0, at=at, kind=kind, id=None, state=None, size=None, code=code, message=message)
         self._add(context, event)
 
+    def last(self, context: str) -> int:
+        """Return the number of the last event of a context; 0 when it had none since the start."""
+        ring = self._rings.get(context)
+        return 0 if ring is None else ring.last
+
     def forget(self, context: str) -> None:
         """Drop the events of a context that is gone."""
         ring = self._rings.pop(context, None)

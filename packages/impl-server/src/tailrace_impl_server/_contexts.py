@@ -200,4 +200,5 @@ class Contexts:
             closed_at=entry.closed_at,
             resources=resources,
             bytes=size,
+            last_event=self._events.last(entry.id),
         )
