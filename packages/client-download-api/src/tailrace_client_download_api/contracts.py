@@ -40,6 +40,7 @@ from tailrace_common_api import (
     ListFilter,
     NotFound,
     RangeNotSatisfiable,
+    Reference,
     ResourceFailed,
     ResourceState,
     Start,
@@ -474,9 +475,9 @@ class DownloadClientContract:
         kinds = [event.kind for event in events]
         changes = [ContextEventKind.STATUS_CHANGED] * (len(events) - 3)
         assert kinds == [ContextEventKind.CREATED, *changes, ContextEventKind.DELETED, ContextEventKind.CLOSED]
-        assert {event.id for event in events[:-1]} == {events[0].id}
-        assert events[0].id in reference
-        assert (events[-2].size, events[-1].id, events[-1].state) == (4, None, None)
+        made = Reference.parse(reference).id
+        assert [(event.id, event.size) for event in events[-2:]] == [(made, 4), (None, None)]
+        assert [event.id for event in events[:-1]] == [made] * (len(events) - 1)
         assert (await download_client.get_context(context.id)).last_event == len(events)
         for after in (0, 1, len(events) - 1):
             again = [event async for event in download_client.context_events(context.id, after=after)]
