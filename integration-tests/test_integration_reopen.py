@@ -76,7 +76,7 @@ async def test_a_lost_upload_continues_at_the_announced_size_where_both_heads_ag
 @proves("UPL-9", "RES-3")
 async def test_a_cut_connection_raises_and_leaves_the_upload_open(server: LocalServer, cell: Cell) -> None:
     async with TcpProxy(server.url(cell.transport)) as proxy:
-        client = server.connect(cell.transport, url=proxy.url)
+        client = server.connect(cell.transport, url=proxy.url, reconnect_timeout=0.0)
         upload = client.upload("a")
         await upload.open()
         await upload.write(b"kept")

@@ -614,7 +614,7 @@ async def test_a_dead_uploader_is_found_by_keep_alive(new_server: NewServer, cel
     quick = {"keepalive_interval": 0.2, "keepalive_timeout": 0.2}
     server = await new_server(upload_grace=0.05, transport_settings=quick)
     async with TcpProxy(server.url(cell.transport)) as proxy:
-        client = server.connect(cell.transport, url=proxy.url)
+        client = server.connect(cell.transport, url=proxy.url, reconnect_timeout=0.0)
         upload = client.upload("a")
         await upload.open()
         await upload.write(b"kept")
@@ -847,7 +847,8 @@ async def test_a_full_store_reaches_the_uploader_at_once_and_leaves_the_upload_r
 
 
 @proves("UPL-16")
-async def test_a_shutdown_reaches_the_uploader_at_once(server: LocalServer, client: ConnectedClient) -> None:
+async def test_a_shutdown_reaches_the_uploader_at_once(server: LocalServer, cell: Cell) -> None:
+    client = server.connect(cell.transport, reconnect_timeout=0.0)
     upload = client.upload("a")
     await upload.open()
     await upload.write(b"kept")
