@@ -18,7 +18,7 @@ from tailrace_impl_server import (
     ServerSettings,
     SqliteCatalog,
 )
-from tailrace_server_api import Catalog, ResourceReader, Storage, UploadIngest
+from tailrace_server_api import Catalog, ResourceReader, ServerHooks, Storage, UploadIngest
 
 LINES = Metadata(name="build.log", content_type="text/plain", lines=True)
 MIB = 1024 * 1024
@@ -32,6 +32,7 @@ class Bench:
         self.manager: Manager
         self.storage: GatedStorage
         self.catalog: Catalog
+        self.hooks: ServerHooks | None = None
         self._running = False
 
     async def start(self, **options: object) -> Manager:
@@ -44,7 +45,7 @@ class Bench:
             inner = FilesystemStorage(self.path, durability=settings.durability)
             self.catalog = SqliteCatalog(self.path / "catalog.sqlite", durability=settings.durability)
         self.storage = GatedStorage(inner)
-        self.manager = Manager(self.storage, self.catalog, LocalEventBus(), settings)
+        self.manager = Manager(self.storage, self.catalog, LocalEventBus(), settings, hooks=self.hooks)
         await self.manager.start()
         self._running = True
         return self.manager
