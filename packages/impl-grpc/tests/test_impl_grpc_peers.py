@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
+
 import pytest
 
 from tailrace_common_api import Overloaded
 from tailrace_impl_grpc._peers import Peers
+from tailrace_server_api import Telemetry
 
 
 def test_calls_of_one_connection_are_bounded() -> None:
-    peers = Peers(max_connections=10, max_requests=2)
+    peers = Peers(max_connections=10, max_requests=2, telemetry=Telemetry())
     peers.begin("a")
     peers.begin("a")
     with pytest.raises(Overloaded) as caught:
@@ -22,7 +26,7 @@ def test_calls_of_one_connection_are_bounded() -> None:
 
 
 def test_connections_are_bounded_while_they_have_calls() -> None:
-    peers = Peers(max_connections=2, max_requests=10)
+    peers = Peers(max_connections=2, max_requests=10, telemetry=Telemetry())
     peers.begin("a")
     peers.begin("b")
     with pytest.raises(Overloaded) as caught:
@@ -34,3 +38,24 @@ def test_connections_are_bounded_while_they_have_calls() -> None:
     peers.begin("c")
     with pytest.raises(Overloaded):
         peers.begin("b")
+
+
+def test_a_connection_is_counted_while_it_has_calls() -> None:
+    seen: list[str] = []
+
+    class Connections(Telemetry):
+        @contextmanager
+        def connection(self, transport: str) -> Generator[None, None, None]:
+            seen.append(f"{transport} begins")
+            yield
+            seen.append(f"{transport} ends")
+
+    peers = Peers(max_connections=1, max_requests=2, telemetry=Connections())
+    peers.begin("one")
+    peers.begin("one")
+    with pytest.raises(Overloaded):
+        peers.begin("two")
+    peers.end("one")
+    assert seen == ["grpc begins"]
+    peers.end("one")
+    assert seen == ["grpc begins", "grpc ends"]

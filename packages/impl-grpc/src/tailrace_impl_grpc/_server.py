@@ -91,7 +91,11 @@ class GrpcServer(TransportServer):
             chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
             telemetry=manager.telemetry,
         )
-        self._peers = Peers(max_connections=settings.max_connections, max_requests=manager.limits.max_requests)
+        self._peers = Peers(
+            max_connections=settings.max_connections,
+            max_requests=manager.limits.max_requests,
+            telemetry=manager.telemetry,
+        )
         self._manager = manager
         manager.add_base(self._endpoint.base)
         await server.start()

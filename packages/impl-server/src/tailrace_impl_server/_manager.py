@@ -24,6 +24,7 @@ from tailrace_common_api import (
     Visibility,
     check_id,
 )
+from tailrace_impl_common import set_caller
 from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
 from tailrace_impl_server._catalog_follower import CatalogFollower
 from tailrace_impl_server._context_events import ContextEvents
@@ -180,6 +181,7 @@ class Manager(ResourceManager):
 
     async def authenticate(self, credentials: Credentials) -> ResourceService:
         self._parts.refuse_when_closing()
+        set_caller(peer=credentials.peer, principal="")
         return self
 
     async def authorize_metrics(self, credentials: Credentials) -> None:

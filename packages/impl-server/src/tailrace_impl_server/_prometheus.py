@@ -68,9 +68,17 @@ class PrometheusTelemetry(Telemetry):
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         self._connections = Counter(
-            "tailrace_connections", "Connections that were accepted.", ["transport"], registry=registry
+            "tailrace_connections",
+            "Connections that were accepted; over gRPC, each time that one begins to have calls.",
+            ["transport"],
+            registry=registry,
         )
-        self._open = Gauge("tailrace_connections_open", "Connections at the moment.", ["transport"], registry=registry)
+        self._open = Gauge(
+            "tailrace_connections_open",
+            "Connections at the moment; over gRPC, those that have calls.",
+            ["transport"],
+            registry=registry,
+        )
         self._refused = Counter(
             "tailrace_refused",
             "Connections and requests that were refused before they began, by the code of the error.",
