@@ -15,11 +15,8 @@ class TcpProxy:
 
     def __init__(self, url: str) -> None:
         """Stand in front of the server at ``url``."""
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        self._target = (parts.hostname, parts.port)
-        self._scheme = parts.scheme
+        self._target = _address(url)
+        self._scheme = urlsplit(url).scheme
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
@@ -32,6 +29,10 @@ class TcpProxy:
         assert self._server is not None
         host, port = self._server.sockets[0].getsockname()[:2]
         return f"{self._scheme}://{host}:{port}"
+
+    def aim(self, url: str) -> None:
+        """Stand in front of another server from now on; connections that are there stay where they are."""
+        self._target = _address(url)
 
     def stall(self) -> None:
         """Let no byte through any more, in either direction, and say nothing of it."""
@@ -85,3 +86,10 @@ class TcpProxy:
         except asyncio.CancelledError:
             writer.transport.abort()
             raise
+
+
+def _address(url: str) -> tuple[str, int]:
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    assert parts.port is not None
+    return parts.hostname, parts.port

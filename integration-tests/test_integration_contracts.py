@@ -69,7 +69,7 @@ class TestUploads(UploadClientContract):
             return await resource.read()
 
 
-@proves("USE-3", "DWN-1", "DWN-2", "DWN-4", "LIN-2", "RES-8", "RES-9")
+@proves("USE-3", "DWN-1", "DWN-2", "DWN-4", "LIN-2", "RES-8", "RES-9", "CTX-1")
 class TestDownloads(DownloadClientContract):
     @pytest.fixture
     def download_client(self, client: ConnectedClient, cell: Cell) -> ConnectedClient:
