@@ -160,7 +160,8 @@ class PlayedStream(ClientStream):
         said = self.says[0]
         if isinstance(said, TailraceError):
             raise said
-        return self.says.popleft()
+        self.says.popleft()
+        return said
 
     async def close(self) -> None:
         self.closed = True
@@ -310,7 +311,6 @@ async def test_the_wait_is_told_and_ends_with_the_last_error(monkeypatch: pytest
     first.say(ConnectionLost("first"))
     told = await next_interruption
     assert isinstance(told, ConnectionLost)
-    assert upload.interruption is not None
     for waiting in (flushing, detaching, asyncio.ensure_future(upload.finish())):
         with pytest.raises(ConnectionLost, match="nobody is there"):
             await waiting

@@ -41,8 +41,8 @@ def test_any_offset_that_is_not_announced_can_be_continued(steps: list[tuple[int
     assert (state.size, state.head()) == (offset, head_of(source[:offset]))
     again = kept.take_from(offset)
     assert b"".join(again) == source[offset:]
-    for piece in again:
-        fill(kept, state, bytes(piece))
+    for part in again:
+        fill(kept, state, bytes(part))
     assert state.head() == head_of(source)
     # What is kept now continues as before.
     second = kept.state_at(offset, state)
