@@ -19,6 +19,9 @@ import pytest
 from cells import PROCESS_CELLS, WIRED_CELLS, Cell, Transport
 from conversations import Conversation, HandUpload, eventually
 from manifest import proves
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 from server_process import ServerProcess, spawn
 from servers import LocalServer, NewServer
@@ -27,15 +30,17 @@ from tcp_proxy import TcpProxy
 from tailrace_common_api import (
     ClientSettings,
     ConnectionLost,
+    DamagedBlock,
     FromOffset,
     GoingAway,
+    NotFound,
     Page,
     ResourceState,
     TailraceError,
     error_classes,
 )
-from tailrace_impl_common import ConnectedClient, head_of
-from tailrace_impl_common.messages import Chunk, Follow, Started, Watch
+from tailrace_impl_common import ConnectedClient, _tracing, head_of
+from tailrace_impl_common.messages import Chunk, Follow, Read, Started, Watch
 from tailrace_impl_grpc import connect as connect_grpc
 from tailrace_impl_websocket import connect as connect_websocket
 
@@ -416,3 +421,71 @@ async def test_labels_of_a_random_workload_are_few_and_name_nobody(server: Local
     assert events["created"] == 60
     received = sum(value for _, value in own["tailrace_received_bytes_total"])
     assert received > 60
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+async def test_failed_requests_are_logged_once_as_objects(
+    new_server_process: NewProcess, cell: Cell, tmp_path: Path
+) -> None:
+    server = await started(new_server_process, tmp_path, '[serve]\nlog_format = "json"\n')
+    async with connected(server.url(cell.transport)) as client:
+        upload = await HandUpload.open(client.connection)
+        await upload.chunk(b"x")
+        await upload.finished()
+    assert await asyncio.to_thread(server.stop) == 0
+    # Warnings and above are logged by all server processes of the suite; none of this was one.
+    assert server.log == ""
+    await asyncio.to_thread((server.data / "resources" / upload.id / "data").write_bytes, b"")
+    await asyncio.to_thread(server.start)
+    async with connected(server.url(cell.transport)) as client:
+        reader = await Conversation.begin(client.connection, Read(id=upload.id))
+        assert isinstance(await reader.error(), DamagedBlock)
+        await reader.close()
+    assert await asyncio.to_thread(server.stop) == 0
+    (line,) = server.log.splitlines()
+    record = json.loads(line)
+    assert (record["level"], record["code"], record["resource"]) == ("warning", "damaged_block", upload.id)
+    assert record["message"].startswith("Read failed: ")
+    assert "127.0.0.1" in record["peer"]
+    assert record["time"].endswith("Z")
+
+
+@pytest.fixture
+def spans(monkeypatch: pytest.MonkeyPatch) -> Iterator[InMemorySpanExporter]:
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    # A provider of one test only: the process has room for one.
+    monkeypatch.setattr(_tracing, "_tracer", lambda: provider.get_tracer("tailrace"))
+    yield exporter
+    provider.shutdown()
+
+
+async def test_a_trace_goes_on_at_the_server(
+    server: LocalServer, client: ConnectedClient, spans: InMemorySpanExporter
+) -> None:
+    with _tracing._tracer().start_as_current_span("caller") as caller:
+        upload = await HandUpload.open(client.connection)
+        await upload.chunk(b"traced")
+        await upload.finished()
+        assert await client.open(upload.id).read() == b"traced"
+        await client.status(upload.id)
+        with pytest.raises(NotFound):
+            await client.status("0" * 32)
+    context = caller.get_span_context()
+    served = {"OpenUpload", "Read", "GetStatus"}
+    await eventually(lambda: len(spans.get_finished_spans()) >= 5)
+    ended = [span for span in spans.get_finished_spans() if span.name != "caller"]
+    assert {span.name for span in ended} == {f"tailrace {name}" for name in served}
+    for span in ended:
+        assert span.parent is not None
+        assert (span.parent.trace_id, span.parent.span_id) == (context.trace_id, context.span_id)
+        assert span.attributes is not None
+        assert span.attributes.keys() <= {"rpc.system", "rpc.method", "tailrace.transport", "error.type"}
+    errors = [span.attributes["error.type"] for span in ended if span.attributes and "error.type" in span.attributes]
+    assert errors == ["not_found"]
+    # What comes without a trace begins one of its own.
+    spans.clear()
+    await client.status(upload.id)
+    await eventually(lambda: len(spans.get_finished_spans()) == 1)
+    assert spans.get_finished_spans()[0].parent is None
