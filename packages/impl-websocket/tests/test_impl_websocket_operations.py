@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tailrace_common_api import MEBIBYTE, GoingAway, Metadata, Overloaded, PermissionDenied, Unauthenticated
 from tailrace_impl_common import HeadHasher, chunk_hash
+from tailrace_impl_websocket._http_protocol import HttpProtocol
 from tailrace_server_api import Credentials
 
 UNKNOWN = "0" * 32
@@ -124,6 +126,31 @@ async def test_they_answer_while_the_server_drains_and_who_comes_is_told_to_come
             assert not closing.done()
             writer.transport.abort()
             await closing
+
+
+async def test_the_system_asks_idle_clients_of_http_whether_they_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[socket.socket] = []
+    real = HttpProtocol.connection_made
+
+    def connection_made(self: HttpProtocol, transport: asyncio.Transport) -> None:
+        real(self, transport)
+        made.append(transport.get_extra_info("socket"))
+
+    monkeypatch.setattr(HttpProtocol, "connection_made", connection_made)
+    async with running_server(keepalive_interval=7.0, keepalive_timeout=6.0) as server:
+        resource = await server.upload(b"some", finish=False)
+        made.clear()
+        async with (
+            httpx.AsyncClient(base_url=server.http, trust_env=False) as client,
+            client.stream("GET", f"/r/{resource}?follow") as answer,
+        ):
+            assert await anext(answer.aiter_raw()) == b"some"
+            (connection,) = made
+            assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            asked = [socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT]
+            assert [connection.getsockopt(socket.IPPROTO_TCP, option) for option in asked] == [7, 2, 3]
+    async with running_server(keepalive_interval=0.01, keepalive_timeout=1e9) as server:
+        assert (await ask(server, "/healthz")).status_code == 200
 
 
 async def test_metrics_are_for_whom_the_manager_lets(

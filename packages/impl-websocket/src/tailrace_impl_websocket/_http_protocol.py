@@ -19,6 +19,10 @@ MAX_HEADERS = 64 * 1024
 """Most bytes of the first line and the headers of a request."""
 HEADERS_TIMEOUT = 10.0
 """Longest time from a new connection, or the first byte of a request, to the end of its headers, in seconds."""
+_PROBES = 3
+"""Questions without an answer before a client is taken for gone."""
+_MOST_SECONDS = 32767
+"""What the system takes at the most."""
 _STATUS_LINES = {
     408: b"HTTP/1.1 408 Request Timeout\r\n",
     431: b"HTTP/1.1 431 Request Header Fields Too Large\r\n",
@@ -33,6 +37,10 @@ class HttpProtocol(HttpToolsProtocol):
 
     most_connections = 20_000
     """Connections beyond these are cut at once; set by who makes the class."""
+    keepalive_interval = 20.0
+    """Time without a byte after which the system asks whether the client is there, in seconds."""
+    keepalive_timeout = 20.0
+    """Time for the answer, in seconds."""
     _deadline: asyncio.TimerHandle | None = None
     _received = 0
     _awaiting_headers = True
@@ -46,7 +54,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         connection: socket.socket | None = transport.get_extra_info("socket")
         if connection is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            _ask_whether_it_lives(connection, self.keepalive_interval, self.keepalive_timeout)
         self._start_clock()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -125,6 +133,32 @@ class HttpProtocol(HttpToolsProtocol):
         self.loop.call_later(LINGER, self.transport.abort)
 
 
-def http_protocol(max_connections: int) -> type[HttpProtocol]:
+def http_protocol(max_connections: int, *, keepalive_interval: float, keepalive_timeout: float) -> type[HttpProtocol]:
     """Return the class for a server with so many connections at most; twice as many are let in to be told so."""
-    return type("HttpProtocol", (HttpProtocol,), {"most_connections": 2 * max_connections})
+    values = {
+        "most_connections": 2 * max_connections,
+        "keepalive_interval": keepalive_interval,
+        "keepalive_timeout": keepalive_timeout,
+    }
+    return type("HttpProtocol", (HttpProtocol,), values)
+
+
+def _ask_whether_it_lives(connection: socket.socket, interval: float, timeout: float) -> None:
+    """Let the system end the connection when the client's does not answer: HTTP has no message to ask with.
+
+    A client that is there and does not read answers, and is waited for.
+    """
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    values = {
+        "TCP_KEEPIDLE": _within(interval, _MOST_SECONDS),
+        "TCP_KEEPINTVL": _within(timeout / _PROBES, _MOST_SECONDS),
+        "TCP_KEEPCNT": _PROBES,
+    }
+    for name, value in values.items():
+        # Not every system has each of them.
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _within(seconds: float, most: int) -> int:
+    return min(max(1, round(seconds)), most)

@@ -68,7 +68,11 @@ class WebSocketServer(TransportServer):
             self._server = _Server(
                 uvicorn.Config(
                     self._endpoints.application(prefix),
-                    http=http_protocol(settings.max_connections),
+                    http=http_protocol(
+                        settings.max_connections,
+                        keepalive_interval=settings.keepalive_interval,
+                        keepalive_timeout=settings.keepalive_timeout,
+                    ),
                     ws=FrameProtocol,
                     # Above the largest frame, so that a frame that is too large fails its request and no other one.
                     ws_max_size=2 * MAX_FRAME_SIZE,
