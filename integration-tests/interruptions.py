@@ -124,3 +124,15 @@ class Times:
             return False
         self.count += 1
         return self.count in self._numbers
+
+
+class MovableProxy(TcpProxy):
+    """A proxy whose server may come back elsewhere, and that lets through again what it has held up."""
+
+    def move(self, url: str) -> None:
+        """Stand in front of the server at ``url`` for new connections."""
+        self._target = TcpProxy(url)._target
+
+    def resume(self) -> None:
+        """Let everything through that was held up."""
+        self._passing.set()

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, suppress
+from contextlib import ExitStack, aclosing, suppress
 from pathlib import Path
 
 import pytest
 from cells import LASTING_CELLS, PROCESS_CELLS, WIRED_CELLS, Cell, Crossing, Transport
 from conversations import HandUpload, eventually
-from interruptions import Times, breakable, breaking
+from interruptions import MovableProxy, Times, breakable, breaking
 from manifest import proves
-from server_process import ServerProcess
+from server_process import DEADLINE, ServerProcess, read_line, spawn
 from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
 
@@ -21,6 +22,7 @@ from tailrace_client_upload_api import UploadRequest
 from tailrace_common_api import (
     ClientSettings,
     ConnectionLost,
+    DataLost,
     Fenced,
     Metadata,
     ResourceFailed,
@@ -371,15 +373,6 @@ def _connect_of(cell: Cell) -> Callable[[str, ClientSettings], ConnectedClient]:
     return connect
 
 
-class MovableProxy(TcpProxy):
-    """A proxy whose server may come back elsewhere."""
-
-    def move(self, url: str) -> None:
-        """Stand in front of the server at ``url``."""
-        other = TcpProxy(url)
-        self._target = other._target
-
-
 @pytest.mark.cells(PROCESS_CELLS)
 @proves("UPL-9", "DWN-5")
 async def test_a_second_address_is_turned_to(server_process: ServerProcess, cell: Cell) -> None:
@@ -420,3 +413,131 @@ async def test_who_was_never_there_fails_at_once_and_who_was_is_waited_for(serve
         await stranger.status(upload.id)
     with suppress(TailraceError):
         await upload.abort()
+
+
+# What a server has lost
+
+
+async def _lose_what_came_since(server: ServerProcess, copy: Path, proxy: MovableProxy, cell: Cell) -> None:
+    """Kill the server, put back what it had when the copy was made, and start it."""
+    await asyncio.to_thread(server.kill)
+    await asyncio.to_thread(shutil.rmtree, server.data)
+    await asyncio.to_thread(shutil.copytree, copy, server.data)
+    await asyncio.to_thread(server.start)
+    proxy.move(server.url(cell.transport))
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+@pytest.mark.parametrize("seekable", [False, True], ids=["gone", "read again"])
+@proves("UPL-9", "DWN-5")
+async def test_a_server_that_lost_what_it_had_announced(
+    server_process: ServerProcess, cell: Cell, tmp_path: Path, seekable: bool
+) -> None:
+    asked: list[int] = []
+
+    async def prefix(size: int) -> AsyncIterator[bytes]:
+        asked.append(size)
+        yield DATA[:size]
+
+    request = UploadRequest(metadata=Metadata(name="a"), prefix=prefix if seekable else None)
+    proxy = MovableProxy(server_process.url(cell.transport))
+    async with proxy, _connect_of(cell)(proxy.url, ClientSettings()) as client:
+        upload = client.start_upload(request)
+        await upload.open()
+        follower = client.open(upload.id).follow()
+        await upload.write(DATA[:100_000])
+        await upload.flush()
+        await asyncio.to_thread(server_process.stop)
+        copy = tmp_path / "copy"
+        await asyncio.to_thread(shutil.copytree, server_process.data, copy)
+        await asyncio.to_thread(server_process.start)
+        proxy.move(server_process.url(cell.transport))
+        await upload.write(DATA[100_000:500_000])
+        await upload.flush()
+        got = bytearray()
+        while len(got) < 500_000:
+            got += await anext(follower)
+        await _lose_what_came_since(server_process, copy, proxy, cell)
+        if seekable:
+            await upload.write(DATA[500_000:])
+            status = await upload.finish()
+            assert (status.size, status.head) == (len(DATA), head_of(DATA))
+            assert await client.open(upload.id).read() == DATA
+            assert asked[0] == 100_000
+            assert max(asked) <= 500_000
+        else:
+            with pytest.raises(DataLost) as caught:
+                await upload.finish()
+            assert (caught.value.announced, caught.value.size) == (500_000, 100_000)
+            status = await client.status(upload.id)
+            assert (status.state, status.reason, status.size) == (ResourceState.FAILED, "data lost", 100_000)
+            with pytest.raises(DataLost) as lost:
+                await anext(follower)
+            assert (lost.value.announced, lost.value.size) == (500_000, 100_000)
+        await follower.aclose()
+
+
+@pytest.mark.cells(WIRED_CELLS)
+@proves("UPL-10")
+async def test_what_a_zombie_has_on_the_way_changes_nothing(server: LocalServer, cell: Cell) -> None:
+    proxy = MovableProxy(server.url(cell.transport))
+    async with proxy:
+        zombie = server.connect(cell.transport, url=proxy.url).upload("a")
+        await zombie.open()
+        await zombie.write(b"common;")
+        await zombie.flush()
+        proxy.stall()
+        # It leaves the client, and stays on the way until the other session is at work.
+        await zombie.write(b"of a zombie;")
+        finishing = asyncio.ensure_future(zombie.finish())
+        await eventually(lambda: zombie._machine.state.name == "FINISHING")  # type: ignore[attr-defined]
+        direct = server.connect(cell.transport)
+        other = await HandUpload.reopen(direct.connection, zombie.id, zombie.token, b"common;")
+        await other.chunk(b"of the living")
+        await other.announced(20)
+        proxy.resume()
+        with pytest.raises(Fenced) as caught:
+            await finishing
+        assert caught.value.epoch == zombie.epoch < other.opened.epoch
+        await zombie.abort()
+        finished = await other.finished()
+        assert finished.status is not None
+        assert await direct.open(zombie.id).read() == b"common;of the living"
+
+
+# The commands
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+@proves("USE-6", "UPL-9", "DWN-5")
+async def test_a_pipe_and_its_follower_survive_cuts_and_restarts(
+    server_process: ServerProcess, cell: Cell, tmp_path: Path
+) -> None:
+    proxy = MovableProxy(server_process.url(cell.transport))
+    lines = [b"line %d\n" % number for number in range(30)]
+    async with proxy:
+        with (
+            spawn(tmp_path, "upload", "-", "--server", proxy.url) as uploader,
+            ExitStack() as stack,
+        ):
+            assert uploader.stdin is not None
+            assert uploader.stdout is not None
+            reference = (await asyncio.to_thread(read_line, uploader.stdout, uploader)).decode().strip()
+            follower = stack.enter_context(spawn(tmp_path, "follow", reference, "--server", proxy.url))
+            assert follower.stdout is not None
+            for number, line in enumerate(lines):
+                uploader.stdin.write(line)
+                assert await asyncio.to_thread(read_line, follower.stdout, follower) == line
+                if number % 10 == 9:
+                    await asyncio.to_thread(server_process.kill if number == 9 else server_process.stop)
+                    await asyncio.to_thread(server_process.start)
+                    proxy.move(server_process.url(cell.transport))
+                elif number % 3 == 0:
+                    proxy.cut()
+            uploader.stdin.close()
+            assert await asyncio.to_thread(uploader.wait, DEADLINE) == 0
+            assert await asyncio.to_thread(follower.wait, DEADLINE) == 0
+            assert follower.stdout.read() == b""
+        async with _connect_of(cell)(proxy.url, ClientSettings()) as client:
+            status = await client.status(reference)
+            assert (status.state, status.head) == (ResourceState.COMPLETED, head_of(b"".join(lines)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing, suppress
@@ -45,6 +46,8 @@ from tailrace_impl_common.messages import (
     Watch,
     Watched,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_CHUNK_SIZE = 4 * 1024 * 1024 - 64 * 1024
 """Largest chunk of the protocol, in bytes: it stays below gRPC's default message limit with everything around it."""
@@ -229,10 +232,13 @@ class ConnectedResource(RemoteResource):
         """
         if not established and (isinstance(error, DeadlineExceeded) or not self._link.may_try_again()):
             raise error
+        first = reconnection not in self._interrupted
         self._interrupted[reconnection] = error
         self._changed.notify()
         try:
             await self._link.come_back(reconnection, error, unwanted=lambda: self._closed)
+            if first:
+                logger.warning("reading resource %s is interrupted: %s", self._id, ascii(error.message))
         except BaseException:
             del self._interrupted[reconnection]
             self._changed.notify()
