@@ -1,13 +1,16 @@
 """The log of a server as a program reads it."""
 
 import contextlib
+import contextvars
 import json
 import logging
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from tailrace_processes import Run, Start, needs_server
 
 from tailrace._logging import configure_logging
 from tailrace._settings import load_settings
@@ -67,8 +70,6 @@ def test_nothing_that_others_send_controls_the_log_or_who_reads_it(capfd: pytest
 
 
 def test_who_asked_stands_in_every_record_of_the_request(capfd: pytest.CaptureFixture[str]) -> None:
-    import contextvars
-
     with logging_as("json") as logger:
 
         def serve() -> None:
@@ -93,3 +94,33 @@ def test_text_is_the_default(capfd: pytest.CaptureFixture[str]) -> None:
 def test_an_unknown_format_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="'xml' is not a format; known are text, json"):
         load_settings({"serve": {"log_format": "xml"}}, environment={})
+
+
+def test_the_server_logs_as_it_is_told(start: Start) -> None:
+    needs_server()
+    address = "127.0.0.1:0"
+    options = ("--log-format", "json", "--grace", "0.5", "--json")
+    process = start("serve", "--grpc", address, "--http", address, *options)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    urls = json.loads(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    records = objects(process.stderr.read().decode())
+    assert process.wait() == 0
+    assert [record["level"] for record in records] == ["info", "info"]
+    assert urls["grpc"] in records[0]["message"]
+    assert records[1]["message"] == "stopping"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "problem"),
+    [
+        ("--log-format", "xml", "serve.log_format: 'xml' is not a format; known are text, json"),
+        ("--grace", "-1", "serve.grace: -1.0 is not a number of seconds from 0 on"),
+        ("--grace", "soon", "serve.grace: 'soon' is not a number"),
+    ],
+)
+def test_a_mistake_in_an_option_is_named(run: Run, option: str, value: str, problem: str) -> None:
+    outcome = run("serve", option, value)
+    assert (outcome.code, outcome.output) == (2, b"")
+    assert outcome.errors.strip() == f"tailrace: {problem}"
