@@ -71,7 +71,7 @@ REQUIREMENTS = (
     Requirement(id="RES-6", planned="access rights"),
     Requirement(id="RES-7"),
     Requirement(id="RES-8"),
-    Requirement(id="RES-9", planned="listing by context: contexts themselves are planned"),
+    Requirement(id="RES-9"),
     Requirement(id="UPL-1"),
     Requirement(id="UPL-2"),
     Requirement(id="UPL-3"),
@@ -80,11 +80,8 @@ REQUIREMENTS = (
     Requirement(id="UPL-6"),
     Requirement(id="UPL-7"),
     Requirement(id="UPL-8"),
-    Requirement(
-        id="UPL-9",
-        planned="reconnecting by itself; the reopening with a token, the comparison of heads and the grace are there",
-    ),
-    Requirement(id="UPL-10", planned="fencing under network faults; that of a session by the next one is there"),
+    Requirement(id="UPL-9", crossed=True),
+    Requirement(id="UPL-10"),
     Requirement(id="UPL-11"),
     Requirement(id="UPL-12"),
     Requirement(id="UPL-13"),
@@ -98,7 +95,7 @@ REQUIREMENTS = (
     Requirement(id="DWN-2", crossed=True),
     Requirement(id="DWN-3"),
     Requirement(id="DWN-4", crossed=True),
-    _planned("DWN-5"),
+    Requirement(id="DWN-5", crossed=True),
     Requirement(id="DWN-6"),
     Requirement(id="DWN-7"),
     Requirement(id="DWN-8"),
@@ -124,8 +121,8 @@ REQUIREMENTS = (
     ),
     _planned("CHK-4", "`verify`; reading already refuses damaged blocks"),
     _planned("LIM-1"),
-    _planned("LIM-2"),
-    _planned("CTX-1"),
+    Requirement(id="LIM-2"),
+    Requirement(id="CTX-1"),
     _planned("ACC-1"),
     _planned("ACC-2"),
     Requirement(id="ACC-3"),
@@ -142,7 +139,7 @@ REQUIREMENTS = (
     Requirement(
         id="USE-5", cells=PROCESS_CELLS, planned="the commands context, verify, token, bulk, query, work and bench"
     ),
-    Requirement(id="USE-6", cells=PROCESS_CELLS, planned="reconnects"),
+    Requirement(id="USE-6", cells=PROCESS_CELLS),
 )
 """All of them, in the order of `REQUIREMENTS.md`."""
 
