@@ -42,7 +42,7 @@ SEEDS = range(8 if SOAK else 4)
 LARGEST = 600_000
 """Most bytes of a source: a few blocks, so that all kinds of ends occur."""
 MOST_RESOURCES = 5
-OPTIONS = {"upload_grace": 3600.0, "upload_window": 256 * 1024, "chunk_size": 200_000}
+OPTIONS = {"upload_grace": 3600, "upload_window": 256 * 1024, "chunk_size": 200_000}
 
 
 @dataclass
@@ -277,7 +277,7 @@ class World:
             await session.send(session.make(data, previous=b"previous"))
             await self.lose(session, IntegrityError)
         else:
-            await session.send(session.make(bytes(session.until - session.offset + 1)))
+            await session.send(session.make(bytes(OPTIONS["chunk_size"] + 1)))
             await self.lose(session, ProtocolError)
         await self.look_at(model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from tailrace_impl_common._send_budget import SendBudget
 from tailrace_server_api import Telemetry
 
 
@@ -19,3 +20,5 @@ class Endpoint:
     """Largest chunk to send to a reader, in bytes."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     """What is counted with."""
+    budget: SendBudget = field(default_factory=SendBudget)
+    """Bytes on their way to readers."""

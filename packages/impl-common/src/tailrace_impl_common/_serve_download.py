@@ -45,7 +45,7 @@ async def serve_download(
         snapshot = reader.snapshot
         span = await _resolve(request, reader, snapshot)
         conversation = _DownloadConversation(
-            reader, stream, span, window=request.window, chunk_size=endpoint.chunk_size, telemetry=telemetry
+            reader, stream, span, window=request.window, endpoint=endpoint, telemetry=telemetry
         )
         await conversation.run(snapshot, limits, endpoint.base)
     finally:
@@ -119,13 +119,14 @@ class _DownloadConversation:
         span: _Span,
         *,
         window: int,
-        chunk_size: int,
+        endpoint: Endpoint,
         telemetry: RequestTelemetry,
     ) -> None:
         self._reader = reader
         self._stream = stream
         self._span = span
-        self._chunk_size = chunk_size
+        self._chunk_size = endpoint.chunk_size
+        self._budget = endpoint.budget
         self._count = telemetry.sent
         self._machine = DownloadSender(offset=span.start, window=window)
         self._granted = asyncio.Event()
@@ -165,15 +166,20 @@ class _DownloadConversation:
 
     async def _send(self, end: int, announced: Checkpoint, control: asyncio.Future[None]) -> None:
         """Send everything up to ``end`` in chunks as large as there are bytes for."""
-        machine, reader, send, chunk_size = self._machine, self._reader, self._stream.send, self._chunk_size
+        machine, reader, send, budget = self._machine, self._reader, self._stream.send, self._budget
         while (offset := machine.offset) < end:
             if not machine.may_send:
                 await self._wait_for_window(control)
-            until = min(end, offset + chunk_size)
+            until = min(end, offset + budget.chunk_size(self._chunk_size))
             piece = reader.try_read(offset, until) or await reader.read(offset, until)
-            checkpoint = announced if offset + len(piece.data) == announced.size else None
-            await send(machine.chunk(piece.data, piece.hash, checkpoint))
-            self._count(len(piece.data))
+            size = len(piece.data)
+            checkpoint = announced if offset + size == announced.size else None
+            budget.in_flight += size
+            try:
+                await send(machine.chunk(piece.data, piece.hash, checkpoint))
+            finally:
+                budget.in_flight -= size
+            self._count(size)
             # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
             del piece
 
