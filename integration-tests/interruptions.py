@@ -41,6 +41,8 @@ class Breaking(Connection):
         """Use ``inner``, which ``cut`` breaks."""
         self._inner = inner
         self._cut = cut
+        self.opening: Callable[[Request], bool] = _never
+        """Whether a request does not get through at all."""
         self.before: Callable[[ClientMessage], bool] = _never
         """Whether the connection breaks before a message leaves."""
         self.after: Callable[[ClientMessage], bool] = _never
@@ -55,6 +57,8 @@ class Breaking(Connection):
         return self._inner.best_chunk_size
 
     async def open(self, request: Request) -> ClientStream:
+        if self.opening(request):
+            raise ConnectionLost("refused on purpose")
         return _BreakingStream(self, await self._inner.open(request))
 
     async def call(self, request: UnaryRequest) -> UnaryAnswer:
@@ -66,12 +70,13 @@ class Breaking(Connection):
     def obey(
         self,
         *,
+        opening: Callable[[object], bool] = _never,
         before: Callable[[object], bool] = _never,
         after: Callable[[object], bool] = _never,
         receiving: Callable[[object], bool] = _never,
     ) -> None:
         """Follow these rules, and no others."""
-        self.before, self.after, self.receiving = before, after, receiving
+        self.opening, self.before, self.after, self.receiving = opening, before, after, receiving
 
     def cut(self) -> None:
         """Break the connection."""

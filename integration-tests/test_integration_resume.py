@@ -20,6 +20,7 @@ from tcp_proxy import TcpProxy
 
 from tailrace_client_upload_api import UploadRequest
 from tailrace_common_api import (
+    Checkpoint,
     ClientSettings,
     ConnectionLost,
     DataLost,
@@ -27,6 +28,7 @@ from tailrace_common_api import (
     Metadata,
     ResourceFailed,
     ResourceState,
+    SourceChanged,
     TailraceError,
     UploadAborted,
 )
@@ -170,25 +172,51 @@ async def _write_until_it_fails(write: Callable[[bytes], object]) -> None:
         await asyncio.sleep(0)
 
 
-@proves("UPL-10", "UPL-9")
-async def test_what_a_zombie_sent_before_it_was_cut_counts_once(server: LocalServer, cell: Cell) -> None:
-    # The server still holds the old session when the new one comes, and neither loses nor repeats a byte.
+@proves("UPL-9")
+async def test_bytes_of_another_session_are_found_by_comparing_heads(server: LocalServer, cell: Cell) -> None:
     async with breaking(server, cell, chunk_size=1000) as (client, rules):
-        lost = asyncio.Event()
+        upload = client.upload("a")
+        await upload.open()
+        await upload.write(DATA[:200_000])
+        await upload.flush()
+        rules.obey(opening=lambda request: True, before=lambda message: isinstance(message, Chunk))
+        await upload.write(DATA[200_000:201_000])
+        async with aclosing(upload.interruptions()) as interruptions:
+            assert await anext(interruptions) is not None
+        other = await HandUpload.reopen(
+            server.connect(cell.transport).connection, upload.id, upload.token, DATA[:200_000]
+        )
+        await other.chunk(b"?" * 500)
+        await other.announced(200_500)
+        await other.close()
+        rules.obey()
+        with pytest.raises(SourceChanged) as caught:
+            await upload.finish()
+        assert 100_000 <= caught.value.offset <= 200_000
+        await upload.abort()
+        status = await client.status(upload.id)
+        assert status.size == 200_500
 
-        def silent(message: object) -> bool:
-            if lost.is_set() or not isinstance(message, Chunk) or message.offset < 50_000:
-                return False
-            lost.set()
-            return True
 
+@proves("UPL-10", "UPL-9")
+async def test_a_session_that_is_left_in_the_middle_is_continued_without_a_gap(server: LocalServer, cell: Cell) -> None:
+    # Only the client believes that the connection is lost: the server still takes what is on the way when the next
+    # session comes.
+    async with breaking(server, cell, chunk_size=1000) as (client, rules):
         rules._cut = lambda: None
-        rules.before = silent
+        rules.obey(receiving=Times(Checkpoint, 1, 2, 5))
         async with client.upload("a") as upload:
-            await upload.write(DATA[:100_000])
-        assert rules.cuts == 1
-        assert upload.status.head == head_of(DATA[:100_000])
-        assert await client.open(upload.id).read() == DATA[:100_000]
+            for start in range(0, 100_000, 1000):
+                await upload.write(DATA[start : start + 1000])
+            # Each checkpoint is one more chance to leave.
+            while rules.cuts < 3:
+                await upload.write(b"more")
+                await upload.flush()
+            size = upload.offset
+        assert upload.epoch >= 4
+        more = b"more" * ((size - 100_000) // 4)
+        assert upload.status.head == head_of(DATA[:100_000] + more)
+        assert await client.open(upload.id).read() == DATA[:100_000] + more
 
 
 @proves("UPL-7", "UPL-9")
