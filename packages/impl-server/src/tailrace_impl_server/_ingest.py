@@ -283,7 +283,7 @@ class UploadSession(UploadIngest):
             self._fail(Deleted(id=self.id))
         except TailraceError as error:
             if isinstance(error, StorageFull | StorageFailure):
-                logger.error("an upload cannot be stored: %s", error, extra={"resource": self.id})
+                logger.warning("an upload cannot be stored: %s", error, extra={"resource": self.id})
             self._fail(error)
         except Exception:
             logger.exception("an upload failed unexpectedly", extra={"resource": self.id})

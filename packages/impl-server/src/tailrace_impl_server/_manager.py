@@ -173,10 +173,14 @@ class Manager(ResourceManager):
         self._bases.add(base)
 
     def admit(self) -> None:
+        self._requests.admit()
+        self._admit_work()
+
+    def _admit_work(self) -> None:
+        """Refuse what a request that runs already would begin."""
         if self._draining:
             raise GoingAway(retry_after=GOING_AWAY_RETRY)
         self._parts.refuse_when_closing()
-        self._requests.admit()
         self._descriptors.admit()
 
     async def authenticate(self, credentials: Credentials) -> ResourceService:
@@ -242,7 +246,7 @@ class Manager(ResourceManager):
         idempotency_key: str | None = None,
         principal: str = "",
     ) -> UploadIngest:
-        self.admit()
+        self._admit_work()
         self._check_declarations(length, sha256, idempotency_key)
         if metadata.context is None and self.settings.context_required:
             raise InvalidArgument(field="context", problem="missing; this server requires one")

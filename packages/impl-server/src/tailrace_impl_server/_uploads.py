@@ -137,7 +137,7 @@ class Uploads:
                     snapshot = await parts.storage.create(descriptor)
             except BaseException as error:
                 if isinstance(error, StorageFull | StorageFailure):
-                    logger.error("a resource could not be stored: %s", error)
+                    logger.warning("a resource could not be stored: %s", error)
                 parts.quotas.remove(descriptor.id, descriptor.metadata.context, 0)
                 raise
             try:
