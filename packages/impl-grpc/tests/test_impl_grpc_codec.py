@@ -239,6 +239,23 @@ def test_unspecified_values_have_their_defaults() -> None:
     assert _codec.UPLOAD.decode_request(wire) == OpenUpload(metadata=Metadata(name="a"))
 
 
+def test_listing_with_too_many_labels_is_refused() -> None:
+    wire = pb.ListRequest(labels={str(number): "" for number in range(65)}, limit=1).SerializeToString()
+    with pytest.raises(InvalidArgument, match="labels: 65 labels; at most 64"):
+        _codec.LIST.decode_request(wire)
+
+
+def test_unknown_states_and_kinds_of_contexts_are_refused() -> None:
+    for wire, method in (
+        (pb.Context(id="x").SerializeToString(), _codec.GET_CONTEXT),
+        (pb.Context(id="x").SerializeToString() + b"\x18\x09", _codec.CLOSE_CONTEXT),
+        (pb.ContextEvent(sequence=1).SerializeToString(), _codec.WATCH_CONTEXT),
+        (pb.ContextEvent(sequence=1).SerializeToString() + b"\x18\x09", _codec.WATCH_CONTEXT),
+    ):
+        with pytest.raises(ProtocolError, match="is unknown"):
+            method.decode_response(wire)
+
+
 def test_unknown_enum_values_are_refused() -> None:
     opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
     wire = pb.UploadRequest(open=opening).SerializeToString()

@@ -14,6 +14,7 @@ from tailrace_common_api import (
     ContextState,
     GoingAway,
     InvalidArgument,
+    InvalidReference,
     ListFilter,
     Metadata,
     NotFound,
@@ -75,11 +76,13 @@ async def test_unknown_and_closed_contexts_take_no_uploads(bench: Bench) -> None
     with pytest.raises(ContextClosed):
         await manager.create(named(context))
     assert await bench.catalog.known() == frozenset()
-    for call in (manager.get_context("nothing"), manager.close_context("nothing")):
-        with pytest.raises(ContextNotFound):
-            await call
-    with pytest.raises(ContextNotFound):
-        await events_of(manager, "nothing")
+    for unknown, error in (("0" * 32, ContextNotFound), ("nothing", InvalidReference)):
+        with pytest.raises(error):
+            await manager.get_context(unknown)
+        with pytest.raises(error):
+            await manager.close_context(unknown)
+        with pytest.raises(error):
+            await events_of(manager, unknown)
     with pytest.raises(InvalidArgument, match="after"):
         await events_of(manager, context, after=-1)
 

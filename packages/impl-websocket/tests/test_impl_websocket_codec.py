@@ -99,6 +99,24 @@ def test_trace_comes_with_the_first_message_of_a_request(message: Request) -> No
     assert "trace" not in json.loads(encode_from_client(3, message, {"baggage": "x"}))
 
 
+def test_only_traces_of_a_sound_length_are_taken() -> None:
+    for length, taken in ((0, False), (1, True), (512, True), (513, False)):
+        trace = {"traceparent": "x" * length}
+        text = json.dumps({"type": "watch", "request": 3, "id": ID, "trace": trace})
+        assert decode_from_client(text) == (3, Watch(id=ID), trace if taken else {})
+
+
+def test_tokens_of_an_absurd_length_end_the_connection() -> None:
+    assert decode_from_client(json.dumps({"type": "authenticate", "token": "x" * 4096})).message == Authenticate(
+        "x" * 4096
+    )
+    with pytest.raises(Malformed) as caught:
+        decode_from_client(json.dumps({"type": "authenticate", "token": "x" * 4097}))
+    assert caught.value.request is None
+    assert isinstance(caught.value.error, ProtocolError)
+    assert "xx" not in caught.value.error.message
+
+
 def test_trace_of_later_messages_is_ignored() -> None:
     text = json.dumps({"type": "window", "request": 3, "until": 7, "trace": TRACE})
     assert decode_from_client(text) == (3, Window(7), {})
@@ -245,6 +263,8 @@ def test_malformed_message_names_its_request(fields: dict[str, object]) -> None:
         ({"type": "open_upload", "metadata": {"name": "a", "content_type": "text"}}, "content_type"),
         ({"type": "open_upload", "metadata": {"name": "x"}, "visibility": "secret"}, "visibility"),
         ({"type": "list", "limit": 1, "state": "DONE"}, "state"),
+        ({"type": "list", "limit": 1, "labels": {str(number): "" for number in range(65)}}, "labels"),
+        ({"type": "list", "limit": 1, "labels": {"": "x"}}, "labels"),
         ({"type": "locate", "id": ID}, "locate"),
         ({"type": "locate", "id": ID, "line": 1, "offset": 1}, "locate"),
     ],
@@ -393,7 +413,7 @@ def test_control_message_that_is_too_large_is_refused_before_it_is_sent() -> Non
     assert caught.value.size > 2 * MAX_TEXT_SIZE
 
 
-@settings(max_examples=3)
+@settings(max_examples=3, deadline=None)
 @given(statuses)
 def test_page_that_is_too_large_is_refused_before_it_is_sent(status: Status) -> None:
     with pytest.raises(MessageTooLarge):

@@ -258,10 +258,14 @@ def check_attributes(attributes: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListFilter:
-    """What a listing selects; unset fields select everything."""
+    """What a listing selects; unset fields select everything.
+
+    Raises:
+        InvalidArgument: The labels break a rule of those of :class:`Metadata`.
+    """
 
     labels: Mapping[str, str] = field(default_factory=dict)
-    """Labels that must all be present with these values."""
+    """Labels that must all be present with these values; at most 64."""
     context: str | None = None
     """Context that must own the resource."""
     state: ResourceState | None = None
@@ -270,6 +274,9 @@ class ListFilter:
     """Earliest time of creation, inclusive."""
     created_before: float | None = None
     """Latest time of creation, exclusive."""
+
+    def __post_init__(self) -> None:
+        _check_labels("labels", self.labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from tailrace_common_api import (
     QuotaExceeded,
     TailraceError,
     check_attributes,
+    check_id,
 )
 from tailrace_impl_common import IdGenerator
 from tailrace_impl_server._context_events import ContextEvents
@@ -185,7 +186,7 @@ class Contexts:
             logger.exception("an upload of a closed context goes on for now", extra={"resource": id})
 
     async def _entry(self, id: str) -> ContextEntry:
-        entry = await self._catalog.get_context(id)
+        entry = await self._catalog.get_context(check_id(id))
         if entry is None:
             raise ContextNotFound(id=id)
         return entry

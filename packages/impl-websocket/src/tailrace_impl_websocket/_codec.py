@@ -107,6 +107,8 @@ REQUESTS = (*UPLOAD_REQUESTS, *DOWNLOAD_REQUESTS, *WATCH_REQUESTS, *UNARY_REQUES
 """Messages that begin a conversation."""
 
 _TRACE_KEYS = ("traceparent", "tracestate")
+_MAX_TRACE = 512
+"""Longest value of a trace context, in characters; what is longer is left out, as W3C Trace Context allows."""
 _NO_TRACE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -216,7 +218,7 @@ def decode_from_client(text: str) -> FromClient:
 
 
 def _only_trace(values: Mapping[str, str]) -> Mapping[str, str]:
-    return {key: values[key] for key in _TRACE_KEYS if key in values}
+    return {key: values[key] for key in _TRACE_KEYS if len(values.get(key, "")) in range(1, _MAX_TRACE + 1)}
 
 
 # Messages of the server

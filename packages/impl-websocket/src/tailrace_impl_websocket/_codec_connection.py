@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tailrace_common_api import Limits, TailraceError, Unsupported
+from tailrace_common_api import Limits, ProtocolError, TailraceError, Unsupported
 from tailrace_impl_websocket._codec_values import error_to_json, limits_to_json, read_error, read_limits
 from tailrace_impl_websocket._fields import Fields
 
 PROTOCOL_VERSION = 1
 """What ``hello`` says; the number rises when old clients could not understand what is said."""
+
+MAX_TOKEN = 4096
+"""Longest bearer token in a message, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +65,17 @@ def connection_request_to_json(message: Authenticate | Cancel | Ping) -> tuple[s
 
 
 def read_connection_request(name: str, fields: Fields) -> Authenticate | Ping | None:
-    """Return a client's message that belongs to no request; ``None`` for every other one."""
+    """Return a client's message that belongs to no request; ``None`` for every other one.
+
+    Raises:
+        ProtocolError: The token is missing or too long.
+    """
     match name:
         case "authenticate":
-            return Authenticate(fields.text("token"))
+            token = fields.text("token")
+            if len(token) > MAX_TOKEN:
+                raise ProtocolError(f"a token of {len(token)} characters; at most {MAX_TOKEN} are allowed")
+            return Authenticate(token)
         case "ping":
             return Ping()
         case _:
