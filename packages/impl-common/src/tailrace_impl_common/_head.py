@@ -33,6 +33,11 @@ EMPTY_SPINE = bytes(DIGEST_SIZE)
 _READ_SIZE = 1024 * 1024
 
 
+def block_digest(data: Buffer) -> bytes:
+    """Return the digest of a block with these bytes, 16 bytes."""
+    return xxh3_128_digest(data)
+
+
 def next_spine(spine: bytes, digest: bytes) -> bytes:
     """Return the spine after one more full block with this digest."""
     return xxh3_128_digest(spine + digest)

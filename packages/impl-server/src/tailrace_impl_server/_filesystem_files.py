@@ -5,10 +5,22 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from pathlib import Path
+from typing import NamedTuple
+
+from tailrace_impl_server._journal import Slot
 
 DATA = "data"
 JOURNAL = "journal"
 DESCRIPTION = "resource.json"
+
+
+class CheckedBlock(NamedTuple):
+    """Bytes of one block that were read and found to be what was written."""
+
+    start: int
+    """Where the block begins."""
+    data: bytes
+    """The block, or as much of it as was announced."""
 
 
 class ResourceFiles:
@@ -18,7 +30,7 @@ class ResourceFiles:
     its number went to another file.
     """
 
-    __slots__ = ("data", "folder", "journal")
+    __slots__ = ("checked", "data", "folder", "journal", "slot")
 
     def __init__(self, folder: Path, *, writable: bool) -> None:
         """Open the files in ``folder``.
@@ -29,6 +41,10 @@ class ResourceFiles:
         flags = os.O_RDWR if writable else os.O_RDONLY
         self.folder = folder
         self.journal = -1
+        self.slot: Slot | None = None
+        """An announced state, not necessarily the newest; ``None`` while none is known."""
+        self.checked: CheckedBlock | None = None
+        """The block in which the last read ended; announced bytes never change."""
         self.data = os.open(folder / DATA, flags)
         self.journal = os.open(folder / JOURNAL, flags)
 

@@ -1,21 +1,29 @@
-"""Reading stored bytes and looking up block boundaries. Blocks, except for :func:`read_resident`."""
+"""Reading stored bytes and looking up block boundaries. Blocks, except for :func:`read_resident`.
+
+No byte is served unchecked. A read takes in whole blocks and hashes each of them where it lies: full blocks must have
+the digests that the journal records, the open block the one of the announced state, which the caller takes before the
+read begins. What lies behind that state is not looked at: it may be changing.
+"""
 
 from __future__ import annotations
 
 import os
 
 from tailrace_common_api import DamagedBlock
-from tailrace_impl_server._filesystem_files import ResourceFiles
+from tailrace_impl_common import block_digest
+from tailrace_impl_server._filesystem_files import CheckedBlock, ResourceFiles
+from tailrace_impl_server._filesystem_recovery import recover
 from tailrace_impl_server._journal import (
     EMPTY_SPINE,
     RECORD_SIZE,
     JournalDamagedError,
+    Slot,
     boundary_behind,
     record_offset,
     unpack_record,
 )
 from tailrace_impl_server._positional_io import read_up_to
-from tailrace_server_api import BLOCK_SIZE, Boundary
+from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer
 
 # Linux only. Elsewhere nothing is known to be in memory, and all reads go through a thread.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
@@ -30,46 +38,145 @@ class ResidencyUnknownError(Exception):
     """The system or the filesystem cannot say what is in memory."""
 
 
-def read_resident(files: ResourceFiles, start: int, end: int) -> bytearray | None:
+def announced_slot(files: ResourceFiles, end: int) -> Slot:
+    """Return a state of a resource that nobody writes, under which at least ``end`` bytes are announced.
+
+    Raises:
+        DamagedBlock: No such state is proven by what is stored.
+        StorageFailure: The journal is damaged.
+        OSError: The files cannot be read.
+    """
+    slot = files.slot
+    if slot is None or slot.snapshot.size < end:
+        slot = files.slot = recover(files).slot
+        if slot.snapshot.size < end:
+            proven = slot.snapshot.size
+            raise DamagedBlock(offset=proven - proven % BLOCK_SIZE, problem="the stored bytes do not prove their state")
+    return slot
+
+
+def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buffer | None:
     """Return bytes from ``start``, at most up to ``end``, that are in memory; ``None`` when the disk is needed.
+
+    Args:
+        files: The open files.
+        start: First byte.
+        end: End, at most the size of ``slot``.
+        slot: The announced state, or an older one that reaches to ``end``.
 
     Raises:
         ResidencyUnknownError: Asking is of no use, now or later.
+        DamagedBlock: The bytes at ``start`` are not what was written.
     """
+    known = files.checked
+    if known is not None and known.start <= start < known.start + len(known.data):
+        end = min(end, known.start + len(known.data))
+        return known.data[start - known.start : end - known.start]
     if _NOWAIT is None:
         raise ResidencyUnknownError
-    buffer = bytearray(end - start)
+    first, below = _blocks_around(start, end, slot)
+    buffer = bytearray(below - first)
+    records = bytearray(_records_length(first, below))
     try:
-        count = os.preadv(files.data, [buffer], start, _NOWAIT)
+        if records and os.preadv(files.journal, [records], record_offset(first // BLOCK_SIZE), _NOWAIT) < len(records):
+            return None
+        count = os.preadv(files.data, [buffer], first, _NOWAIT)
     except BlockingIOError:
         return None
     except OSError as error:
         raise ResidencyUnknownError from error
-    if not count:
-        return None
     if count < len(buffer):
+        # A block of which a part is not in memory cannot be checked: what counts is whole blocks.
+        count -= count % BLOCK_SIZE
+        if first + count <= start:
+            return None
         del buffer[count:]
-    return buffer
+    good = _check(buffer, first, records, slot)
+    if first + good <= start:
+        # In a thread, so that the lowest damaged block is told whatever is in memory.
+        return None
+    checked = buffer if good == len(buffer) else bytes(memoryview(buffer)[:good])
+    return _part(files, checked, first, start, min(end, first + good))
 
 
-def read_exactly(files: ResourceFiles, start: int, end: int) -> bytes:
+def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buffer:
     """Return bytes ``[start, end)``, and let the system fetch as many behind them: most readers go on there.
 
     Raises:
-        DamagedBlock: The file ends before ``end``.
-        OSError: The file cannot be read.
+        DamagedBlock: A block is not what was written, or the file ends before ``end``.
+        OSError: The files cannot be read.
     """
-    data = read_up_to(files.data, end - start, start)
-    if len(data) < end - start:
-        missing = start + len(data)
-        raise DamagedBlock(
-            offset=missing - missing % BLOCK_SIZE,
-            problem=f"the stored bytes end at {missing}, below the announced size",
-        )
+    first, below = _blocks_around(start, end, slot)
+    records = read_up_to(files.journal, _records_length(first, below), record_offset(first // BLOCK_SIZE))
+    buffer = read_up_to(files.data, below - first, first)
+    good = _check(buffer, first, records, slot)
+    if first + good < end:
+        raise _damage(buffer, first, good, records)
     if _WILL_NEED is not None:
         # So that the next piece is found in memory, and needs no thread, while this one is on its way to the reader.
-        os.posix_fadvise(files.data, end, end - start, _WILL_NEED)
-    return data
+        os.posix_fadvise(files.data, below, end - start, _WILL_NEED)
+    return _part(files, buffer, first, start, end)
+
+
+def _blocks_around(start: int, end: int, slot: Slot) -> tuple[int, int]:
+    """Return where the blocks that a range touches begin and end; the open block ends with what is announced."""
+    return start - start % BLOCK_SIZE, min(end + -end % BLOCK_SIZE, slot.snapshot.size)
+
+
+def _records_length(first: int, below: int) -> int:
+    """Return the bytes of the records of the full blocks of a range of blocks."""
+    return (below // BLOCK_SIZE - first // BLOCK_SIZE) * RECORD_SIZE
+
+
+def _check(buffer: Buffer, first: int, records: Buffer, slot: Slot) -> int:
+    """Return how many bytes of ``buffer``, read at ``first``, are proven before the first that is not."""
+    view = memoryview(buffer)
+    number = first // BLOCK_SIZE
+    full = slot.snapshot.size // BLOCK_SIZE
+    position = record = 0
+    while position < len(view):
+        if number == full:
+            open_block = view[position : position + slot.snapshot.size % BLOCK_SIZE]
+            return position + len(open_block) if block_digest(open_block) == slot.open_digest else position
+        block = view[position : position + BLOCK_SIZE]
+        try:
+            expected = unpack_record(bytes(records[record : record + RECORD_SIZE]), number).digest
+        except JournalDamagedError:
+            return position
+        if len(block) < BLOCK_SIZE or block_digest(block) != expected:
+            return position
+        position += BLOCK_SIZE
+        record += RECORD_SIZE
+        number += 1
+    return position
+
+
+def _damage(buffer: Buffer, first: int, good: int, records: Buffer) -> DamagedBlock:
+    """Return the error for the block behind ``good`` proven bytes of ``buffer``, read at ``first``."""
+    offset = first + good
+    if len(buffer) < good + BLOCK_SIZE and good // BLOCK_SIZE < len(records) // RECORD_SIZE:
+        return DamagedBlock(
+            offset=offset, problem=f"the stored bytes end at {first + len(buffer)}, below the announced size"
+        )
+    record = bytes(records[good // BLOCK_SIZE * RECORD_SIZE :][:RECORD_SIZE])
+    try:
+        if record:
+            unpack_record(record, offset // BLOCK_SIZE)
+    except JournalDamagedError as error:
+        return DamagedBlock(offset=offset, problem=str(error))
+    return DamagedBlock(offset=offset, problem="the stored bytes do not have their digest")
+
+
+def _part(files: ResourceFiles, buffer: Buffer, first: int, start: int, end: int) -> Buffer:
+    """Return ``[start, end)`` of the checked ``buffer``, and keep the block in which it ends for who goes on there."""
+    if end < first + len(buffer):
+        last = end - first - (end - first) % BLOCK_SIZE
+        files.checked = CheckedBlock(first + last, bytes(memoryview(buffer)[last : last + BLOCK_SIZE]))
+    if start == first and end == first + len(buffer):
+        return buffer
+    part = memoryview(buffer)[start - first : end - first]
+    # A view keeps all of the buffer alive: a small part is copied.
+    return part if len(part) * 2 > len(buffer) else bytes(part)
 
 
 def boundary_at(files: ResourceFiles, blocks: int) -> Boundary:

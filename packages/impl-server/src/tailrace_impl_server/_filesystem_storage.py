@@ -23,6 +23,7 @@ from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
 from tailrace_impl_server._filesystem_layout import Layout
 from tailrace_impl_server._filesystem_reader import (
     ResidencyUnknownError,
+    announced_slot,
     boundary_at,
     boundary_of_newline,
     read_exactly,
@@ -258,14 +259,27 @@ class FilesystemStorage(Storage):
         files = self._open_files(id)
         if files is None:
             return None
+        writer = self._writers.get(id)
+        slot = files.slot if writer is None else writer.committed
+        if slot is None or slot.snapshot.size < end:
+            return None
         try:
-            return read_resident(files, start, end)
+            return read_resident(files, start, end, slot)
         except ResidencyUnknownError:
             self._residency_known = False
             return None
 
     async def read(self, id: str, start: int, end: int) -> Buffer:
-        return await self._with_files(id, partial(_read, start=start, end=end))
+        writer = self._writers.get(id)
+        slot = None if writer is None else writer.committed
+        try:
+            return await self._with_files(id, partial(_read, start=start, end=end, slot=slot))
+        except StorageFailure:
+            # Whoever looks for the state in a journal that is being written, because a writer was opened after the
+            # look at it, may find none.
+            if writer is not None or (writer := self._writers.get(id)) is None:
+                raise
+        return await self._with_files(id, partial(_read, start=start, end=end, slot=writer.committed))
 
     async def boundary(self, id: str, offset: int) -> Boundary:
         return await self._with_files(id, partial(_boundary, blocks=offset // BLOCK_SIZE))
@@ -347,8 +361,8 @@ def _call_once(call: list[partial[_T]]) -> _T:
     return call.pop()()
 
 
-def _read(files: ResourceFiles, *, start: int, end: int) -> bytes:
-    return read_exactly(files, start, end)
+def _read(files: ResourceFiles, *, start: int, end: int, slot: Slot | None) -> Buffer:
+    return read_exactly(files, start, end, announced_slot(files, end) if slot is None else slot)
 
 
 def _boundary(files: ResourceFiles, *, blocks: int) -> Boundary:

@@ -143,6 +143,11 @@ class FilesystemWriter(ResourceWriter):
         return self._stored
 
     @property
+    def committed(self) -> Slot:
+        """The last state that is in the journal; reaches at least to what was announced."""
+        return self._committed
+
+    @property
     def files(self) -> ResourceFiles | None:
         """The open files, which may be shared for reading; ``None`` once the writer is closed."""
         return self._files
