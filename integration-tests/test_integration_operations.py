@@ -46,7 +46,8 @@ from tailrace_impl_websocket import connect as connect_websocket
 
 NewProcess = Callable[..., ServerProcess]
 
-IMPATIENT: dict[str, Any] = {"keepalive_interval": 0.2, "keepalive_timeout": 0.2}
+# Long enough for who lives on a busy machine to answer in.
+IMPATIENT: dict[str, Any] = {"keepalive_interval": 0.2, "keepalive_timeout": 1.0}
 NEVER: dict[str, Any] = {"keepalive_interval": 100_000.0, "keepalive_timeout": 100_000.0}
 
 
@@ -274,8 +275,9 @@ async def test_a_dead_follower_is_found_by_keep_alive(new_server: NewServer, cel
 @pytest.mark.cells(WIRED_CELLS)
 @proves("UPL-8")
 async def test_an_idle_connection_that_lives_is_left_alone(new_server: NewServer, cell: Cell) -> None:
-    server = await new_server(transport_settings=IMPATIENT)
-    client = server.connect(cell.transport, **IMPATIENT)
+    patient = {**IMPATIENT, "keepalive_timeout": 2.0}
+    server = await new_server(transport_settings=patient)
+    client = server.connect(cell.transport, **patient)
     upload = await HandUpload.open(client.connection)
     follower = await Conversation.begin(client.connection, Follow(id=upload.id, start=FromOffset(), window=100))
     await follower.receive(Started)
@@ -312,6 +314,7 @@ async def test_a_server_that_is_stopped_in_its_tracks_is_found_by_its_clients(
                 await conversation.close()
         finally:
             os.kill(server.pid, signal.SIGCONT)
+    async with connected(server.url(cell.transport)) as client:
         again = await HandUpload.reopen(client.connection, upload.id, upload.token, b"kept")
         assert again.opened.offset == 4
         assert (await again.finished()).status is not None
@@ -340,7 +343,7 @@ async def test_a_client_that_is_stopped_in_its_tracks_is_found_by_its_server(
     cell: Cell,
     tmp_path: Path,
 ) -> None:
-    quick = "keepalive_interval = 0.2\nkeepalive_timeout = 0.2\n"
+    quick = "keepalive_interval = 0.2\nkeepalive_timeout = 1.0\n"
     server = await started(new_server_process, tmp_path, f"[grpc]\n{quick}[http]\n{quick}", upload_grace=0.05)
     url = server.url(cell.transport)
     process = stopped_client("upload", "-", "--server", url, "--json")
