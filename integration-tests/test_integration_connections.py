@@ -43,9 +43,12 @@ from tailrace_impl_common.messages import (
     Abort,
     Chunk,
     ClientMessage,
+    CloseContext,
+    CreateContext,
     Delete,
     Finish,
     Follow,
+    GetContext,
     GetHeads,
     GetStatus,
     List,
@@ -57,6 +60,7 @@ from tailrace_impl_common.messages import (
     Request,
     Started,
     Watch,
+    WatchContext,
     Window,
 )
 
@@ -377,9 +381,11 @@ async def test_every_error_arrives_as_it_was_raised(
         yield
 
     bystanders = await Bystanders.begin(client)
-    for name in ("open_reader", "create", "reopen", "list", "heads", "delete"):
+    asked = ("open_reader", "create", "reopen", "list", "heads", "delete")
+    for name in (*asked, "create_context", "get_context", "close_context"):
         monkeypatch.setattr(server.manager, name, fail)
-    monkeypatch.setattr(server.manager, "statuses", fail_later)
+    for name in ("statuses", "context_events"):
+        monkeypatch.setattr(server.manager, name, fail_later)
     streams: list[Request] = [
         OpenUpload(metadata=Metadata(name="a")),
         ReopenUpload(id=MISSING, token="token"),
@@ -387,6 +393,7 @@ async def test_every_error_arrives_as_it_was_raised(
         Follow(id=MISSING, start=FromOffset()),
         ReadLines(id=MISSING),
         Watch(id=MISSING),
+        WatchContext(id=MISSING),
     ]
     unary = (
         GetStatus(id=MISSING),
@@ -394,6 +401,9 @@ async def test_every_error_arrives_as_it_was_raised(
         Locate(id=MISSING, line=0),
         List(filter=ListFilter(), limit=1),
         Delete(id=MISSING),
+        CreateContext(attributes={}),
+        GetContext(id=MISSING),
+        CloseContext(id=MISSING),
     )
     for number, cls in enumerate(error_classes()):
         raised.append(sample(cls, number))

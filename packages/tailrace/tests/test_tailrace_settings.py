@@ -65,10 +65,10 @@ def test_a_file_of_the_folder_is_read_when_none_is_named(config: Path) -> None:
 
 
 def test_values_of_options_are_text(config: Path) -> None:
-    config.write_text('[http.options]\ncompression = true\nmax_requests = 5\nprefix = "/x"\n')
+    config.write_text('[http.options]\ncompression = true\ncolours = 5\nprefix = "/x"\n')
     assert load_settings(config=config, environment={}).http.options == {
         "compression": "true",
-        "max_requests": "5",
+        "colours": "5",
         "prefix": "/x",
     }
 
