@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from sabotage import executed, put, saboteur
@@ -132,13 +133,14 @@ def what_is_refused_is_told_to_nobody() -> None:
 @saboteur("HOO-1")
 def a_veto_is_only_logged() -> None:
     from tailrace_impl_server import _hooks
+    from tailrace_server_api import Veto
 
     real = _hooks.HookRunner._call
 
     async def call(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
             await real(self, *args, **kwargs)
-        except _hooks.Veto:
+        except Veto:
             executed()
 
     put(_hooks.HookRunner, "_call", call)
@@ -150,7 +152,7 @@ def growth_is_told_with_every_checkpoint() -> None:
 
     def grown(self: Any, live: Any) -> None:
         executed()
-        self._keep(_hooks.asyncio.ensure_future(self._ask_growth(live)))
+        self._keep(asyncio.create_task(self._ask_growth(live)))
 
     put(_hooks.HookRunner, "grown", grown)
 

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,77 @@ async def test_a_damaged_file_is_put_aside_and_made_anew(
         await catalog.close()
         assert (tmp_path / f"catalog.sqlite.damaged-{attempt}").exists()
         assert "is damaged" in caplog.text
+
+
+def damage_descriptors(path: Path) -> None:
+    """Damage pages that opening does not look at."""
+    content = bytearray(path.read_bytes())
+    page = int.from_bytes(content[16:18], "big")
+    for start in range(len(content) - 20 * page, len(content), page):
+        content[start : start + page // 2] = b"\xa5" * (page // 2)
+    path.write_bytes(content)
+
+
+async def test_a_large_file_is_checked_while_it_is_used_and_made_anew_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_sqlite_catalog, "_CHECKED_BYTES", 0)
+    path = tmp_path / "catalog.sqlite"
+    await filled(path)
+    catalog = await started(path)
+    assert catalog._check is not None
+    await asyncio.to_thread(catalog._check.wait)
+    await catalog.close()
+    assert "damaged" not in caplog.text
+    damage_descriptors(path)
+    catalog = await started(path)
+    assert catalog._check is not None
+    await asyncio.to_thread(catalog._check.wait)
+    await catalog.close()
+    assert "the next start of the server makes it anew" in caplog.text
+    catalog = await started(path)
+    assert await catalog.known() == frozenset()
+    await catalog.close()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["catalog.sqlite", "catalog.sqlite.damaged-1"]
+
+
+async def test_damage_that_a_question_meets_is_noted_for_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sqlite_catalog, "_CHECKED_BYTES", 0)
+    monkeypatch.setattr(_sqlite_catalog, "_check_whole", lambda connection: None)
+    path = tmp_path / "catalog.sqlite"
+    await filled(path)
+    damage_descriptors(path)
+    catalog = await started(path)
+
+    async def use() -> None:
+        for number in range(500):
+            await catalog.get(entry(number).descriptor.id)
+            await catalog.delete(entry(number).descriptor.id)
+
+    with pytest.raises(StorageFailure):
+        await use()
+    await catalog.close()
+    catalog = await started(path)
+    assert await catalog.known() == frozenset()
+    await catalog.close()
+
+
+async def test_closing_ends_a_check_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sqlite_catalog, "_CHECKED_BYTES", 0)
+
+    def for_ever(connection: sqlite3.Connection) -> None:
+        connection.execute("WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT sum(x) FROM n")
+
+    monkeypatch.setattr(_sqlite_catalog, "_check_whole", for_ever)
+    path = tmp_path / "catalog.sqlite"
+    catalog = await started(path)
+    await catalog.insert(entry(1))
+    assert catalog._check is not None
+    await catalog.close()
+    assert not catalog._check._thread.is_alive()
+    assert not (tmp_path / "catalog.sqlite.damaged").exists()
 
 
 async def test_a_missing_file_is_made(tmp_path: Path) -> None:
@@ -212,10 +284,12 @@ async def test_changes_that_wait_together_are_committed_together(
     commit = _sqlite_catalog._commit
 
     def counting(
-        connection: sqlite3.Connection, batch: list[_sqlite_catalog._Change]
+        connection: sqlite3.Connection,
+        batch: list[_sqlite_catalog._Change],
+        note_damage: Callable[[sqlite3.Error], None],
     ) -> list[_sqlite_catalog._Outcome]:
         commits.append(len(batch))
-        return commit(connection, batch)
+        return commit(connection, batch, note_damage)
 
     monkeypatch.setattr(_sqlite_catalog, "_commit", counting)
     catalog = await started(tmp_path / "catalog.sqlite", Durability.FSYNC)

@@ -27,7 +27,7 @@ _T = TypeVar("_T")
 _BATCH = 256
 _READER_THREADS = 2
 _CHECKED_BYTES = 32 * 1024 * 1024
-"""Largest file that is checked whole when it is opened; of a larger one only what is used shows damage."""
+"""Largest file that is checked whole before it is used; a larger one is checked while it is used."""
 _BUSY_SECONDS = 60.0
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
@@ -65,12 +65,17 @@ class SqliteCatalog(Catalog):
         self._connections: list[sqlite3.Connection] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
+        # Its presence has the next start make the catalog anew.
+        self._damage_mark = path.with_name(f"{path.name}.damaged")
+        self._check: _BackgroundCheck | None = None
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
         connection = await self._loop.run_in_executor(self._readers, self._open_or_recreate)
         self._writer = threading.Thread(target=self._write, args=(connection,), name="tailrace-catalog", daemon=True)
         self._writer.start()
+        if await self._loop.run_in_executor(self._readers, self._is_large):
+            self._check = _BackgroundCheck(self._connect, self._note_damage)
 
     async def close(self) -> None:
         if self._closed:
@@ -79,6 +84,8 @@ class SqliteCatalog(Catalog):
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
+        if self._check is not None:
+            self._check.stop()
         self._readers.shutdown()
         for connection in self._connections:
             connection.close()
@@ -89,13 +96,29 @@ class SqliteCatalog(Catalog):
 
     # Opening.
 
+    def _is_large(self) -> bool:
+        return self._path.stat().st_size > _CHECKED_BYTES
+
+    def _note_damage(self, error: sqlite3.Error) -> None:
+        """Have the next start make the catalog anew, if that is what an error means; called in any thread."""
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE or self._damage_mark.exists():
+            return
+        _log.error("The catalog %s is damaged (%s); the next start of the server makes it anew", self._path, error)
+        try:
+            self._damage_mark.touch()
+        except OSError:
+            _log.exception("The damage of the catalog could not be noted down")
+
     def _open_or_recreate(self) -> sqlite3.Connection:
         try:
+            if self._damage_mark.exists():
+                raise _damage("as was seen while it was used")
             return self._open()
         except sqlite3.DatabaseError as error:
             if getattr(error, "sqlite_errorcode", 0) & 0xFF not in _DAMAGE:
                 raise ConfigurationError(field="data", problem=f"cannot open {self._path}: {error}") from error
             aside = self._move_aside()
+            self._damage_mark.unlink(missing_ok=True)
             _log.warning("The catalog %s is damaged (%s); it is kept as %s and made anew", self._path, error, aside)
             return self._open()
 
@@ -110,12 +133,8 @@ class SqliteCatalog(Catalog):
                     field="data",
                     problem=f"{self._path} is of version {version}; {statements.SCHEMA_VERSION} is understood",
                 )
-            if self._path.stat().st_size <= _CHECKED_BYTES:
-                found: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-                if found != "ok":
-                    damage = sqlite3.DatabaseError(found)
-                    damage.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
-                    raise damage
+            if not self._is_large():
+                _check_whole(connection)
             if version == 0:
                 connection.executescript(statements.SCHEMA)
             for earlier in range(version, statements.SCHEMA_VERSION) if version else ():
@@ -198,7 +217,7 @@ class SqliteCatalog(Catalog):
                     pass
                 closing = change is None
                 if batch:
-                    outcomes = _commit(connection, batch)
+                    outcomes = _commit(connection, batch, self._note_damage)
                     try:
                         self._loop.call_soon_threadsafe(_deliver, outcomes)
                     except RuntimeError:
@@ -252,10 +271,69 @@ class SqliteCatalog(Catalog):
                 self._connections.append(connection)
             return query(connection)
         except sqlite3.Error as error:
+            self._note_damage(error)
             raise StorageFailure(f"the catalog cannot be read: {error}") from error
 
 
-def _commit(connection: sqlite3.Connection, batch: list[_Change]) -> list[_Outcome]:
+class _BackgroundCheck:
+    """Looks through a whole catalog in a thread of its own while it is used."""
+
+    def __init__(self, connect: Callable[[], sqlite3.Connection], note_damage: Callable[[sqlite3.Error], None]) -> None:
+        self._connect = connect
+        self._note_damage = note_damage
+        self._connection: sqlite3.Connection | None = None
+        self._stopping = False
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="tailrace-catalog-check", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the check, wherever it is."""
+        with self._lock:
+            self._stopping = True
+            if self._connection is not None:
+                self._connection.interrupt()
+        self._thread.join()
+
+    def wait(self) -> None:
+        """Wait until the whole catalog has been looked through."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        connection: sqlite3.Connection | None = None
+        try:
+            connection = self._connect()
+            with self._lock:
+                if self._stopping:
+                    return
+                self._connection = connection
+            _check_whole(connection)
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", 0) != sqlite3.SQLITE_INTERRUPT:
+                self._note_damage(error)
+        finally:
+            with self._lock:
+                self._connection = None
+            if connection is not None:
+                connection.close()
+
+
+def _check_whole(connection: sqlite3.Connection) -> None:
+    """Raise an error that means damage unless the whole file is as it should be."""
+    found: str = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if found != "ok":
+        raise _damage(found)
+
+
+def _damage(problem: str) -> sqlite3.DatabaseError:
+    error = sqlite3.DatabaseError(problem)
+    error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
+    return error
+
+
+def _commit(
+    connection: sqlite3.Connection, batch: list[_Change], note_damage: Callable[[sqlite3.Error], None]
+) -> list[_Outcome]:
     """Apply changes in one transaction; when that fails, each in its own, so that each gets its own outcome."""
     try:
         connection.execute("BEGIN IMMEDIATE")
@@ -266,7 +344,9 @@ def _commit(connection: sqlite3.Connection, batch: list[_Change]) -> list[_Outco
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         if len(batch) > 1:
-            return [outcome for change in batch for outcome in _commit(connection, [change])]
+            return [outcome for change in batch for outcome in _commit(connection, [change], note_damage)]
+        if isinstance(error, sqlite3.Error):
+            note_damage(error)
         _log.warning("a change of the catalog failed", exc_info=error)
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         failure = StorageFull if full else StorageFailure
