@@ -82,7 +82,8 @@ class TcpProxy:
                 await writer.drain()
             writer.write_eof()
         except OSError:
-            pass
+            # One side was reset, and so is the other: what is silent instead is `stall`.
+            writer.transport.abort()
         except asyncio.CancelledError:
             writer.transport.abort()
             raise

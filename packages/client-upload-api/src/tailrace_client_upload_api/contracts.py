@@ -118,6 +118,21 @@ class UploadClientContract:
         assert sizes == sorted(set(sizes))
         assert sizes[-1] == 50
 
+    async def test_an_undisturbed_upload_is_not_interrupted(self, upload_client: UploadClient) -> None:
+        upload = upload_client.upload("a")
+        await upload.open()
+
+        async def collect() -> list[TailraceError | None]:
+            async with aclosing(upload.interruptions()) as interruptions:
+                return [interruption async for interruption in interruptions]
+
+        collecting = asyncio.create_task(collect())
+        await upload.write(b"x" * 10)
+        await upload.flush()
+        assert upload.interruption is None
+        await upload.finish()
+        assert await collecting == []
+
     async def test_finish_can_be_repeated_and_ends_writing(self, upload_client: UploadClient) -> None:
         upload = upload_client.upload("a")
         await upload.open()
