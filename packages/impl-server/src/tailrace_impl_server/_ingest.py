@@ -5,10 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
-from collections.abc import Coroutine
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Protocol
 
 from tailrace_common_api import (
     MAX_OFFSET,
@@ -21,7 +18,6 @@ from tailrace_common_api import (
     InternalError,
     LengthMismatch,
     NotFound,
-    PermissionDenied,
     ProtocolError,
     QuotaExceeded,
     ResourceState,
@@ -34,7 +30,7 @@ from tailrace_common_api import (
 from tailrace_impl_server._digest import ContentDigest
 from tailrace_impl_server._live_resource import LiveResource
 from tailrace_impl_server._quotas import RESOURCE_BYTES, Charge
-from tailrace_impl_server._settings import ServerSettings
+from tailrace_impl_server._session_host import SessionHost
 from tailrace_server_api import (
     Buffer,
     Committed,
@@ -49,42 +45,6 @@ from tailrace_server_api import (
 )
 
 logger = logging.getLogger(__name__)
-
-
-class SessionHost(Protocol):
-    """What a session needs of the manager."""
-
-    settings: ServerSettings
-
-    def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run a task that the manager waits for when it closes."""
-
-    def window(self) -> int:
-        """Return the window that an upload gets at the moment, in bytes."""
-
-    def checkpoint(self) -> AbstractContextManager[None]:
-        """Return a block in which a checkpoint is made, to be counted."""
-
-    def announced(self, id: str) -> None:
-        """Tell other processes that a resource has changed."""
-
-    def grown(self, live: LiveResource) -> None:
-        """Take note that a resource has grown."""
-
-    def refused(self, live: LiveResource, error: QuotaExceeded | PermissionDenied) -> None:
-        """Take note that more of an upload was refused."""
-
-    async def record_state(self, live: LiveResource, snapshot: Snapshot) -> None:
-        """Let the catalog follow; never raises."""
-
-    def has_ended(self, live: LiveResource) -> None:
-        """Take note that a resource has ended."""
-
-    async def discard(self, live: LiveResource) -> None:
-        """Delete what an atomic upload leaves that does not complete."""
-
-    def session_ended(self, session: UploadSession) -> None:
-        """Take note that a session does nothing any more; called once."""
 
 
 @dataclass(slots=True)

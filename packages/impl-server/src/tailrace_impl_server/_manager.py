@@ -26,6 +26,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import set_caller
 from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
+from tailrace_impl_server._bookkeeping import Bookkeeper
 from tailrace_impl_server._catalog_follower import CatalogFollower
 from tailrace_impl_server._context_events import ContextEvents
 from tailrace_impl_server._contexts import Contexts
@@ -38,6 +39,7 @@ from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._registry import Registry
 from tailrace_impl_server._removal import Removal
 from tailrace_impl_server._retention import Sweeper
+from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._server_parts import ServerParts
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._tokens import token_matches
@@ -51,7 +53,6 @@ from tailrace_server_api import (
     ResourceReader,
     ResourceService,
     ServerHooks,
-    Snapshot,
     Storage,
     Telemetry,
     UploadIngest,
@@ -84,19 +85,23 @@ class Manager(ResourceManager):
         self._limits = settings.limits
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
-        self._registry = Registry(storage, events, self._bases, settings, self)
+        follower, quotas, tasks = CatalogFollower(catalog), Quotas(settings), RunningTasks()
+        context_events = ContextEvents(settings.context_events)
+        bookkeeper = Bookkeeper(quotas, context_events, follower, tasks)
+        self._registry = Registry(storage, events, self._bases, settings, bookkeeper)
         telemetry = PrometheusTelemetry(self._figures)
         self._parts = parts = ServerParts(
             settings=settings,
             storage=storage,
             catalog=catalog,
-            follower=CatalogFollower(catalog),
+            follower=follower,
             bus=events,
             registry=self._registry,
             sweeper=Sweeper(self, catalog, settings, self._tick),
-            quotas=Quotas(settings),
-            context_events=ContextEvents(settings.context_events),
+            quotas=quotas,
+            context_events=context_events,
             telemetry=telemetry,
+            tasks=tasks,
         )
         self._requests = RunningRequests(settings.max_running_requests, telemetry)
         self._removal = Removal(parts)
@@ -331,7 +336,7 @@ class Manager(ResourceManager):
         check_id(id)
         await self._kept(self._removal.delete(id, token, authorised=False))
 
-    # What the sweeper and the registry ask for.
+    # What the sweeper asks for.
 
     async def remove(self, id: str) -> None:
         """Delete a resource whoever may see it."""
@@ -340,14 +345,6 @@ class Manager(ResourceManager):
     async def expire(self, id: str, epoch: int | None) -> None:
         """End an upload whose uploader did not come back."""
         await self._uploads.expire(id, epoch)
-
-    def loaded(self, live: LiveResource) -> None:
-        """Take note of a resource that was looked up in the storage."""
-        self._uploads.loaded(live)
-
-    def published(self, live: LiveResource, before: Snapshot) -> None:
-        """Take note of a newer state of a resource."""
-        self._uploads.published(live, before)
 
     async def _tick(self) -> None:
         self._registry.tails.clear_idle(asyncio.get_running_loop().time() - self.settings.tail_idle)

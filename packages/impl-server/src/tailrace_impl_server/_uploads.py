@@ -19,7 +19,6 @@ from tailrace_common_api import (
     Overloaded,
     PermissionDenied,
     QuotaExceeded,
-    ResourceState,
     StorageFailure,
     StorageFull,
     TailraceError,
@@ -34,6 +33,7 @@ from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, LiveResource
 from tailrace_impl_server._removal import Removal
 from tailrace_impl_server._server_parts import ServerParts
+from tailrace_impl_server._session_host import HostedSession
 from tailrace_impl_server._tokens import hash_token, new_token, token_matches
 from tailrace_server_api import (
     CatalogEntry,
@@ -62,7 +62,7 @@ class Uploads:
         self._removal = removal
         self._hooks = HookRunner(hooks, parts.settings.hook_timeout, self._veto)
         self._keys = KeyedLocks()
-        self._sessions: set[UploadSession] = set()
+        self._sessions: set[HostedSession] = set()
         self._session_count = 0
 
     @property
@@ -312,7 +312,7 @@ class Uploads:
         """Delete what an atomic upload leaves that does not complete; its session, if any, knows."""
         await self._removal.discard(live)
 
-    def session_ended(self, session: UploadSession) -> None:
+    def session_ended(self, session: HostedSession) -> None:
         """Begin the grace period, unless the upload has ended."""
         parts = self._parts
         self._sessions.discard(session)
@@ -401,28 +401,6 @@ class Uploads:
             self.announced(live.id)
             self.has_ended(live)
             logger.info("ended: %s", reason, extra={"resource": live.id})
-
-    # What the registry tells.
-
-    def loaded(self, live: LiveResource) -> None:
-        """Make good what was missed, when a resource turns out to have ended."""
-        snapshot = live.snapshot
-        if snapshot.state.terminal and self._parts.quotas.unfinished(live.id):
-            self._parts.quotas.end(live.id, snapshot.size)
-            self.spawn(self._parts.follower.record(live.id, snapshot.state, snapshot.size), "tailrace-record")
-
-    def published(self, live: LiveResource, before: Snapshot) -> None:
-        """Keep account of a newer state."""
-        snapshot = live.snapshot
-        if snapshot.state.terminal:
-            self._parts.quotas.end(live.id, snapshot.size)
-        if snapshot.state is before.state or live.hidden:
-            return
-        events = self._parts.context_events
-        if live.descriptor.visibility is Visibility.ATOMIC and snapshot.state is ResourceState.COMPLETED:
-            # It comes into being for others in this moment.
-            events.about(ContextEventKind.CREATED, live)
-        events.about(ContextEventKind.STATUS_CHANGED, live)
 
 
 async def _abandon(opening: asyncio.Task[UploadIngest]) -> None:
