@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc.aio
@@ -110,6 +110,51 @@ async def test_conversation_message_by_message(urls: dict[str, str]) -> None:
                     id_ = id_ or message["status"]["id"]
 
 
+async def test_contexts_message_by_message(urls: dict[str, str]) -> None:
+    examples = {fields["type"]: fields for fields in map(json.loads, blocks(section("5.3"), "json")[0].splitlines())}
+    kinds = [quoted(row["kind"])[0] for row in table("1.10", "kind")]
+    async with connect(urls) as websocket:
+        await websocket.recv()
+
+        async def say(type_: str, **changed: object) -> None:
+            await websocket.send(json.dumps({**examples[type_], **changed}))
+
+        await say("create_context")
+        number, created = await receive(websocket)
+        assert (number, created["type"]) == (examples["create_context"]["request"], "context")
+        assert created["attributes"] == examples["create_context"]["attributes"]
+        named = {"id": created["id"]}
+        await say("get_context", **named)
+        assert (await receive(websocket))[1] == {**created, "request": examples["get_context"]["request"]}
+        await say("watch_context", **named, after=0)
+        metadata = {"name": "x", "context": created["id"]}
+        await websocket.send(json.dumps({"type": "open_upload", "request": 1, "metadata": metadata}))
+        heard: dict[int, list[Any]] = {
+            1: [],
+            **{examples[name]["request"]: [] for name in ("watch_context", "close_context")},
+        }
+
+        async def hear(until: Callable[[], bool]) -> None:
+            while not until():
+                number, message = await receive(websocket)
+                heard[number].append(message)
+
+        await hear(lambda: bool(heard[1]))
+        await say("close_context", **named)
+        last = {"watched", "error", "context"}
+        await hear(lambda: {messages[-1]["type"] for messages in heard.values() if messages} == last)
+        *events, _ = heard[examples["watch_context"]["request"]]
+        assert [event["sequence"] for event in events] == list(range(1, len(events) + 1))
+        assert {event["kind"] for event in events} == {"CREATED", "STATUS_CHANGED", "CLOSED"} <= set(kinds)
+        assert events[-1]["kind"] == "CLOSED"
+        opened, ended = heard[1]
+        assert (opened["type"], ended["type"], ended["code"]) == ("opened", "error", "context_closed")
+        (closed,) = heard[examples["close_context"]["request"]]
+        assert (closed["state"], closed["resources"]) == ("CLOSED", 1)
+        await say("watch_context", **named, after=len(events))
+        assert (await receive(websocket))[1]["type"] == "watched"
+
+
 async def test_example_of_an_error(urls: dict[str, str], manager: ResourceManager) -> None:
     id_ = await store(manager)
     written = next(
@@ -172,6 +217,26 @@ async def test_grpc_error_example_is_what_is_said(urls: dict[str, str], manager:
         (entry,) = (value for key, value in await read.trailing_metadata() or () if key == "tailrace-error-bin")
         assert isinstance(entry, bytes)
         assert pb.Error.FromString(entry) == written
+
+
+async def test_contexts_over_grpc(urls: dict[str, str]) -> None:
+    async with grpc.aio.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
+
+        async def ask(method: str, request: Any) -> pb.Context:
+            call: Any = channel.unary_unary(f"/tailrace.v1.Contexts/{method}")
+            return pb.Context.FromString(await call(request.SerializeToString()))
+
+        created = await ask("Create", pb.CreateContextRequest(attributes={"run": "1047"}))
+        assert (dict(created.attributes), created.state) == ({"run": "1047"}, pb.CONTEXT_STATE_OPEN)
+        assert await ask("Get", pb.GetContextRequest(id=created.id)) == created
+        closed = await ask("Close", pb.CloseContextRequest(id=created.id))
+        assert (closed.state, closed.last_event) == (pb.CONTEXT_STATE_CLOSED, 1)
+        begin: Any = channel.unary_stream("/tailrace.v1.Contexts/Watch")
+        watch = begin(pb.WatchContextRequest(id=created.id).SerializeToString())
+        (event,) = [pb.ContextEvent.FromString(data) async for data in watch]
+        assert (event.sequence, event.kind, event.at) == (1, pb.CONTEXT_EVENT_KIND_CLOSED, closed.closed_at)
+        assert not event.HasField("id")
+        assert await watch.code() is grpc.StatusCode.OK
 
 
 # Plain HTTP
@@ -255,3 +320,11 @@ async def test_errors_of_the_http_door(http: httpx.AsyncClient, manager: Resourc
     assert re.search(r"`follow` is on when it is there, unless its value is `0`, `false` or `no`", prose("6.1"))
     for value in ("0", "false", "no"):
         assert (await http.get(f"{path}?from=1&follow={value}")).json()["code"] == "invalid_argument"
+
+
+async def test_what_operators_ask(http: httpx.AsyncClient) -> None:
+    for row in table("6.4", "request"):
+        method, path = quoted(row["request"])[0].split()
+        answer = await http.request(method, path)
+        assert row["answer"].startswith(str(answer.status_code)), row
+        assert answer.content
