@@ -58,7 +58,8 @@ class Raising:
         self.error = error
 
     async def __call__(self, status: Status) -> None:
-        raise self.error
+        # Each time a new one: an error that is raised again keeps the traceback of before.
+        raise type(self.error)(*self.error.args)
 
 
 @pytest.fixture
