@@ -25,6 +25,7 @@ from tailrace_impl_server._positional_io import sync_folder, write_new_file
 from tailrace_server_api import Descriptor
 
 _FORMAT = "tailrace filesystem storage 1\n"
+_NEW_DESCRIPTION = f"{DESCRIPTION}.new"
 _ID = re.compile(r"[0-9a-v]{32}\Z")
 
 
@@ -45,7 +46,7 @@ class Layout:
             ConfigurationError: Another server uses the folder, or it is of a format that is not understood.
             OSError: The folder cannot be made or written.
         """
-        self._root.mkdir(parents=True, exist_ok=True)
+        self._make_root()
         self._lock = os.open(self._root / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             try:
@@ -63,6 +64,15 @@ class Layout:
         except BaseException:
             self.release()
             raise
+
+    def _make_root(self) -> None:
+        """Make the folder and those above it, and wait until their names are on disk."""
+        missing = [self._root]
+        while not missing[-1].exists() and missing[-1].parent != missing[-1]:
+            missing.append(missing[-1].parent)
+        self._root.mkdir(parents=True, exist_ok=True)
+        for parent in missing[1:]:
+            sync_folder(parent)
 
     def release(self) -> None:
         """Let another server use the folder; idempotent."""
@@ -158,7 +168,7 @@ class Layout:
             OSError: It cannot be written; the old descriptor stays.
         """
         folder = self.folder(descriptor.id)
-        new = folder / f"{DESCRIPTION}.new"
+        new = folder / _NEW_DESCRIPTION
         try:
             new.unlink(missing_ok=True)
             write_new_file(new, descriptor_to_json(descriptor).encode())
@@ -191,6 +201,29 @@ class Layout:
         sync_folder(self._trash)
         sync_folder(self._resources)
         shutil.rmtree(trash)
+
+    def remove_temporary(self, id: str) -> None:
+        """Remove what an interrupted replacement of the description has left.
+
+        Raises:
+            OSError: It cannot be removed.
+        """
+        (self.folder(id) / _NEW_DESCRIPTION).unlink(missing_ok=True)
+
+    def remove_half_made(self, id: str) -> None:
+        """Remove the folder of a resource whose creation was lost with the power, if there is one.
+
+        Raises:
+            StorageFailure: Files are missing, and the resource has bytes: something else has happened to it.
+            OSError: It cannot be removed.
+        """
+        folder = self.folder(id)
+        if not folder.exists():
+            return
+        data = folder / DATA
+        if data.exists() and data.stat().st_size:
+            raise StorageFailure(f"resource {id} has bytes and no journal")
+        self.remove(id)
 
     def ids(self) -> list[str]:
         """Return the ids of all whole resources.

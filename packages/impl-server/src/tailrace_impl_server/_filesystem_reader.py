@@ -38,6 +38,17 @@ class ResidencyUnknownError(Exception):
     """The system or the filesystem cannot say what is in memory."""
 
 
+def forget_cached(files: ResourceFiles) -> None:
+    """Let the system drop what it holds of the files, so that the next read shows what is on disk.
+
+    Raises:
+        OSError: The system refuses.
+    """
+    if hasattr(os, "posix_fadvise"):
+        for fd in (files.data, files.journal):
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def announced_slot(files: ResourceFiles, end: int) -> Slot:
     """Return a state of a resource that nobody writes, under which at least ``end`` bytes are announced.
 

@@ -17,7 +17,14 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tailrace_common_api import AlreadyTerminal, ConfigurationError, NotFound, ResourceState, StorageFailure
+from tailrace_common_api import (
+    AlreadyTerminal,
+    ConfigurationError,
+    DamagedBlock,
+    NotFound,
+    ResourceState,
+    StorageFailure,
+)
 from tailrace_impl_common import EMPTY_HEAD, HeadHasher
 from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
 from tailrace_impl_server._filesystem_layout import Layout
@@ -26,11 +33,12 @@ from tailrace_impl_server._filesystem_reader import (
     announced_slot,
     boundary_at,
     boundary_of_newline,
+    forget_cached,
     read_exactly,
     read_resident,
 )
-from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, recover
-from tailrace_impl_server._filesystem_writer import FilesystemWriter
+from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, read_slots, recover, recover_in_full
+from tailrace_impl_server._filesystem_writer import CLOSE_TIMEOUT, FilesystemWriter
 from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_slot, slot_offset
 from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
@@ -58,13 +66,16 @@ _CACHED_FILES = 128
 class FilesystemStorage(Storage):
     """Keeps each resource in a folder of its own."""
 
-    def __init__(self, path: Path, *, durability: Durability, writer_threads: int = 4) -> None:
+    def __init__(
+        self, path: Path, *, durability: Durability, writer_threads: int = 4, close_timeout: float = CLOSE_TIMEOUT
+    ) -> None:
         """Describe the storage; nothing is touched before :meth:`start`.
 
         Args:
             path: The data folder; made if it is not there.
             durability: What an announced byte survives.
             writer_threads: Most uploads that are written at the same instant.
+            close_timeout: Longest time that closing waits for a disk that does not answer, in seconds.
         """
         self._durability = durability
         self._layout = Layout(path)
@@ -80,6 +91,9 @@ class FilesystemStorage(Storage):
         self._changes: set[asyncio.Task[object]] = set()
         self._started = False
         self._closed = False
+        self._close_timeout = close_timeout
+        # Resources of which a sync has failed: what the system holds of them is not what the disk has.
+        self._doubtful: set[str] = set()
 
     @property
     def durability(self) -> Durability:
@@ -100,9 +114,15 @@ class FilesystemStorage(Storage):
         if self._closed:
             return
         self._closed = True
-        await asyncio.gather(*self._changes, return_exceptions=True)
+        if self._changes:
+            await asyncio.wait(self._changes, timeout=self._close_timeout)
         await asyncio.gather(*(writer.close() for writer in list(self._writers.values())))
         self._cache.clear()
+        if self._writers or self._changes:
+            # The lock stays: what hangs may still write, and another server must not come between.
+            _log.error("The disk does not answer: %s writers are left behind", len(self._writers))
+            self._threads.shutdown(wait=False, cancel_futures=True)
+            return
         await asyncio.to_thread(self._end)
 
     def _end(self) -> None:
@@ -126,7 +146,7 @@ class FilesystemStorage(Storage):
             head=EMPTY_HEAD,
             open_line=False,
         )
-        slot = Slot(snapshot, EMPTY_SPINE, b"", self._boot_id)
+        slot = Slot(snapshot, EMPTY_SPINE, b"", self._boot_id, self._syncs)
         self._creating.add(descriptor.id)
         try:
             await self._run(partial(self._layout.create, descriptor, slot, sync_names=self._syncs))
@@ -172,6 +192,7 @@ class FilesystemStorage(Storage):
             pool=self._pool,
             sync_names=partial(self._layout.sync_names, id),
             on_close=partial(self._writer_closed, id),
+            close_timeout=self._close_timeout,
         )
         self._writers[id] = writer
         return writer
@@ -179,17 +200,42 @@ class FilesystemStorage(Storage):
     def _take_over(self, id: str) -> tuple[ResourceFiles, Recovered, HeadHasher]:
         """Recover a resource, cut what is not proven, and store the next epoch. Blocks."""
         files = ResourceFiles(self._layout.folder(id), writable=True)
-        recovered = recover(files)
+        recovered = self._recover(id, files)
         snapshot = recovered.slot.snapshot
         if recovered.hasher is None:
             raise AlreadyTerminal(id=id, state=snapshot.state.value)
-        cut_to(files, recovered.slot, sync=self._syncs)
-        taken = replace(snapshot, version=snapshot.version + 1, epoch=snapshot.epoch + 1)
-        slot = replace(recovered.slot, snapshot=taken, boot_id=self._boot_id)
-        write_all(files.journal, [pack_slot(slot)], slot_offset(taken.version))
-        if self._syncs:
-            sync_data(files.journal)
+        try:
+            cut_to(files, recovered.slot, sync=self._syncs or recovered.in_full)
+            slot = self._store_next(files, recovered, epoch=snapshot.epoch + 1)
+        except OSError:
+            # Some of it may have been a sync, after which the system takes for clean what is not on disk.
+            self._doubtful.add(id)
+            raise
         return files, replace(recovered, slot=slot), recovered.hasher
+
+    def _recover(self, id: str, files: ResourceFiles) -> Recovered:
+        if id not in self._doubtful:
+            return recover(files, boot_id=self._boot_id)
+        forget_cached(files)
+        line_access, slots = read_slots(files)
+        if not slots or slots[0].snapshot.state.terminal:
+            return recover(files)
+        recovered = recover_in_full(files, line_access, slots)
+        proven = recovered.slot.snapshot.size
+        if proven < slots[0].snapshot.size:
+            raise DamagedBlock(offset=proven - proven % BLOCK_SIZE, problem="the disk has lost announced bytes")
+        self._doubtful.discard(id)
+        return recovered
+
+    def _store_next(self, files: ResourceFiles, recovered: Recovered, *, epoch: int) -> Slot:
+        """Write the state that follows on a recovered one: the same, under this boot and ``epoch``."""
+        taken = replace(recovered.slot.snapshot, version=recovered.next_version, epoch=epoch)
+        synced = self._syncs or recovered.in_full
+        slot = replace(recovered.slot, snapshot=taken, boot_id=self._boot_id, synced=synced)
+        write_all(files.journal, [pack_slot(slot)], slot_offset(taken.version))
+        if synced:
+            sync_data(files.journal)
+        return slot
 
     def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
         raise NotImplementedError
@@ -221,8 +267,12 @@ class FilesystemStorage(Storage):
         if writer is not None:
             writer.fence(writer.epoch + 1)
             await writer.close()
+            if self._writers.get(id) is writer:
+                raise StorageFailure(f"the disk does not answer to the last writer of resource {id}")
 
     def _writer_closed(self, id: str, writer: FilesystemWriter) -> None:
+        if writer.doubtful:
+            self._doubtful.add(id)
         if self._writers.get(id) is writer:
             del self._writers[id]
 
@@ -251,7 +301,21 @@ class FilesystemStorage(Storage):
                 raise storage_error(error, f"read resource {id}") from error
 
     def _recovered_snapshot(self, id: str) -> Snapshot:
-        return recover(ResourceFiles(self._layout.folder(id), writable=False)).slot.snapshot
+        """Return the proven state; what a crash has left half made of it is removed. Blocks."""
+        try:
+            files = ResourceFiles(self._layout.folder(id), writable=False)
+        except FileNotFoundError:
+            self._layout.remove_half_made(id)
+            raise
+        recovered = self._recover(id, files)
+        if not recovered.slot.snapshot.state.terminal:
+            self._layout.remove_temporary(id)
+        if not recovered.in_full:
+            return recovered.slot.snapshot
+        # Stored before it is told: it is not verified again, and not found to be less after the next loss of power.
+        files = ResourceFiles(self._layout.folder(id), writable=True)
+        cut_to(files, recovered.slot, sync=True)
+        return self._store_next(files, recovered, epoch=recovered.slot.snapshot.epoch).snapshot
 
     def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
         if not self._residency_known:

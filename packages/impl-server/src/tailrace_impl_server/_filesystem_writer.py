@@ -17,13 +17,14 @@ import enum
 import logging
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from time import perf_counter
 
 from tailrace_common_api import IntegrityError, Overloaded, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_common import BlockDigest, HeadHasher, verify_data
 from tailrace_impl_server._filesystem_files import ResourceFiles
-from tailrace_impl_server._filesystem_recovery import cut_to
+from tailrace_impl_server._filesystem_recovery import cut_to, shorten_to
 from tailrace_impl_server._journal import Slot, cut_reason, pack_records, pack_slot, record_offset, slot_offset
 from tailrace_impl_server._positional_io import MAX_BUFFERS, storage_error, sync_data, write_all
 from tailrace_impl_server._writer_pool import WriterPool
@@ -52,6 +53,10 @@ _INLINE_SECONDS = 0.001
 """Time that an inline write may take before the next ones go to a thread."""
 _INLINE_PAUSE = 64
 """Calls that go to a thread after an inline write was slow."""
+
+
+CLOSE_TIMEOUT = 30.0
+"""Longest time that closing a writer waits for the disk, in seconds."""
 
 
 class _Kind(enum.Enum):
@@ -88,6 +93,7 @@ class FilesystemWriter(ResourceWriter):
         sync_names: Callable[[], None],
         on_close: Callable[[FilesystemWriter], None],
         clock: Callable[[], float] = perf_counter,
+        close_timeout: float = CLOSE_TIMEOUT,
     ) -> None:
         """Continue behind what is stored.
 
@@ -101,14 +107,17 @@ class FilesystemWriter(ResourceWriter):
             sync_names: Waits until the names of the resource are on disk; blocking.
             on_close: Called on the event loop when the writer is closed.
             clock: Time in seconds, for judging how long inline writes take.
+            close_timeout: Longest time that closing waits for the disk, in seconds.
         """
         self._loop = asyncio.get_running_loop()
         self._files: ResourceFiles | None = files
+        self._folder_name = files.folder.name
         self._line_access = line_access
         self._sync = durability is Durability.FSYNC
         self._sync_names = sync_names
         self._on_close = on_close
         self._clock = clock
+        self._close_timeout = close_timeout
         self._queue: deque[tuple[Buffer, bytes | None] | _Command] = deque()
         self._strand = pool.strand(self)
 
@@ -127,6 +136,8 @@ class FilesystemWriter(ResourceWriter):
         self._error: IntegrityError | StorageFull | StorageFailure | Overloaded | None = None
         self._error_told = False
         self._lost = False
+        self.doubtful = False
+        """Whether announced bytes may be missing on disk although the system holds them; final once this is closed."""
 
     # The loop's side.
 
@@ -199,7 +210,10 @@ class FilesystemWriter(ResourceWriter):
             self._queue.append(_Command(_Kind.CLOSE, self._closing))
             self._waiting += 1
             self._strand.wake()
-        await asyncio.shield(self._closing)
+        done, _ = await asyncio.wait((self._closing,), timeout=self._close_timeout)
+        if not done:
+            # Whoever waits on the disk cannot be stopped; but nobody needs to wait for it for ever.
+            _log.error("The disk does not answer: the writer of %s is left behind", self._folder_name)
 
     def fence(self, epoch: int) -> None:
         """Store and announce nothing any more, since a writer of ``epoch`` takes over; what has begun still ends."""
@@ -408,7 +422,7 @@ class FilesystemWriter(ResourceWriter):
             head=hasher.head(),
             open_line=self._line_access and hasher.size > 0 and not hasher.ends_with_newline,
         )
-        return Slot(snapshot, hasher.spine, open_digest, before.boot_id)
+        return Slot(snapshot, hasher.spine, open_digest, before.boot_id, self._sync)
 
     def _commit(self, slot: Slot, *, cut: bool = False) -> Committed:
         """Write the records of all blocks since the last commit, then the slot."""
@@ -419,18 +433,42 @@ class FilesystemWriter(ResourceWriter):
             if cut:
                 cut_to(files, slot, sync=False)
             if terminal or self._sync:
-                sync_data(files.data)
+                self._sync_file(files, files.data, slot)
             if self._records:
                 write_all(files.journal, [pack_records(self._records)], record_offset(self._records[0].number))
             if terminal:
-                sync_data(files.journal)
+                self._sync_file(files, files.journal, slot)
                 self._sync_names()
             write_all(files.journal, [pack_slot(slot)], slot_offset(slot.snapshot.version))
             if terminal or self._sync:
-                sync_data(files.journal)
+                self._sync_file(files, files.journal, slot)
+            if terminal:
+                # In both places, so that one damaged sector does not cost the end. It is told already if this fails.
+                with suppress(OSError):
+                    write_all(files.journal, [pack_slot(slot)], slot_offset(slot.snapshot.version + 1))
         except OSError as error:
             self._error = storage_error(error, "write the journal")
             raise self._error from error
         self._records.clear()
-        self._committed = slot
+        self._committed = files.slot = slot
         return Committed(slot.snapshot)
+
+    def _sync_file(self, files: ResourceFiles, fd: int, slot: Slot) -> None:
+        """Wait for the disk; when it fails, make the files say what they said before ``slot``.
+
+        After a failed sync the system takes pages for clean that never reached the disk, and the next sync succeeds
+        without them. So nothing that it was to bring to disk may count: it is cut off and overwritten, which is what a
+        reopening finds, in this process or in another.
+        """
+        try:
+            sync_data(fd)
+        except OSError:
+            # Where announced bytes were not on disk before, the failure may have been theirs.
+            self.doubtful = not self._committed.synced
+            try:
+                shorten_to(files, self._committed)
+                write_all(files.journal, [pack_slot(self._committed)], slot_offset(slot.snapshot.version))
+            except OSError:
+                _log.exception("what a failed sync has left of %s cannot be cut off", self._folder_name)
+                self.doubtful = True
+            raise

@@ -45,6 +45,7 @@ _LINE_ACCESS = 1
 # when it is empty), head, boot id.
 _SLOT = struct.Struct("<QQQQBBHI16s16s16s16s")
 _OPEN_LINE = 1
+_SYNCED = 2
 _CRC = struct.Struct("<I")
 _STATES = (ResourceState.INITIATED, ResourceState.IN_PROGRESS, ResourceState.COMPLETED, ResourceState.FAILED)
 _STATE_NUMBERS = {state: number for number, state in enumerate(_STATES)}
@@ -70,6 +71,8 @@ class Slot:
     """Digest of the bytes behind the last full block, 16 bytes; empty when there are none."""
     boot_id: bytes = NO_BOOT_ID
     """Which boot of the system wrote the slot; 16 bytes."""
+    synced: bool = False
+    """Whether all that the slot proves was on disk before it was written, so that it survives power loss."""
 
 
 def pack_header(*, line_access: bool) -> bytes:
@@ -119,7 +122,7 @@ def pack_slot(slot: Slot) -> bytes:
         snapshot.size,
         snapshot.newlines,
         _STATE_NUMBERS[snapshot.state],
-        _OPEN_LINE if snapshot.open_line else 0,
+        (_OPEN_LINE if snapshot.open_line else 0) | (_SYNCED if slot.synced else 0),
         len(reason),
         0,
         slot.spine,
@@ -158,6 +161,7 @@ def unpack_slot(data: bytes) -> Slot | None:
         spine=spine,
         open_digest=open_digest if size % BLOCK_SIZE else b"",
         boot_id=boot_id,
+        synced=bool(flags & _SYNCED),
     )
 
 
