@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from example_processes import TAILRACE, Run, Server
+from example_processes import TAILRACE, Run, Server, serve
 
 
 @pytest.fixture
@@ -20,7 +21,17 @@ def chromium() -> str:
     return found
 
 
-def test_the_page_uploads_and_follows(examples: Path, chromium: str, server: Server, run: Run, tmp_path: Path) -> None:
+@pytest.fixture
+def open_server(tmp_path: Path) -> Iterator[Server]:
+    """A server that pages of every origin may use: the page comes from a port of its own."""
+    with serve(tmp_path, '[http.options]\norigins = "*"\n') as server:
+        yield server
+
+
+def test_the_page_uploads_and_follows(
+    examples: Path, chromium: str, open_server: Server, run: Run, tmp_path: Path
+) -> None:
+    server = open_server
     source = tmp_path / "source.bin"
     source.write_bytes(bytes(i % 251 for i in range(300_000)))
     references = json.loads(run("node", examples / "browser" / "check-page.js", chromium, server.ws, source))

@@ -3,6 +3,7 @@
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
+from tailrace_impl_common._clear_text import warn_of_clear_text
 from tailrace_impl_common._client import ConnectedClient
 from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResource
 from tailrace_impl_common._client_upload import ConnectedUpload
@@ -130,4 +131,5 @@ __all__ = [
     "status_under",
     "traced",
     "verify_data",
+    "warn_of_clear_text",
 ]

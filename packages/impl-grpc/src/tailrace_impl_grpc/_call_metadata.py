@@ -16,13 +16,20 @@ def credentials_of(context: Context) -> Credentials:
     """Return what the caller shows."""
     authorization = _metadata(context).get(_AUTHORIZATION, "")
     token = authorization[len(_BEARER) :].strip() if authorization.lower().startswith(_BEARER) else None
-    return Credentials(token=token or None, peer=context.peer())
+    return Credentials(token=token or None, certificate_names=_certificate_names(context), peer=context.peer())
 
 
 def trace_of(context: Context) -> Mapping[str, str]:
     """Return the trace context of the caller; empty for none."""
     metadata = _metadata(context)
     return {key: metadata[key] for key in _TRACE_KEYS if key in metadata}
+
+
+def _certificate_names(context: Context) -> tuple[str, ...]:
+    """Return the names in the certificate that gRPC has checked, the common name first; none without mutual TLS."""
+    known = context.auth_context()
+    names = (*known.get("x509_common_name", ()), *known.get("x509_subject_alternative_name", ()))
+    return tuple(dict.fromkeys(name.decode("utf-8", "replace") for name in names))
 
 
 def _metadata(context: Context) -> dict[str, str]:

@@ -16,12 +16,18 @@ from tailrace_common_api import (
     ProtocolError,
     url_scheme,
 )
-from tailrace_impl_common import ClientStream, ConnectedClient, Connection, outgoing_trace
+from tailrace_impl_common import ClientStream, ConnectedClient, Connection, outgoing_trace, warn_of_clear_text
 from tailrace_impl_common.messages import WATCH_REQUESTS, Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of, raise_if_not_cancelled
 from tailrace_impl_grpc._codec import method_of
 from tailrace_impl_grpc._error_table import ERROR_KEY
-from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcClientOptions, channel_options, compression_of
+from tailrace_impl_grpc._options import (
+    BEST_CHUNK_SIZE,
+    GrpcClientOptions,
+    channel_credentials,
+    channel_options,
+    compression_of,
+)
 from tailrace_impl_grpc._poller import keep_poller
 
 DEFAULT_PORT = 7070
@@ -34,7 +40,7 @@ def connect(url: str, settings: ClientSettings | None = None) -> ConnectedClient
     """Return a client of the server at ``url``; it connects when it is first used.
 
     Args:
-        url: ``grpc://HOST[:PORT]``, or ``grpcs://`` for TLS with the system's certificate authorities.
+        url: ``grpc://HOST[:PORT]``, or ``grpcs://`` for TLS.
         settings: Settings of the connection.
 
     Raises:
@@ -50,10 +56,13 @@ class GrpcConnection(Connection):
     def __init__(self, url: str, settings: ClientSettings) -> None:
         """Prepare a connection; see :func:`connect`."""
         self._secure, host, port = _parse_url(url)
+        if settings.token is not None and not self._secure:
+            warn_of_clear_text(host)
         self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._settings = settings
         self._options = GrpcClientOptions.parse(settings.options)
         self._channel_options = channel_options(settings, self._options, host)
+        self._credentials: grpc.ChannelCredentials | None = None
         self._channel: grpc.aio.Channel | None = None
         self._streams: set[GrpcClientStream] = set()
         self._connecting: set[asyncio.Future[None]] = set()
@@ -135,7 +144,9 @@ class GrpcConnection(Connection):
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what a call says beside its messages."""
-        return tuple(outgoing_trace().items())
+        token = self._settings.token
+        authorization = () if token is None else (("authorization", f"Bearer {token}"),)
+        return (*authorization, *outgoing_trace().items())
 
     async def _ready_channel(self) -> grpc.aio.Channel:
         """Return a channel that is connected, or is about to try."""
@@ -147,6 +158,11 @@ class GrpcConnection(Connection):
                 return broken
             # It would refuse every call until its own time to try again has come.
             self._channel = None
+        if self._secure and self._credentials is None:
+            credentials = await asyncio.to_thread(channel_credentials, self._settings)
+            self._credentials = credentials
+            # Somebody else may have made the channel meanwhile, or closed the connection.
+            return await self._ready_channel()
         channel = self._channel = self._new_channel()
         if broken is not None:
             await broken.close()
@@ -156,8 +172,8 @@ class GrpcConnection(Connection):
         keep_poller()
         compression = compression_of(self._options)
         if self._secure:
-            credentials = grpc.ssl_channel_credentials()
-            return grpc.aio.secure_channel(self._address, credentials, self._channel_options, compression)
+            assert self._credentials is not None
+            return grpc.aio.secure_channel(self._address, self._credentials, self._channel_options, compression)
         return grpc.aio.insecure_channel(self._address, self._channel_options, compression)
 
     def _opened(self, stream: GrpcClientStream) -> GrpcClientStream:

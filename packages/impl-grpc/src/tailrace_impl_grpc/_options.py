@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import grpc
 
-from tailrace_common_api import MEBIBYTE, ClientSettings
+from tailrace_common_api import MEBIBYTE, ClientSettings, ConfigurationError
 from tailrace_impl_common import check_option_names, flag_option, is_loopback
 from tailrace_server_api import TransportServerSettings
 
@@ -89,6 +91,30 @@ def server_options(settings: TransportServerSettings) -> ChannelOptions:
     ]
 
 
+def channel_credentials(settings: ClientSettings) -> grpc.ChannelCredentials:
+    """Return what a client's channel needs for TLS. Blocking: reads files.
+
+    Raises:
+        ConfigurationError: A file cannot be read or is not what it should be.
+    """
+    ca = None if settings.ca_file is None else _read_authorities("ca_file", settings.ca_file)
+    certificate, key = _read_certificate(settings.certificate_file, settings.key_file)
+    return grpc.ssl_channel_credentials(ca, key, certificate)
+
+
+def server_credentials(settings: TransportServerSettings) -> grpc.ServerCredentials | None:
+    """Return what a server needs for TLS; ``None`` for a server without it. Blocking: reads files.
+
+    Raises:
+        ConfigurationError: A file cannot be read or is not what it should be.
+    """
+    certificate, key = _read_certificate(settings.certificate_file, settings.key_file)
+    if certificate is None or key is None:
+        return None
+    ca = None if settings.client_ca_file is None else _read_authorities("client_ca_file", settings.client_ca_file)
+    return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=ca is not None)
+
+
 def compression_of(options: GrpcClientOptions | GrpcServerOptions) -> grpc.Compression:
     """Return gRPC's name for what the options say of compression."""
     return grpc.Compression.Gzip if options.compression else grpc.Compression.NoCompression
@@ -106,6 +132,45 @@ def _common_options(interval: float, timeout: float) -> ChannelOptions:
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
     ]
+
+
+def _read_certificate(certificate_file: str | None, key_file: str | None) -> tuple[bytes | None, bytes | None]:
+    if certificate_file is None or key_file is None:
+        return None, None
+    certificate, key = _read("certificate_file", certificate_file), _read("key_file", key_file)
+    try:
+        # gRPC says of a bad pair only that nothing can connect.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate_file, key_file, password=_no_password)
+    except (OSError, ValueError) as error:
+        problem = f"{certificate_file!a} and {key_file!a} are no certificate and its key: {_shown(error)}"
+        raise ConfigurationError(field="certificate_file", problem=problem) from None
+    return certificate, key
+
+
+def _no_password() -> str:
+    """Answer for an encrypted key; the terminal would be asked otherwise."""
+    raise ValueError("the key is encrypted")
+
+
+def _read_authorities(field: str, path: str) -> bytes:
+    data = _read(field, path)
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=data.decode("ascii"))
+    except (ssl.SSLError, ValueError):
+        problem = f"{path!a} has no certificates of authorities"
+        raise ConfigurationError(field=field, problem=problem) from None
+    return data
+
+
+def _read(field: str, path: str) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigurationError(field=field, problem=f"{path!a}: {error.strerror or error}") from None
+
+
+def _shown(error: Exception) -> str:
+    return ascii(str(error))[1:-1]
 
 
 def _milliseconds(seconds: float) -> int:

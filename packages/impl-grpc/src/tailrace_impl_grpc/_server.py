@@ -35,7 +35,13 @@ from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, UPLOAD, WATCHES, Method
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
-from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, GrpcServerOptions, compression_of, server_options
+from tailrace_impl_grpc._options import (
+    BEST_CHUNK_SIZE,
+    GrpcServerOptions,
+    compression_of,
+    server_credentials,
+    server_options,
+)
 from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._server_streams import Context, GrpcServerStream
@@ -60,7 +66,7 @@ class GrpcServer(TransportServer):
         self._manager: ResourceManager | None = None
         self._endpoint: Endpoint | None = None
         self._peers: Peers | None = None
-        self._url = ""
+        self._urls: Mapping[str, str] = {}
         self._closing = False
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
@@ -76,18 +82,23 @@ class GrpcServer(TransportServer):
         server = grpc.aio.server(options=options_of_grpc, compression=compression_of(options))
         self._add_services(server)
         address = _address(settings.host, settings.port)
+        credentials = await asyncio.to_thread(server_credentials, settings)
+        scheme = "grpc" if credentials is None else "grpcs"
         try:
-            port = server.add_insecure_port(address)
+            if credentials is None:
+                port = server.add_insecure_port(address)
+            else:
+                port = server.add_secure_port(address, credentials)
         except RuntimeError:
             port = 0
         if not port:
             # gRPC does not tell which.
             problem = f"cannot listen on {address}: it is in use, or is no address of this machine"
             raise ConfigurationError(field="host", problem=problem)
-        self._url = f"grpc://{_address(settings.host, port)}"
+        self._urls = {scheme: f"{scheme}://{_address(settings.host, port)}"}
         self._endpoint = Endpoint(
             transport="grpc",
-            base=(settings.public_base or self._url).rstrip("/"),
+            base=(settings.public_base or self._urls[scheme]).rstrip("/"),
             chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
             telemetry=manager.telemetry,
         )
@@ -103,7 +114,7 @@ class GrpcServer(TransportServer):
 
     @property
     def urls(self) -> Mapping[str, str]:
-        return {"grpc": self._url}
+        return self._urls
 
     async def close(self, grace: float) -> None:
         server = self._server
@@ -147,13 +158,13 @@ class GrpcServer(TransportServer):
         async def handle(_messages: object, context: Context) -> None:
             stream = GrpcServerStream(method, context)
 
-            async def serve() -> None:
+            async def serve(service: ResourceService) -> None:
                 request = await stream.receive()
                 if request is None:
                     raise ProtocolError(f"{method.name} was called without a request")
                 if not isinstance(request, expected):
                     raise ProtocolError(f"{type(request).__name__} does not begin {method.name}")
-                await self._serve(request, stream, context)
+                await self._serve(request, stream, service, context)
                 if stream.abandoned:
                     raise ConnectionLost("the client left the upload open")
 
@@ -163,10 +174,10 @@ class GrpcServer(TransportServer):
 
     def _watching(self, method: Method) -> Callable[[bytes, Context], Awaitable[None]]:
         async def handle(data: bytes, context: Context) -> None:
-            async def serve() -> None:
+            async def serve(service: ResourceService) -> None:
                 request = method.decode_request(data)
                 assert isinstance(request, WATCH_REQUESTS)
-                await self._serve(request, GrpcServerStream(method, context), context)
+                await self._serve(request, GrpcServerStream(method, context), service, context)
 
             await self._run(context, serve, ends_when_closing=True)
 
@@ -174,12 +185,10 @@ class GrpcServer(TransportServer):
 
     def _answering(self, method: Method) -> Callable[[bytes, Context], Awaitable[bytes]]:
         async def handle(data: bytes, context: Context) -> bytes:
-            async def answer() -> bytes:
+            async def answer(service: ResourceService) -> bytes:
                 request = method.decode_request(data)
                 assert isinstance(request, UNARY_REQUESTS)
-                assert self._manager is not None
                 assert self._endpoint is not None
-                service = await self._authenticate(context)
                 answer = await answer_request(
                     request, service=service, endpoint=self._endpoint, trace=trace_of(context)
                 )
@@ -190,9 +199,10 @@ class GrpcServer(TransportServer):
 
         return handle
 
-    async def _serve(self, request: Request, stream: GrpcServerStream, context: Context) -> None:
+    async def _serve(
+        self, request: Request, stream: GrpcServerStream, service: ResourceService, context: Context
+    ) -> None:
         assert self._endpoint is not None
-        service = await self._authenticate(context)
         await serve_conversation(request, stream, service=service, endpoint=self._endpoint, trace=trace_of(context))
 
     async def _authenticate(self, context: Context) -> ResourceService:
@@ -220,9 +230,9 @@ class GrpcServer(TransportServer):
             self._peers.end(peer)
 
     async def _run(
-        self, context: Context, work: Callable[[], Awaitable[ResultT]], *, ends_when_closing: bool
+        self, context: Context, work: Callable[[ResourceService], Awaitable[ResultT]], *, ends_when_closing: bool
     ) -> ResultT | None:
-        """Do the work of one call and tell the client what went wrong with it, if something did."""
+        """Do the work of one call for whoever makes it, and tell the client what went wrong, if something did."""
         task = asyncio.current_task()
         assert task is not None
         call = self._running[task] = _Call(task, ends_when_closing)
@@ -230,7 +240,8 @@ class GrpcServer(TransportServer):
         try:
             try:
                 with self._admitted(context):
-                    return await work()
+                    # Before any message of the call is looked at.
+                    return await work(await self._authenticate(context))
             except TailraceError as exc:
                 error = exc
             except asyncio.CancelledError:

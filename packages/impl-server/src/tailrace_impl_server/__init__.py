@@ -8,6 +8,8 @@ from tailrace_impl_server._memory_storage import MemoryStorage
 from tailrace_impl_server._server import ManagedServer, create_manager
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
+from tailrace_impl_server._token_authenticator import TokenAuthenticator
+from tailrace_impl_server._token_file import TokenEntry, TokenFile
 
 __all__ = [
     "FilesystemStorage",
@@ -18,5 +20,8 @@ __all__ = [
     "MemoryStorage",
     "ServerSettings",
     "SqliteCatalog",
+    "TokenAuthenticator",
+    "TokenEntry",
+    "TokenFile",
     "create_manager",
 ]

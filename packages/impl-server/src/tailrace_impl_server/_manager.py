@@ -25,6 +25,7 @@ from tailrace_common_api import (
     check_id,
 )
 from tailrace_impl_common import set_caller
+from tailrace_impl_server._access import Guard, ScopeAuthorizer
 from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
 from tailrace_impl_server._bookkeeping import Bookkeeper
 from tailrace_impl_server._catalog_follower import CatalogFollower
@@ -45,10 +46,14 @@ from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._tokens import token_matches
 from tailrace_impl_server._uploads import Uploads
 from tailrace_server_api import (
+    Authenticator,
+    Authorizer,
     Catalog,
     Credentials,
     Descriptor,
     EventBus,
+    Operation,
+    Principal,
     ResourceManager,
     ResourceReader,
     ResourceService,
@@ -78,10 +83,14 @@ class Manager(ResourceManager):
         settings: ServerSettings,
         *,
         hooks: ServerHooks | None = None,
+        authenticator: Authenticator | None = None,
+        authorizer: Authorizer | None = None,
     ) -> None:
         self.settings = settings
         """Settings in force."""
         self._storage = storage
+        self._authenticator = authenticator
+        self._authorizer = authorizer
         self._limits = settings.limits
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
@@ -121,6 +130,8 @@ class Manager(ResourceManager):
         """
         parts = self._parts
         try:
+            if self._authenticator is not None:
+                await self._authenticator.start()
             await parts.storage.start()
             await parts.catalog.start()
             await parts.bus.start()
@@ -164,9 +175,10 @@ class Manager(ResourceManager):
         await parts.tasks.wait()
         await self._registry.close()
         await self._descriptors.close()
-        for part in (parts.bus, parts.catalog, parts.storage):
+        for part in (parts.bus, parts.catalog, parts.storage, self._authenticator):
             try:
-                await part.close()
+                if part is not None:
+                    await part.close()
             except TailraceError:
                 logger.exception("closing failed")
 
@@ -190,15 +202,44 @@ class Manager(ResourceManager):
 
     async def authenticate(self, credentials: Credentials) -> ResourceService:
         self._parts.refuse_when_closing()
-        set_caller(peer=credentials.peer, principal="")
-        return self
+        principal = await self._principal(credentials)
+        set_caller(peer=credentials.peer, principal="" if principal is None else principal.name)
+        if principal is None and self._authorizer is None:
+            return self
+        return Guard(self, self, principal or Principal(name=""), self._authorizer or ScopeAuthorizer())
 
     async def authorize_metrics(self, credentials: Credentials) -> None:
-        return
+        principal = await self._principal(credentials)
+        if principal is not None or self._authorizer is not None:
+            authorizer = self._authorizer or ScopeAuthorizer()
+            await authorizer.authorize(principal or Principal(name=""), Operation.METRICS, context=None, id=None)
+
+    async def _principal(self, credentials: Credentials) -> Principal | None:
+        """Return who shows ``credentials``; ``None`` for nobody in particular, where nobody needs to say."""
+        if self._authenticator is not None:
+            return await self._authenticator.authenticate(credentials)
+        if credentials.certificate_names:
+            # A certificate that the transport was told to ask for gives access by itself.
+            return Principal(name=credentials.certificate_names[0])
+        return None
 
     @property
     def anonymous(self) -> bool:
-        return True
+        return self._authenticator is None
+
+    async def context_of(self, id: str) -> str | None:
+        """Return the context of a resource, whoever may see it.
+
+        Raises:
+            InvalidReference: The id is malformed.
+            NotFound: There is none of this id.
+        """
+        check_id(id)
+        live = await self._registry.acquire(id)
+        try:
+            return live.descriptor.metadata.context
+        finally:
+            self._registry.release(live)
 
     @property
     def ready(self) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from tailrace_common_api import ConfigurationError
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
 from tailrace_impl_server._loading import load_named
 from tailrace_impl_server._local_events import LocalEventBus
@@ -15,7 +16,8 @@ from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._memory_storage import MemoryStorage
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
-from tailrace_server_api import ResourceManager, ServerHooks
+from tailrace_impl_server._token_authenticator import TokenAuthenticator
+from tailrace_server_api import Authenticator, Authorizer, Catalog, ResourceManager, ServerHooks, Storage
 
 
 class ManagedServer:
@@ -60,7 +62,12 @@ class ManagedServer:
 
 
 def create_manager(
-    data: Path | None, options: Mapping[str, object], *, hooks: ServerHooks | None = None
+    data: Path | None,
+    options: Mapping[str, object],
+    *,
+    hooks: ServerHooks | None = None,
+    authenticator: Authenticator | None = None,
+    authorizer: Authorizer | None = None,
 ) -> ManagedServer:
     """Return a server that is not started yet.
 
@@ -68,6 +75,8 @@ def create_manager(
         data: Folder in which everything is kept; made if it is not there. ``None`` keeps everything in memory.
         options: Fields of :class:`ServerSettings` by name, as values or as text.
         hooks: What is called as resources come into being and end; instead of the setting of that name.
+        authenticator: Who finds out who callers are; instead of the settings ``authenticator`` and ``tokens``.
+        authorizer: Who decides what they may do; instead of the setting of that name.
 
     Raises:
         ConfigurationError: An option is unknown or has a value that cannot work.
@@ -75,9 +84,32 @@ def create_manager(
     settings = ServerSettings.from_options(options)
     if hooks is None and settings.hooks is not None:
         hooks = load_named(settings.hooks, ServerHooks, field="hooks")
+    if authenticator is None:
+        authenticator = _authenticator(settings)
+    if authorizer is None and settings.authorizer is not None:
+        authorizer = load_named(settings.authorizer, Authorizer, field="authorizer")  # type: ignore[type-abstract]
+    storage: Storage
+    catalog: Catalog
     if data is None:
-        memory = MemoryStorage(max_bytes=settings.memory_bytes)
-        return ManagedServer(Manager(memory, MemoryCatalog(), LocalEventBus(), settings, hooks=hooks))
-    storage = FilesystemStorage(data, durability=settings.durability, writer_threads=settings.writer_threads)
-    catalog = SqliteCatalog(data / "catalog.sqlite", durability=settings.durability)
-    return ManagedServer(Manager(storage, catalog, LocalEventBus(), settings, hooks=hooks))
+        storage, catalog = MemoryStorage(max_bytes=settings.memory_bytes), MemoryCatalog()
+    else:
+        storage = FilesystemStorage(data, durability=settings.durability, writer_threads=settings.writer_threads)
+        catalog = SqliteCatalog(data / "catalog.sqlite", durability=settings.durability)
+    manager = Manager(
+        storage,
+        catalog,
+        LocalEventBus(),
+        settings,
+        hooks=hooks,
+        authenticator=authenticator,
+        authorizer=authorizer,
+    )
+    return ManagedServer(manager)
+
+
+def _authenticator(settings: ServerSettings) -> Authenticator | None:
+    if settings.authenticator is None:
+        return None if settings.tokens is None else TokenAuthenticator(settings.tokens)
+    if settings.tokens is not None:
+        raise ConfigurationError(field="authenticator", problem="not together with a file of tokens")
+    return load_named(settings.authenticator, Authenticator, field="authenticator")  # type: ignore[type-abstract]

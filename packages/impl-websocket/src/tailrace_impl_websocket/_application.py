@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, TailraceError, Unsupported
 from tailrace_impl_common import Endpoint, counted_refusals
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
-from tailrace_impl_websocket._credentials import credentials_of
-from tailrace_impl_websocket._http_door import HttpDoor, send_error
+from tailrace_impl_websocket._credentials import credentials_of, offered_token, says_anonymous
+from tailrace_impl_websocket._http_door import HttpDoor
 from tailrace_impl_websocket._operations import Operations
+from tailrace_impl_websocket._origins import OriginGuard, Origins, parse_origins
+from tailrace_impl_websocket._refusal import deny, send_error
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
 from tailrace_server_api import ResourceManager
 
@@ -43,6 +46,7 @@ class Endpoints:
                 Route(prefix + "/r/{id}", self._door),
                 *Operations(self._context, lambda: self._going_away is not None).routes(prefix),
             ],
+            middleware=[Middleware(OriginGuard, self._context.origins, self._context.endpoint)],
             exception_handlers={404: _not_found},
         )
         application.router.redirect_slashes = False
@@ -55,10 +59,13 @@ class Endpoints:
         try:
             with counted_refusals(endpoint, credentials.peer):
                 self._admit(scope)
+                if credentials.token is not None or ((token := offered_token(scope)) is None and says_anonymous(scope)):
+                    await self._context.manager.authenticate(credentials)
+                    token = None
         except TailraceError as error:
-            await _deny(scope, send, error)
+            await deny(scope, send, error)
             return
-        connection = ServerConnection(self._context, credentials, receive, send)
+        connection = ServerConnection(self._context, credentials, receive, send, offered=token)
         ended = asyncio.get_running_loop().create_future()
         self._connections[connection] = ended
         try:
@@ -111,6 +118,7 @@ def create_application(
     chunk_size: int = BEST_CHUNK_SIZE,
     keepalive_interval: float = 20.0,
     max_connections: int = 10_000,
+    origins: str = "",
 ) -> Starlette:
     """Return an ASGI application that serves the resources of ``manager``, to be mounted into another one.
 
@@ -126,7 +134,13 @@ def create_application(
         chunk_size: Bytes of a full chunk on the way to readers.
         keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
         max_connections: Most WebSockets, and most plain HTTP requests, at the same time.
+        origins: Origins of the pages that may use the server, beside those of ``base`` and of the server itself;
+            ``*`` for all.
+
+    Raises:
+        ConfigurationError: ``origins`` is no list of origins.
     """
+    listed = parse_origins(origins)
     manager.add_base(base)
     context = ServerContext(
         manager=manager,
@@ -138,6 +152,7 @@ def create_application(
         ),
         keepalive_interval=keepalive_interval,
         max_connections=max_connections,
+        origins=Origins(listed, base=base),
     )
     return Endpoints(context).application(prefix)
 
@@ -155,15 +170,3 @@ class _ErrorResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send_error(send, self._error)
-
-
-async def _deny(scope: Scope, send: Send, error: TailraceError) -> None:
-    """Refuse a handshake with an HTTP answer, where the server can send one."""
-    if "websocket.http.response" not in scope.get("extensions", {}):
-        await send({"type": "websocket.close"})
-        return
-
-    async def send_denial(message: Message) -> None:
-        await send({**message, "type": f"websocket.{message['type']}"})
-
-    await send_error(send_denial, error)

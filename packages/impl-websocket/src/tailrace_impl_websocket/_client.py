@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect as connect_websocket
@@ -20,14 +22,16 @@ from tailrace_common_api import (
     Unsupported,
     url_scheme,
 )
-from tailrace_impl_common import ClientStream, ConnectedClient, Connection, cancel_and_wait
+from tailrace_impl_common import ClientStream, ConnectedClient, Connection, cancel_and_wait, warn_of_clear_text
 from tailrace_impl_common.messages import Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL, Failure, Hello, Malformed, decode_from_server
 from tailrace_impl_websocket._codec_values import read_error
+from tailrace_impl_websocket._credentials import ANONYMOUS
 from tailrace_impl_websocket._fields import parse_object
 from tailrace_impl_websocket._options import WebSocketClientOptions
+from tailrace_impl_websocket._tls import client_context
 
 BEST_CHUNK_SIZE = MEBIBYTE
 """Size of chunks that suits WebSocket best, in bytes."""
@@ -69,7 +73,10 @@ class WebSocketConnection(Connection):
         """
         self._address = _endpoint(url)
         self._settings = settings
+        if settings.token is not None and self._address.startswith("ws:"):
+            warn_of_clear_text(urlsplit(url).hostname or "")
         self._options = WebSocketClientOptions.parse(settings.options)
+        self._context: ssl.SSLContext | None = None
         self._link: Link | None = None
         self._connecting: asyncio.Task[Link] | None = None
         self._closed = False
@@ -133,6 +140,14 @@ class WebSocketConnection(Connection):
         if not task.cancelled() and task.exception() is None:
             self._link = task.result()
 
+    async def _tls(self) -> dict[str, Any]:
+        """Return what a handshake needs for TLS; nothing without it."""
+        if not self._address.startswith("wss:"):
+            return {}
+        if self._context is None:
+            self._context = await asyncio.to_thread(client_context, self._settings)
+        return {"ssl": self._context}
+
     async def _connect(self) -> Link:
         if self._link is not None:
             await self._link.close()
@@ -141,7 +156,8 @@ class WebSocketConnection(Connection):
             async with asyncio.timeout(settings.connect_timeout):
                 websocket = await connect_websocket(
                     address,
-                    subprotocols=[Subprotocol(SUBPROTOCOL)],
+                    **await self._tls(),
+                    **_identification(settings.token),
                     compression="deflate" if self._options.compression else None,
                     proxy=None,
                     open_timeout=None,
@@ -170,6 +186,16 @@ class WebSocketConnection(Connection):
             raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {_shown(error)}") from None
         except OSError as error:
             raise ConnectionLost(f"{address} cannot be reached: {_shown(error)}") from None
+
+
+def _identification(token: str | None) -> dict[str, Any]:
+    """Return what a handshake says of the protocol and of who comes."""
+    if token is None:
+        return {"subprotocols": [Subprotocol(SUBPROTOCOL), Subprotocol(ANONYMOUS)]}
+    return {
+        "subprotocols": [Subprotocol(SUBPROTOCOL)],
+        "additional_headers": {"Authorization": f"Bearer {token}"},
+    }
 
 
 def _endpoint(url: str) -> str:

@@ -18,7 +18,6 @@ origin of this server, and browsers keep to its declared type.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import re
 from collections.abc import AsyncGenerator, Callable
@@ -44,9 +43,8 @@ from tailrace_common_api import (
     Unsupported,
 )
 from tailrace_impl_common import cancel_and_wait, counted_refusals, log_failure, traced
-from tailrace_impl_websocket._codec_values import error_to_json
 from tailrace_impl_websocket._credentials import credentials_of
-from tailrace_impl_websocket._error_table import wire_status
+from tailrace_impl_websocket._refusal import send_error, send_start
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
 
@@ -108,9 +106,8 @@ class HttpDoor:
             credentials = credentials_of(scope)
             with counted_refusals(self._endpoint, credentials.peer):
                 self._admit()
-            query = _parse_query(scope["query_string"])
-            with counted_refusals(self._endpoint, credentials.peer):
                 service = await self._context.manager.authenticate(credentials)
+            query = _parse_query(scope["query_string"])
         except TailraceError as error:
             await send_error(send, error)
             return
@@ -178,7 +175,7 @@ class HttpDoor:
         if sealed and not open_ended:
             headers["etag"] = tag
             if _matches(request.getlist("if-none-match"), tag):
-                await _start(send, 304, headers)
+                await send_start(send, 304, headers)
                 await send({"type": "http.response.body", "body": b""})
                 return None
         range_header = request.get("range") if scope["method"] == "GET" else None
@@ -191,7 +188,7 @@ class HttpDoor:
             headers["accept-ranges"] = "bytes"
         if selection.end is not None:
             headers["content-length"] = str(selection.end - selection.start)
-        await _start(send, selection.http_status, headers)
+        await send_start(send, selection.http_status, headers)
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return None
@@ -380,30 +377,3 @@ def _describe(status: Status) -> dict[str, str]:
     if status.lines is not None:
         headers["x-tailrace-lines"] = str(status.lines)
     return headers
-
-
-async def send_error(send: Send, error: TailraceError, *, http_status: int | None = None) -> None:
-    """Answer with an error as JSON ``{code, message, details}``."""
-    body = json.dumps(error_to_json(error)).encode()
-    headers = {"content-type": "application/json", "content-length": str(len(body)), "cache-control": "no-store"}
-    if isinstance(error, RangeNotSatisfiable):
-        headers["content-range"] = f"bytes */{error.size}"
-    if isinstance(error, Overloaded | GoingAway):
-        headers["retry-after"] = str(max(1, round(error.retry_after)))
-    if http_status == 405:
-        headers["allow"] = "GET, HEAD"
-    await _start(send, http_status or wire_status(error).http_status, headers)
-    await send({"type": "http.response.body", "body": body})
-
-
-async def _start(send: Send, http_status: int, headers: dict[str, str]) -> None:
-    # What was uploaded is shown as a document of no origin that may run, load and send nothing.
-    headers["content-security-policy"] = "default-src 'none'; style-src 'unsafe-inline'; sandbox"
-    headers["x-content-type-options"] = "nosniff"
-    await send(
-        {
-            "type": "http.response.start",
-            "status": http_status,
-            "headers": [(name.encode("ascii"), value.encode("latin-1")) for name, value in headers.items()],
-        }
-    )

@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from tailrace_common_api import TailraceError
 from tailrace_impl_common import counted_refusals
 from tailrace_impl_websocket._credentials import credentials_of
-from tailrace_impl_websocket._http_door import send_error
+from tailrace_impl_websocket._refusal import send_error
 from tailrace_impl_websocket._server_streams import ServerContext
 
 _HEADERS = {"cache-control": "no-store", "x-content-type-options": "nosniff"}

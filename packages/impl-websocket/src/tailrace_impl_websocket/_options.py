@@ -8,6 +8,7 @@ from typing import Self
 
 from tailrace_common_api import ConfigurationError
 from tailrace_impl_common import check_option_names, flag_option
+from tailrace_impl_websocket._origins import parse_origins
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +38,8 @@ class WebSocketServerOptions:
     """Whether to accept per-message deflate where a client offers it; costs 34 KiB per connection."""
     prefix: str | None = None
     """Path below which everything is served, such as ``/tailrace``; ``None`` for the path of the public base."""
+    origins: tuple[str, ...] = ()
+    """Origins of the pages that may use the server beside its own, with commas or spaces between them; ``*``: all."""
 
     def __post_init__(self) -> None:
         if self.prefix is not None and not _is_prefix(self.prefix):
@@ -49,11 +52,12 @@ class WebSocketServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        check_option_names(options, ("compression", "prefix"))
+        check_option_names(options, ("compression", "prefix", "origins"))
         defaults = cls()
         return cls(
             compression=flag_option(options, "compression", defaults.compression),
             prefix=_prefix(options.get("prefix")),
+            origins=parse_origins(options.get("origins", "")),
         )
 
 

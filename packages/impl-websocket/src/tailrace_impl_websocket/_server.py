@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
@@ -19,7 +20,9 @@ from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
 from tailrace_impl_websocket._http_protocol import http_protocol
 from tailrace_impl_websocket._options import WebSocketServerOptions
+from tailrace_impl_websocket._origins import Origins
 from tailrace_impl_websocket._server_streams import ServerContext
+from tailrace_impl_websocket._tls import check_server_files
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
 
 _BACKLOG = 2048
@@ -44,6 +47,8 @@ class WebSocketServer(TransportServer):
         options = WebSocketServerOptions.parse(settings.options)
         if settings.public_base is not None:
             _check_base(settings.public_base)
+        await asyncio.to_thread(check_server_files, settings)
+        secure = "" if settings.certificate_file is None else "s"
         listener = await _listen(settings.host, settings.port)
         try:
             prefix = options.prefix
@@ -51,7 +56,7 @@ class WebSocketServer(TransportServer):
                 prefix = urlsplit(settings.public_base or "").path.rstrip("/")
             port: int = listener.getsockname()[1]
             address = f"{_in_url(settings.host)}:{port}{prefix}"
-            base = settings.public_base or f"ws://{address}"
+            base = settings.public_base or f"ws{secure}://{address}"
             self._endpoints = Endpoints(
                 ServerContext(
                     manager=manager,
@@ -63,6 +68,7 @@ class WebSocketServer(TransportServer):
                     ),
                     keepalive_interval=settings.keepalive_interval,
                     max_connections=settings.max_connections,
+                    origins=Origins(options.origins, base=base, host=settings.host),
                 )
             )
             self._server = _Server(
@@ -86,6 +92,10 @@ class WebSocketServer(TransportServer):
                     server_header=False,
                     proxy_headers=False,
                     timeout_keep_alive=30,
+                    ssl_certfile=settings.certificate_file,
+                    ssl_keyfile=settings.key_file,
+                    ssl_ca_certs=settings.client_ca_file,
+                    ssl_cert_reqs=ssl.CERT_NONE if settings.client_ca_file is None else ssl.CERT_REQUIRED,
                 )
             )
             self._serving = asyncio.create_task(self._server.serve([listener]), name="tailrace websocket server")
@@ -96,7 +106,9 @@ class WebSocketServer(TransportServer):
             listener.close()
             raise
         manager.add_base(base)
-        self._urls = MappingProxyType({"ws": f"ws://{address}", "http": f"http://{address}"})
+        self._urls = MappingProxyType(
+            {f"{scheme}{secure}": f"{scheme}{secure}://{address}" for scheme in ("ws", "http")}
+        )
 
     @property
     def urls(self) -> Mapping[str, str]:

@@ -6,12 +6,21 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 from starlette.types import Message, Receive, Scope, Send
 
-from tailrace_common_api import ConnectionLost, GoingAway, MessageTooLarge, Overloaded, ProtocolError, TailraceError
+from tailrace_common_api import (
+    ConnectionLost,
+    GoingAway,
+    MessageTooLarge,
+    Overloaded,
+    ProtocolError,
+    TailraceError,
+    Unauthenticated,
+)
 from tailrace_impl_common import Endpoint, MessageStream, answer_request, counted_refusals, serve_conversation
 from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
@@ -43,6 +52,7 @@ from tailrace_impl_websocket._codec import (
     text_size,
 )
 from tailrace_impl_websocket._error_table import wire_status
+from tailrace_impl_websocket._origins import Origins
 from tailrace_server_api import Credentials, ResourceManager
 
 logger = logging.getLogger(__name__)
@@ -53,6 +63,8 @@ _MOST_REPLIES = 256
 """Answers of the connection itself that may wait for a client that does not read."""
 _BATCH = 64
 """Messages to take in before other tasks run, where they arrive faster than they are asked for."""
+AUTHENTICATION_TIMEOUT = 5.0
+"""Time for the first message of a client that has to show a token, in seconds."""
 _CLOSE_TIMEOUT = 5.0
 """Time that the last words to a client may take, in seconds."""
 
@@ -68,6 +80,8 @@ class ServerContext:
     """Announced to clients that cannot send protocol pings, in seconds."""
     max_connections: int
     """Most connections and plain HTTP requests at the same time."""
+    origins: Origins
+    """Whose pages may use the server."""
 
 
 class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
@@ -210,10 +224,21 @@ class ServerConnection:
     the keep-alive.
     """
 
-    def __init__(self, context: ServerContext, credentials: Credentials, receive: Receive, send: Send) -> None:
-        """Serve the connection of an ASGI scope; :meth:`run` does it."""
+    def __init__(
+        self, context: ServerContext, credentials: Credentials, receive: Receive, send: Send, *, offered: str | None
+    ) -> None:
+        """Serve the connection of an ASGI scope; :meth:`run` does it.
+
+        Args:
+            context: What all connections share.
+            credentials: What the headers of the handshake show; a token among them was looked at.
+            receive: Of the ASGI scope.
+            send: Of the ASGI scope.
+            offered: Token that was shown in another way, and not looked at; ``None`` for none.
+        """
         self._context = context
-        self._credentials = credentials
+        self._credentials = credentials if offered is None else replace(credentials, token=offered)
+        self._may_authenticate = self._credentials.token is None
         self._receive = receive
         self._send = send
         self._streams: dict[int, _ServerStream] = {}
@@ -231,6 +256,8 @@ class ServerConnection:
         self._task = asyncio.current_task()
         try:
             await self._transmit({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+            if not await self._authenticate():
+                return
             await self.send_text(
                 encode_from_server(
                     None, Hello(PROTOCOL_VERSION, self._context.manager.limits, self._context.keepalive_interval)
@@ -251,6 +278,47 @@ class ServerConnection:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
+
+    async def _authenticate(self) -> bool:
+        """Let the client prove who it is, before anything else; return whether it did, and was not told otherwise."""
+        manager = self._context.manager
+        if manager.anonymous:
+            return True
+        try:
+            with counted_refusals(self._context.endpoint, self._credentials.peer):
+                if self._credentials.token is None:
+                    token = await self._first_token()
+                    if token is None:
+                        return False
+                    self._credentials = replace(self._credentials, token=token)
+                    self._may_authenticate = False
+                await manager.authenticate(self._credentials)
+        except TailraceError as error:
+            await self.end(error)
+            return False
+        return True
+
+    async def _first_token(self) -> str | None:
+        """Return the token in the client's first message; ``None`` when the client left.
+
+        Raises:
+            Unauthenticated: It is another message, or there is none in time.
+        """
+        try:
+            async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
+                event = await self._receive()
+        except TimeoutError:
+            raise Unauthenticated(f"no token within {AUTHENTICATION_TIMEOUT:g} s") from None
+        if event["type"] == "websocket.disconnect":
+            return None
+        text = event.get("text")
+        message: object = None
+        if text is not None and text_size(text) <= MAX_TEXT_SIZE:
+            with suppress(Malformed):
+                message = decode_from_client(text).message
+        if not isinstance(message, Authenticate):
+            raise Unauthenticated("a token is needed before anything else")
+        return message.token
 
     # Sending
 
@@ -356,7 +424,12 @@ class ServerConnection:
             self._reply(None, Pong())
             return
         if isinstance(message, Authenticate):
+            if self._may_authenticate:
+                # Nobody asked, and the client could not know.
+                self._may_authenticate = False
+                return
             raise Malformed(None, ProtocolError("authenticate is the first message of a connection, or none"))
+        self._may_authenticate = False
         assert number is not None
         if isinstance(message, REQUESTS):
             self._begin(number, message, trace)

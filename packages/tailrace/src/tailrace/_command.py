@@ -26,6 +26,7 @@ _COMMANDS = {
     "list": "list:list_resources",
     "delete": "delete:delete",
     "context": "context:context",
+    "token": "token:token",
     "head": "head:head",
     "demo": "demo:demo",
 }

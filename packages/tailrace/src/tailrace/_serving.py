@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -19,6 +18,7 @@ from tailrace_common_api import (
     ConfigurationError,
     find_transport,
 )
+from tailrace_impl_common import is_loopback
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
 
 _logger = logging.getLogger(__name__)
@@ -98,9 +98,12 @@ def _load(
         raise ConfigurationError(field="server", problem="no server is installed; install tailrace-impl-server")
     transports = []
     for setting, name in _TRANSPORTS.items():
-        transport_settings = _transport_settings(
-            f"serve.{setting}", getattr(settings.serve, setting), getattr(settings, setting)
-        )
+        address = f"serve.{setting}"
+        with _naming(setting, host=address, port=address, **{address: address}):
+            transport_settings = _transport_settings(
+                address, getattr(settings.serve, setting), getattr(settings, setting)
+            )
+        _check_exposure(address, transport_settings, settings)
         transport = find_transport(name, group=SERVER_TRANSPORTS)()
         assert isinstance(transport, TransportServer)
         transports.append((setting, transport, transport_settings))
@@ -116,16 +119,41 @@ def _transport_settings(name: str, address: str, settings: TransportSettings) ->
         chunk_size=settings.chunk_size,
         keepalive_interval=settings.keepalive_interval,
         keepalive_timeout=settings.keepalive_timeout,
+        certificate_file=settings.certificate_file,
+        key_file=settings.key_file,
+        client_ca_file=settings.client_ca_file,
         options=settings.options,
     )
+
+
+def _check_exposure(name: str, transport: TransportServerSettings, settings: Settings) -> None:
+    """Refuse to let the network in without access control and TLS, unless that is what was asked for.
+
+    Raises:
+        ConfigurationError: Something is missing.
+    """
+    if is_loopback(transport.host):
+        return
+    _, _, table = name.partition(".")
+    missing = []
+    if not (settings.storage.get("tokens") or settings.storage.get("authenticator") or transport.client_ca_file):
+        missing.append("access control (`tailrace token add`, and --tokens FILE)")
+    if transport.certificate_file is None:
+        missing.append(f"TLS (certificate_file and key_file in [{table}])")
+    if not missing:
+        return
+    if settings.serve.insecure:
+        _logger.warning("%s listens for the network without %s", name, " and without ".join(missing))
+        return
+    problem = f"{transport.host!a} is no loopback address: it needs {' and '.join(missing)}; or say --insecure"
+    raise ConfigurationError(field=name, problem=problem)
 
 
 def parse_address(name: str, text: str) -> tuple[str, int]:
     """Return host and port of ``HOST:PORT`` or ``[IPV6]:PORT``.
 
     Raises:
-        ConfigurationError: It is neither, or the host is not this machine's loopback: whoever reaches the port can
-            read, write and delete everything.
+        ConfigurationError: It is neither.
     """
     try:
         parts = urlsplit(f"//{text}")
@@ -134,14 +162,4 @@ def parse_address(name: str, text: str) -> tuple[str, int]:
         host = port = None
     if not host or port is None or parts.netloc != text or "@" in text:
         raise ConfigurationError(field=name, problem=f"{text!a} is not HOST:PORT with a port of 0 to 65535")
-    if not _is_loopback(host):
-        problem = f"{text!a} is not a loopback address; without access control a server listens on nothing else"
-        raise ConfigurationError(field=name, problem=problem)
     return host, port
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -42,6 +42,8 @@ class ServeSettings:
     """``HOST:PORT`` of WebSocket and HTTP; port 0 picks a free one."""
     grace: float = 5.0
     """Time that running requests have to end when the server is stopped, in seconds."""
+    insecure: bool = False
+    """Whether to listen on addresses of the network without access control, or without TLS."""
     log_level: str = "info"
     """Least level of the records that are logged: ``debug``, ``info``, ``warning``, ``error`` or ``critical``."""
     log_format: str = "text"
@@ -72,6 +74,12 @@ class TransportSettings:
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
     """Time after which an unanswered sign of life ends the connection, in seconds."""
+    certificate_file: str | None = None
+    """PEM file of the certificate (chain) of the server; ``None``: no TLS."""
+    key_file: str | None = None
+    """PEM file of the private key of :attr:`certificate_file`."""
+    client_ca_file: str | None = None
+    """PEM file of the certificate authorities of clients: who shows no certificate of theirs is not let in."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of the one transport, by name; unknown ones are refused."""
 
