@@ -16,8 +16,10 @@ function on(id, event, output, action) {
   });
 }
 
+const reach = async (base) => new Client(await connect(base, { token: element('token').value }));
+
 async function begin(metadata) {
-  const client = new Client(await connect(element('server').value));
+  const client = await reach(element('server').value);
   const upload = await client.upload(metadata);
   upload.finished.finally(() => client.close()).catch(() => {}); // whoever writes or finishes is told
   show('reference', upload.reference);
@@ -62,7 +64,7 @@ on('follow', 'submit', 'follow-state', async () => {
   following = new AbortController();
   show('content', '');
   show('follow-state', 'IN_PROGRESS');
-  const client = new Client(await connect(base));
+  const client = await reach(base);
   try {
     const download = await client.follow(id, { signal: following.signal });
     const decoder = new TextDecoder();
