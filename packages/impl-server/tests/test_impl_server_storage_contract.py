@@ -61,6 +61,10 @@ class TestMemoryStorage(DefinedHashes, StorageContract):
         del blocks[size // BLOCK_SIZE + 1 :]
         del blocks[-1][size % BLOCK_SIZE :]
 
+    async def damage_byte(self, storage: Storage, id: str, offset: int) -> None:
+        assert isinstance(storage, MemoryStorage)
+        storage._resources[id].blocks[offset // BLOCK_SIZE][offset % BLOCK_SIZE] ^= 1
+
 
 class FilesystemContract(DefinedHashes, StorageContract):
     durability: Durability
@@ -87,6 +91,16 @@ class FilesystemContract(DefinedHashes, StorageContract):
 
     async def cut_bytes(self, storage: Storage, id: str, size: int) -> None:
         await asyncio.to_thread(os.truncate, self._root(storage) / "resources" / id / "data", size)
+
+    async def damage_byte(self, storage: Storage, id: str, offset: int) -> None:
+        def flip() -> None:
+            with (self._root(storage) / "resources" / id / "data").open("r+b") as file:
+                file.seek(offset)
+                byte = file.read(1)[0]
+                file.seek(offset)
+                file.write(bytes([byte ^ 1]))
+
+        await asyncio.to_thread(flip)
 
     @staticmethod
     def _root(storage: Storage) -> Path:

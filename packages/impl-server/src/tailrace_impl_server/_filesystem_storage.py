@@ -38,6 +38,7 @@ from tailrace_impl_server._filesystem_reader import (
     read_resident,
 )
 from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, read_slots, recover, recover_in_full
+from tailrace_impl_server._filesystem_verify import open_for_verification, verify_files
 from tailrace_impl_server._filesystem_writer import CLOSE_TIMEOUT, FilesystemWriter
 from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_slot, slot_offset
 from tailrace_impl_server._keyed_locks import KeyedLocks
@@ -59,6 +60,7 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _READER_THREADS = 8
+_END = object()
 _CACHED_FILES = 128
 """Resources that are kept open for reading; two descriptors each."""
 
@@ -237,8 +239,34 @@ class FilesystemStorage(Storage):
             sync_data(files.journal)
         return slot
 
-    def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
-        raise NotImplementedError
+    async def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        if id in self._writers:
+            raise StorageFailure(f"resource {id} is being written")
+        held = [self._cache.pop(id)]
+        held.clear()
+        line_access = False
+        try:
+            try:
+                line_access = (await self.describe(id)).metadata.lines
+            except NotFound:
+                if not await self._run(self._layout.folder(id).exists):
+                    raise
+                yield Damage(None, "resource.json is missing")
+                return
+            except StorageFailure as error:
+                yield Damage(None, str(error))
+                return
+            try:
+                files = await self._run(partial(open_for_verification, self._layout.folder(id), repair=repair))
+            except StorageFailure as error:
+                yield Damage(None, str(error))
+                return
+            found = verify_files(files, line_access=line_access, repair=repair)
+            while (damage := await self._run(next, found, _END)) is not _END:
+                if isinstance(damage, Damage):
+                    yield damage
+        except OSError as error:
+            raise storage_error(error, f"verify resource {id}") from error
 
     async def delete(self, id: str) -> None:
         await self._change(id, self._delete(id))

@@ -15,7 +15,8 @@ from tailrace_common_api import (
     StorageFailure,
     StorageFull,
 )
-from tailrace_impl_common import EMPTY_HEAD, HeadHasher, verify_data
+from tailrace_impl_common import EMPTY_HEAD, HeadHasher, block_digest, make_head, next_spine, verify_data
+from tailrace_impl_server._filesystem_verify import DATA_DAMAGED
 from tailrace_impl_server._journal import EMPTY_SPINE, cut_reason
 from tailrace_server_api import (
     BLOCK_SIZE,
@@ -297,8 +298,27 @@ class MemoryStorage(Storage):
         behind = bisect_left(boundaries, newlines, hi=size // BLOCK_SIZE + 1, key=lambda boundary: boundary.newlines)
         return boundaries[behind - 1]
 
-    def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
-        raise NotImplementedError
+    async def verify(self, id: str, *, repair: bool = False) -> AsyncGenerator[Damage, None]:
+        resource = self._find(id)
+        size = resource.snapshot.size
+        damaged = False
+        for number in range(-(-size // BLOCK_SIZE)):
+            block = (
+                bytes(resource.blocks[number][: size - number * BLOCK_SIZE]) if number < len(resource.blocks) else b""
+            )
+            if len(block) == BLOCK_SIZE:
+                spine = next_spine(resource.boundaries[number].spine, block_digest(block))
+                good = spine == resource.boundaries[number + 1].spine
+            else:
+                spine = resource.boundaries[number].spine
+                good = make_head(spine, block_digest(block), size) == resource.snapshot.head
+            if not good:
+                damaged = True
+                yield Damage(number * BLOCK_SIZE, "the stored bytes do not have their digest")
+        if damaged and repair and not resource.snapshot.state.terminal:
+            resource.cut()
+            resource.commit(ResourceState.FAILED, DATA_DAMAGED)
+            yield Damage(None, f"the unfinished resource is ended as failed: {DATA_DAMAGED}", repaired=True)
 
     async def delete(self, id: str) -> None:
         resource = self._find(id)

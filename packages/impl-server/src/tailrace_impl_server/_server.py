@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Iterable, Mapping
+from contextlib import aclosing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -14,10 +15,11 @@ from tailrace_impl_server._local_events import LocalEventBus
 from tailrace_impl_server._manager import Manager
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._memory_storage import MemoryStorage
+from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
 from tailrace_impl_server._token_authenticator import TokenAuthenticator
-from tailrace_server_api import Authenticator, Authorizer, Catalog, ResourceManager, ServerHooks, Storage
+from tailrace_server_api import Authenticator, Authorizer, Catalog, Damage, ResourceManager, ServerHooks, Storage
 
 
 class ManagedServer:
@@ -26,8 +28,10 @@ class ManagedServer:
     Used as ``await server.start()`` … ``await server.close()``, or as an async context manager.
     """
 
-    def __init__(self, manager: Manager) -> None:
+    def __init__(self, manager: Manager, storage: Storage, catalog: Catalog) -> None:
         self._manager = manager
+        self._storage = storage
+        self._catalog = catalog
 
     @property
     def manager(self) -> ResourceManager:
@@ -50,6 +54,40 @@ class ManagedServer:
     async def close(self) -> None:
         """Tell everyone ``GoingAway``, announce what is stored and release the data. Idempotent."""
         await self._manager.close()
+
+    async def verify(
+        self, ids: Iterable[str] = (), *, repair: bool = False
+    ) -> AsyncGenerator[tuple[str, Damage | None], None]:
+        """Re-read stored resources against their digests: instead of starting and closing, once.
+
+        Yields ids with what is damaged, and after the last damage of a resource, if there is any, its id with ``None``.
+        After a repair the catalog follows what is stored.
+
+        Args:
+            ids: Which resources; all of them if there are none.
+            repair: Whether to make good what can be proven from the rest; see :meth:`Storage.verify`.
+
+        Raises:
+            ConfigurationError: The data is in use by another server, or of a format that is not understood.
+            NotFound: There is no resource under one of the ids.
+            StorageFailure: The data cannot be read.
+        """
+        await self._storage.start()
+        try:
+            wanted = list(ids) or sorted([stored async for stored in self._storage.ids()])
+            for resource in wanted:
+                async with aclosing(self._storage.verify(resource, repair=repair)) as found:
+                    async for damage in found:
+                        yield resource, damage
+                yield resource, None
+            if repair:
+                await self._catalog.start()
+                try:
+                    await recover(self._storage, self._catalog, lambda *_: None)
+                finally:
+                    await self._catalog.close()
+        finally:
+            await self._storage.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -104,7 +142,7 @@ def create_manager(
         authenticator=authenticator,
         authorizer=authorizer,
     )
-    return ManagedServer(manager)
+    return ManagedServer(manager, storage, catalog)
 
 
 def _authenticator(settings: ServerSettings) -> Authenticator | None:

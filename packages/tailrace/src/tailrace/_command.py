@@ -27,6 +27,7 @@ _COMMANDS = {
     "delete": "delete:delete",
     "context": "context:context",
     "token": "token:token",
+    "verify": "verify:verify",
     "head": "head:head",
     "demo": "demo:demo",
 }

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
@@ -19,7 +19,7 @@ from tailrace_common_api import (
     find_transport,
 )
 from tailrace_impl_common import is_loopback
-from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
+from tailrace_server_api import Damage, ResourceManager, TransportServer, TransportServerSettings
 
 _logger = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class ManagedServer(Protocol):
     def drain(self) -> None: ...
 
     async def close(self) -> None: ...
+
+    def verify(self, ids: Iterable[str], *, repair: bool) -> AsyncGenerator[tuple[str, Damage | None], None]: ...
 
 
 @asynccontextmanager
@@ -73,6 +75,27 @@ async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator
         _logger.info("stopping")
 
 
+async def verify_resources(
+    settings: Settings, ids: Iterable[str], *, repair: bool
+) -> AsyncGenerator[tuple[str, Damage | None], None]:
+    """Verify what is stored in the folder of a server that does not run; see ``ManagedServer.verify``.
+
+    Raises:
+        ConfigurationError: The folder is not there or in use, or a setting cannot work.
+        NotFound: There is no resource under one of the ids.
+        StorageFailure: The folder cannot be read.
+    """
+    create = await asyncio.to_thread(_load_server)
+    with _naming("storage", data="serve.data"):
+        # Nothing of it is to be made by looking at it.
+        if not await asyncio.to_thread(settings.serve.data.is_dir):
+            raise ConfigurationError(field="data", problem=f"{settings.serve.data} is no folder")
+        server = create(settings.serve.data, settings.storage)
+        async with aclosing(server.verify(ids, repair=repair)) as found:
+            async for resource, damage in found:
+                yield resource, damage
+
+
 @contextmanager
 def _naming(table: str, **elsewhere: str) -> Generator[None, None, None]:
     """Let errors name settings as the user does: by table and key."""
@@ -93,9 +116,7 @@ def _load(
     Callable[[Path, Mapping[str, object]], ManagedServer], list[tuple[str, TransportServer, TransportServerSettings]]
 ]:
     """Import server and transports; blocking."""
-    found = next(iter(entry_points(group=SERVERS, name="default")), None)
-    if found is None:
-        raise ConfigurationError(field="server", problem="no server is installed; install tailrace-impl-server")
+    create = _load_server()
     transports = []
     for setting, name in _TRANSPORTS.items():
         address = f"serve.{setting}"
@@ -107,7 +128,15 @@ def _load(
         transport = find_transport(name, group=SERVER_TRANSPORTS)()
         assert isinstance(transport, TransportServer)
         transports.append((setting, transport, transport_settings))
-    return found.load(), transports
+    return create, transports
+
+
+def _load_server() -> Callable[[Path, Mapping[str, object]], ManagedServer]:
+    found = next(iter(entry_points(group=SERVERS, name="default")), None)
+    if found is None:
+        raise ConfigurationError(field="server", problem="no server is installed; install tailrace-impl-server")
+    create: Callable[[Path, Mapping[str, object]], ManagedServer] = found.load()
+    return create
 
 
 def _transport_settings(name: str, address: str, settings: TransportSettings) -> TransportServerSettings:

@@ -98,6 +98,10 @@ class StorageHooks:
         """Damage a resource: lose its stored bytes from ``size`` on, without telling the storage."""
         raise NotImplementedError
 
+    async def damage_byte(self, storage: Storage, id: str, offset: int) -> None:
+        """Damage a resource: change its stored byte at ``offset``, without telling the storage."""
+        raise NotImplementedError
+
     @pytest_asyncio.fixture
     async def storage(self, tmp_path: Path) -> AsyncGenerator[Storage, None]:
         folder = tmp_path / "storage"

@@ -8,6 +8,7 @@ import pytest
 
 from tailrace_common_api import (
     AlreadyTerminal,
+    NotFound,
     ResourceState,
 )
 from tailrace_server_api import (
@@ -16,7 +17,7 @@ from tailrace_server_api import (
     Snapshot,
     Storage,
 )
-from tailrace_server_api.contracts._storage_hooks import committed, make_descriptor, text
+from tailrace_server_api.contracts._storage_hooks import UNKNOWN, committed, make_descriptor, text
 from tailrace_server_api.contracts._storage_reading import StorageReadingContract
 from tailrace_server_api.contracts._storage_writing import StorageWritingContract
 
@@ -71,6 +72,61 @@ class StorageContract(StorageWritingContract, StorageReadingContract):
         async with self.after_kill(storage, folder) as survivor:
             assert [listed async for listed in survivor.ids()] == [make_descriptor(2).id]
             assert not await self.remnants(survivor, id)
+
+    # Verifying.
+
+    async def test_nothing_is_damaged_in_a_whole_resource(self, storage: Storage, id: str) -> None:
+        data = text(2 * BLOCK_SIZE + 5)
+        writer = await self.with_bytes(storage, id, b"")
+        for state in (ResourceState.INITIATED, ResourceState.IN_PROGRESS, ResourceState.COMPLETED):
+            if state is ResourceState.IN_PROGRESS:
+                writer = await self.with_bytes(storage, id, data)
+            elif state is ResourceState.COMPLETED:
+                writer = await storage.open(id)
+                await writer.complete()
+            await writer.close()
+            for repair in (False, True):
+                before = await storage.load(id)
+                assert before.state is state
+                assert [damage async for damage in storage.verify(id, repair=repair)] == []
+                assert await storage.load(id) == before
+        assert bytes(await storage.read(id, 0, len(data))) == data
+
+    @pytest.mark.parametrize("offset", [0, BLOCK_SIZE, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 4])
+    async def test_damaged_bytes_are_found(self, storage: Storage, id: str, offset: int) -> None:
+        writer = await self.with_bytes(storage, id, text(2 * BLOCK_SIZE + 5))
+        final = committed(await writer.complete())
+        await writer.close()
+        await self.damage_byte(storage, id, offset)
+        # Nothing proves other bytes: a repair leaves those of an ended resource as they are.
+        for repair in (False, True, False):
+            found = [damage async for damage in storage.verify(id, repair=repair)]
+            assert [(damage.offset, damage.repaired) for damage in found] == [(offset - offset % BLOCK_SIZE, False)]
+        assert await storage.load(id) == final
+
+    async def test_an_unfinished_resource_with_damaged_bytes_is_ended_by_a_repair(
+        self, storage: Storage, id: str
+    ) -> None:
+        data = text(2 * BLOCK_SIZE + 5)
+        writer = await self.with_bytes(storage, id, data)
+        await writer.close()
+        await self.damage_byte(storage, id, 7)
+        before = await storage.load(id)
+        found = [damage async for damage in storage.verify(id)]
+        assert [(damage.offset, damage.repaired) for damage in found] == [(0, False)]
+        assert await storage.load(id) == before
+        found = [damage async for damage in storage.verify(id, repair=True)]
+        assert [(damage.offset, damage.repaired) for damage in found] == [(0, False), (None, True)]
+        after = await storage.load(id)
+        assert (after.state, after.reason, after.size) == (ResourceState.FAILED, "data damaged", before.size)
+        assert after.version > before.version
+        with pytest.raises(AlreadyTerminal):
+            await storage.open(id)
+        assert bytes(await storage.read(id, BLOCK_SIZE, len(data))) == data[BLOCK_SIZE:]
+
+    async def test_verifying_an_unknown_resource_is_refused(self, storage: Storage) -> None:
+        with pytest.raises(NotFound):
+            await anext(storage.verify(UNKNOWN))
 
     # The storage as a whole.
 
