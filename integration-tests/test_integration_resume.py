@@ -17,6 +17,7 @@ from manifest import proves
 from server_process import DEADLINE, ServerProcess, read_line, spawn
 from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
+from wiretap import Wiretap
 
 from tailrace_client_upload_api import UploadRequest
 from tailrace_common_api import (
@@ -25,6 +26,7 @@ from tailrace_common_api import (
     ConnectionLost,
     DataLost,
     Fenced,
+    IntegrityError,
     Metadata,
     ResourceFailed,
     ResourceState,
@@ -32,8 +34,8 @@ from tailrace_common_api import (
     TailraceError,
     UploadAborted,
 )
-from tailrace_impl_common import ConnectedClient, FailoverConnection, head_of
-from tailrace_impl_common.messages import Chunk, End, Finish, Finished, Opened, Started
+from tailrace_impl_common import ConnectedClient, FailoverConnection, chunk_hash, head_of
+from tailrace_impl_common.messages import Chunk, End, Finish, Finished, Opened, ServerMessage, Started
 
 DATA = random.Random(9).randbytes(1_000_000)
 
@@ -297,6 +299,42 @@ async def test_readers_continue_behind_the_last_byte(
         status = await resource.save(tmp_path / "saved")
         assert (tmp_path / "saved").read_bytes() == lines
         assert status.head == head_of(lines)
+
+
+@pytest.mark.parametrize("how", ["corrupted", "lost", "forged"])
+@proves("DWN-5", "DWN-6")
+async def test_chunks_that_were_changed_on_the_way_are_asked_for_again(
+    new_server: NewServer, cell: Cell, how: str
+) -> None:
+    server = await new_server(chunk_size=4096)
+    client = server.connect(cell.transport)
+    data = DATA[: 8 * 4096]
+    async with client.upload("a") as upload:
+        await upload.write(data)
+    tap = Wiretap(client.connection)
+    changed = 0
+
+    def change(message: ServerMessage) -> tuple[ServerMessage, ...]:
+        nonlocal changed
+        if changed or not isinstance(message, Chunk) or message.offset < 3 * 4096:
+            return (message,)
+        changed += 1
+        other = bytes(len(message.data))
+        if how == "lost":
+            return ()
+        if how == "corrupted":
+            return (message._replace(data=other),)
+        return (message._replace(data=other, hash=chunk_hash(other)),)
+
+    tap.inbound = change
+    # From the middle, where no head can tell.
+    reading = tap.client(ClientSettings()).open(upload.id).read(1, len(data))
+    if how == "forged":
+        with pytest.raises(IntegrityError):
+            await reading
+    else:
+        assert await reading == data[1:]
+    assert changed == 1
 
 
 @proves("DWN-5", "DWN-1")

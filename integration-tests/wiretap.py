@@ -39,8 +39,8 @@ class Wiretap(Connection):
         self._passing.set()
 
     def client(self, settings: ClientSettings | None = None) -> ConnectedClient:
-        """Return a client that speaks over this."""
-        return ConnectedClient(self, settings)
+        """Return a client that speaks over this; unless ``settings`` say so, it does not try again what fails."""
+        return ConnectedClient(self, settings or ClientSettings(reconnect_timeout=0.0))
 
     @property
     def best_chunk_size(self) -> int:

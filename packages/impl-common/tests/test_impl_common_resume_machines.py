@@ -388,7 +388,25 @@ def test_a_chunk_that_was_refused_is_asked_for_again() -> None:
     feed(receiver, DownloadSender(offset=0, window=0), 50)
     with pytest.raises(IntegrityError):
         receiver.receive(Chunk(50, b"changed on the way", bytes(8), chunk_hash(DATA[:50])))
+    with pytest.raises(IntegrityError):
+        receiver.receive(Chunk(60, DATA[60:70], chunk_hash(DATA[60:70]), chunk_hash(DATA[50:60])))
     assert receiver.again(request) == Read(id="x", start=50, end=100)
+
+
+@pytest.mark.parametrize("ended", [False, True], ids=["chunk", "end"])
+def test_a_chunk_that_was_handed_out_and_is_not_the_one_that_was_sent_ends_it(ended: bool) -> None:
+    request = Read(id="x", start=10, end=100)
+    receiver = DownloadReceiver(window=0, max_chunk=100_000)
+    receiver.receive(started(10, 100))
+    feed(receiver, DownloadSender(offset=10, window=0), 50)
+    forged = chunk_hash(b"what was sent in its place")
+    with pytest.raises(IntegrityError):
+        receiver.receive(
+            End(offset=50, previous=forged, status=status_of(DATA))
+            if ended
+            else Chunk(50, DATA[50:60], chunk_hash(DATA[50:60]), forged)
+        )
+    assert receiver.again(request) is None
 
 
 def test_the_window_begins_anew() -> None:

@@ -174,8 +174,8 @@ class DownloadReceiver:
             request: What was asked for at first.
 
         Returns:
-            The request for the rest; ``None`` when what arrived is not what the server had announced: it was handed
-            out, and no other answer makes it right.
+            The request for the rest; ``None`` when what was handed out is not what the server sent or had announced:
+            no other answer makes that right.
         """
         if self._disproved:
             return None
@@ -207,6 +207,9 @@ class DownloadReceiver:
             self._window = ReceiveWindow(self._window_size, offset=started.offset, overdraft=self._max_chunk)
 
     def _take(self, chunk: Chunk) -> None:
+        if chunk.previous != self._verifier.previous and chunk.offset == self._verifier.offset:
+            # The chunk before it, which was handed out, is not the one that was sent.
+            self._disproved = True
         if self._window is not None:
             self._window.receive(chunk.offset, len(chunk.data))
         if self._verify:
@@ -232,6 +235,8 @@ class DownloadReceiver:
             raise IntegrityError(
                 offset=offset, problem=f"the stream ended at {end.offset} but {offset} is where it got to"
             )
+        if end.previous != self._verifier.previous:
+            self._disproved = True
         self._verifier.finish(end.previous)
         if self._hasher is not None and end.status.size == offset:
             self._compare(self._hasher, end.status.head)
