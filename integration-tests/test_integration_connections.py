@@ -6,14 +6,17 @@ import asyncio
 import inspect
 import json
 import logging
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 from cells import WEBSOCKET_CELLS, Cell, Transport
+from certificates import Certificates
 from conversations import Conversation, HandUpload
 from manifest import proves
 from servers import LocalServer, NewServer
@@ -288,6 +291,36 @@ async def test_frames_that_no_application_sees_are_answered_with_a_typed_error_t
         assert len(closed.value.rcvd.reason.encode()) <= 123
     await bystanders.go_on()
     await bystanders.end()
+
+
+@pytest.mark.cells(WEBSOCKET_CELLS)
+@pytest.mark.parametrize("secure", [False, True], ids=["plain", "tls"])
+@proves("CON-2", "CON-3")
+async def test_a_client_that_goes_on_sending_still_reads_why_it_was_refused(
+    new_server: NewServer, tmp_path: Path, cell: Cell, secure: bool
+) -> None:
+    certificates = Certificates(tmp_path)
+    context = ssl.create_default_context(cafile=certificates.ca_file) if secure else None
+    server = await new_server(transport_settings=certificates.issue("127.0.0.1") if secure else {})
+    parts = urlsplit(server.url(cell.transport, "wss" if secure else "ws"))
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port, ssl=context)
+    writer.write(
+        b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+        b"Sec-WebSocket-Protocol: tailrace.v1\r\n\r\n"
+    )
+    assert b" 101 " in await reader.readuntil(b"\r\n\r\n")
+    writer.write(b"\x82\xff" + (64 * 2**20).to_bytes(8, "big") + bytes(4))
+    # Nothing is read before all of this is sent: a connection that was reset would have lost what the server said.
+    for _ in range(8):
+        writer.write(bytes(2**20))
+        await writer.drain()
+    said = await reader.read()
+    assert b'"message_too_large"' in said
+    assert (1009).to_bytes(2, "big") in said
+    writer.close()
+    with suppress(OSError):
+        await writer.wait_closed()
 
 
 @pytest.mark.cells(WEBSOCKET_CELLS)

@@ -533,14 +533,17 @@ async def test_frames_that_cannot_be_read_end_the_connection_with_a_typed_error(
         await works(other)
 
 
+HANDSHAKE = (
+    b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
+    b"Sec-WebSocket-Protocol: tailrace.v1\r\n\r\n"
+)
+
+
 async def test_client_that_goes_on_sending_still_reads_why_it_was_refused(server: Running) -> None:
     host, _, port = server.endpoint.removeprefix("ws://").partition("/")[0].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    writer.write(
-        b"GET /v1/connect HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n"
-        b"Sec-WebSocket-Protocol: tailrace.v1\r\n\r\n"
-    )
+    writer.write(HANDSHAKE)
     assert b"101" in await reader.readuntil(b"\r\n\r\n")
     writer.write(bytes([0x82, 0xFF]) + (64 * 2**20).to_bytes(8, "big") + bytes(4))
     # Nothing is read before all of it is sent: a connection that was reset would have lost what the server said.

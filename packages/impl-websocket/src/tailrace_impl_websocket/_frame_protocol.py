@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
 
 _DRAIN = 1.0
-"""Time in which what a client still sends is taken, in seconds, over TLS: that has no connections that are half closed."""
+"""Seconds in which what a client still sends is taken over TLS, which has no connections that are half closed."""
 
 
 class FrameProtocol(WebSocketsSansIOProtocol):
