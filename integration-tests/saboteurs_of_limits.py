@@ -165,6 +165,7 @@ def a_hook_that_hangs_is_waited_for() -> None:
 
     def init(self: Any, hooks: Any, timeout: float, veto: Any) -> None:
         executed()
-        real(self, hooks, 3600.0, veto)
+        # Not longer than the server takes to close in the end.
+        real(self, hooks, 40.0, veto)
 
     put(_hooks.HookRunner, "__init__", init)

@@ -9,6 +9,7 @@ from impl_server_manager_bench import LINES, Bench, Uploader, last_status, refus
 
 from tailrace_common_api import (
     ContextEventKind,
+    GoingAway,
     Metadata,
     NotFound,
     PermissionDenied,
@@ -281,6 +282,31 @@ async def test_closing_waits_for_hooks_and_not_for_ever(
     assert "hooks were cancelled" in caplog.text
     stubborn.set()
     await turned(lambda: not manager._uploads._hooks._tasks)
+
+
+async def test_a_shutdown_does_not_wait_for_the_answer_about_a_creation(
+    disk_bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    hooks = disk_bench.hooks = Recorder()
+    manager = await disk_bench.start(hook_timeout=3600)
+    asked = asyncio.Event()
+
+    async def hang(status: Status) -> None:
+        asked.set()
+        await asyncio.Event().wait()
+
+    hooks.act["created"] = hang
+    creating = asyncio.ensure_future(manager.create(LINES, idempotency_key="key"))
+    await asked.wait()
+    await disk_bench.close()
+    with pytest.raises(GoingAway):
+        await creating
+    # Without the answer nobody continues it: the next attempt asks again.
+    manager = await disk_bench.start()
+    del hooks.act["created"]
+    await manager.create(LINES, idempotency_key="key")
+    assert hooks.names() == ["created", "created"]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_hooks_are_asked_again_for_what_nobody_was_answered(disk_bench: Bench) -> None:

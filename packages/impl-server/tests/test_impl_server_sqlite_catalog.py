@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from impl_server_first_catalog import FIRST_SCHEMA, write_first_catalog
 
 from tailrace_common_api import (
     ConfigurationError,
@@ -19,36 +20,8 @@ from tailrace_common_api import (
 )
 from tailrace_impl_server import _sqlite_catalog
 from tailrace_impl_server import _sqlite_catalog_statements as statements
-from tailrace_impl_server._descriptor import descriptor_to_json
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
 from tailrace_server_api import CatalogEntry, ContextEntry, Descriptor, Durability, Usage
-
-# The schema of version 1, as it was.
-FIRST_SCHEMA = """
-CREATE TABLE resource (
-    id TEXT PRIMARY KEY,
-    state INTEGER NOT NULL,
-    ended_at REAL,
-    created_at REAL NOT NULL,
-    context TEXT,
-    hidden INTEGER NOT NULL,
-    principal TEXT NOT NULL,
-    key TEXT,
-    descriptor TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE UNIQUE INDEX resource_by_key ON resource (principal, key) WHERE key IS NOT NULL;
-CREATE INDEX resource_by_state ON resource (state, id);
-CREATE INDEX resource_by_context ON resource (context, id) WHERE context IS NOT NULL;
-CREATE INDEX resource_by_end ON resource (state, ended_at) WHERE ended_at IS NOT NULL;
-CREATE TABLE label (
-    key TEXT NOT NULL,
-    value TEXT NOT NULL,
-    id TEXT NOT NULL,
-    PRIMARY KEY (key, value, id)
-) WITHOUT ROWID;
-CREATE INDEX label_by_id ON label (id);
-PRAGMA user_version = 1;
-"""
 
 
 def entry(number: int) -> CatalogEntry:
@@ -200,16 +173,8 @@ async def test_a_file_of_a_newer_version_is_refused_and_kept(tmp_path: Path) -> 
 
 async def test_a_file_of_the_first_version_is_upgraded(tmp_path: Path) -> None:
     path = tmp_path / "catalog.sqlite"
-    connection = sqlite3.connect(path)
-    connection.executescript(FIRST_SCHEMA)
-    for number, stored in enumerate((0, 1, 2, 3)):
-        text = descriptor_to_json(entry(number).descriptor)
-        ended_at = 50.0 + number if stored >= 2 else None
-        values = (entry(number).descriptor.id, stored, ended_at, float(number), "c", False, "", None, text)
-        connection.execute("INSERT INTO resource VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", values)
-        connection.execute("INSERT INTO label VALUES (?, ?, ?)", ("parity", str(number % 2), values[0]))
-    connection.commit()
-    connection.close()
+    rows = [(entry(number).descriptor, number, 50.0 + number if number >= 2 else None) for number in range(4)]
+    write_first_catalog(path, rows)
     catalog = await started(path)
     ids = [entry(number).descriptor.id for number in range(4)]
     # Nobody knows the sizes of those that have ended: until recovery has asked the storage, they count as unfinished.

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec
 
-from tailrace_common_api import PermissionDenied, ResourceState, TailraceError
-from tailrace_impl_server._live_resource import LiveResource
+from tailrace_common_api import GoingAway, PermissionDenied, ResourceState, TailraceError
+from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, LiveResource
 from tailrace_server_api import ServerHooks, Veto
 
 logger = logging.getLogger(__name__)
@@ -48,6 +48,8 @@ class HookRunner:
         self._veto = veto
         self._feeds: dict[str, _Feed] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._creations: set[asyncio.Future[None]] = set()
+        self._going_away = False
         self._closing = False
         # An application that does not care for growth costs nothing while its resources grow.
         self._tells_growth = hooks is not None and type(hooks).on_growth is not ServerHooks.on_growth
@@ -57,13 +59,32 @@ class HookRunner:
 
         Raises:
             PermissionDenied: It must not exist.
+            GoingAway: The server shuts down, and does not wait for the answer.
         """
         if self._hooks is None:
             return
+        if self._going_away:
+            raise GoingAway(retry_after=GOING_AWAY_RETRY)
+        asking = asyncio.ensure_future(
+            self._call(self._hooks.on_created, live, live.status(), live.descriptor.principal)
+        )
+        self._creations.add(asking)
         try:
-            await self._call(self._hooks.on_created, live, live.status(), live.descriptor.principal)
+            await asking
         except Veto as veto:
             raise PermissionDenied(_text(veto)) from veto
+        except asyncio.CancelledError:
+            if self._going_away:
+                raise GoingAway(retry_after=GOING_AWAY_RETRY) from None
+            raise
+        finally:
+            self._creations.discard(asking)
+
+    def go_away(self) -> None:
+        """Ask about no more creations: who waits for an answer is told that the server shuts down."""
+        self._going_away = True
+        for asking in self._creations:
+            asking.cancel()
 
     def grown(self, live: LiveResource) -> None:
         """Tell that a resource has grown; returns at once."""

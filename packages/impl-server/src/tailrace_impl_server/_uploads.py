@@ -82,6 +82,7 @@ class Uploads:
         """End all sessions, because the server shuts down."""
         for session in list(self._sessions):
             session.end(GoingAway(retry_after=GOING_AWAY_RETRY))
+        self._hooks.go_away()
 
     async def close(self) -> None:
         """Let the hooks come to their end; no session is left by then."""
