@@ -59,8 +59,8 @@ class Layout:
             for folder in (self._resources, self._creating, self._trash):
                 folder.mkdir(exist_ok=True)
             sync_folder(self._root)
-            for entry in os.scandir(self._trash):
-                shutil.rmtree(entry.path)
+            for name in os.listdir(self._trash):
+                shutil.rmtree(self._trash / name)
         except BaseException:
             self.release()
             raise
