@@ -46,11 +46,13 @@ def test_a_stopped_server_tells_its_clients_and_keeps_what_was_announced(
     tmp_path: Path, start: Start, run: Run, number: signal.Signals
 ) -> None:
     with serving(tmp_path, TAILRACE_SERVE_GRACE="0.2") as server:
-        uploader = start("upload", "-", "--server", server.grpc, "--json")
+        # Without that they would wait for it to come back.
+        once = {"TAILRACE_CLIENT_RECONNECT_TIMEOUT": "0"}
+        uploader = start("upload", "-", "--server", server.grpc, "--json", **once)
         assert uploader.stdout is not None
         assert uploader.stdin is not None
         reference = json.loads(uploader.stdout.readline())["reference"]
-        follower = start("follow", reference, "--server", server.ws)
+        follower = start("follow", reference, "--server", server.ws, **once)
         assert follower.stdout is not None
         uploader.stdin.write(b"kept\n")
         assert follower.stdout.readline() == b"kept\n"
