@@ -94,6 +94,8 @@ class Layout:
             new.unlink(missing_ok=True)
             write_new_file(new, _FORMAT.encode())
             new.rename(file)
+            # Before there is anything whose format it tells.
+            sync_folder(self._root)
             return
         if found != _FORMAT.encode():
             raise ConfigurationError(
