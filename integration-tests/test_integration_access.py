@@ -297,7 +297,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 @pytest.mark.cells(GRPC_CELLS)
 async def test_health_of_grpc_needs_no_token(cell: Cell, guarded: LocalServer) -> None:
     async with grpc.aio.insecure_channel(guarded.url(Transport.GRPC).removeprefix("grpc://")) as channel:
-        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())  # type: ignore[attr-defined]  # set at run time
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 

@@ -57,7 +57,7 @@ async def test_hostile_texts_are_refused_in_words_that_can_be_printed(
         {"name": "a", "labels": {hostile: ""}},
     ):
         with pytest.raises(InvalidArgument) as refused:
-            Metadata(**options)  # type: ignore[arg-type]  # built from the parameters
+            Metadata(**options)
         assert _is_one_line(refused.value.message)
     with pytest.raises(TailraceError) as key:
         async with client.upload("a", idempotency_key=hostile):
