@@ -99,31 +99,78 @@ async def test_python_runs(
             await function(*(known[name] for name in arguments))
 
 
-@pytest.mark.parametrize("text", [block for block in blocks("sh") if "tailrace upload" in block.values[0]])
-async def test_commands_run(text: str, urls: dict[str, str], tmp_path: Path) -> None:
-    """The commands around an upload; those that make a server or a demonstration have tests of their own."""
-    (tmp_path / "Makefile").write_text("all:\n\t@echo one; echo two\n")
-    if shutil.which("make") is None:
-        pytest.skip("there is no make")
-    script = ["set -eu -o pipefail", 'tailrace() { "$PYTHON" -P -m tailrace "$@"; }']
-    for line in at(text, urls).splitlines():
-        if line.startswith(("tailrace serve", "tailrace demo")):
-            continue
-        command = line.partition("  #")[0].strip()
-        script.append(f"REF=$({command})" if "tailrace upload" in command else re.sub(r"\bREF\b", '"$REF"', command))
+async def run_commands(lines: list[str], folder: Path) -> str:
+    """Run lines of a shell, in which ``tailrace`` is this one, and return what they print."""
+    script = ["set -eu -o pipefail", 'tailrace() { "$PYTHON" -P -m tailrace "$@"; }', *lines]
     outcome = await asyncio.to_thread(
         subprocess.run,
         ["bash", "-c", "\n".join(script)],
-        cwd=tmp_path,
+        cwd=folder,
         env=ENVIRONMENT | {"PYTHON": sys.executable},
         capture_output=True,
         text=True,
         check=False,
     )
     assert outcome.returncode == 0, outcome.stderr
-    assert outcome.stdout.startswith("one\ntwo\n")
+    printed: str = outcome.stdout
+    return printed
+
+
+def commands(text: str) -> list[str]:
+    """Return the lines of a snippet without what is said about them."""
+    return [line.partition("  #")[0].strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "tailrace context" in block.values[0]])
+async def test_contexts_group_what_is_uploaded(text: str, urls: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "Makefile").write_text("all:\n\t@echo one; echo two\n")
+    printed = await run_commands(commands(at(text, urls)), tmp_path)
+    assert "build.log" in printed
+    assert "CLOSED" in printed
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "tailrace token" in block.values[0]])
+async def test_tokens_are_made_and_taken_back(text: str, tmp_path: Path) -> None:
+    printed = await run_commands([line.replace("CONTEXT", "0" * 32) for line in commands(text)], tmp_path)
+    assert "ci" in printed
+    listed = await run_commands(["tailrace token list"], tmp_path)
+    assert "ci" in listed
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "/metrics" in block.values[0]])
+async def test_metrics_and_verification(text: str, urls: dict[str, str], tmp_path: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl")
+    # The folder of a server that has stopped.
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "tailrace", "serve", "--json", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    await process.stdout.readline()
+    process.terminate()
+    assert await process.wait() == 0
+    printed = await run_commands(commands(at(text, urls)), tmp_path)
+    assert re.search(r"^tailrace_uploads_open \d", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "-o build.log" in block.values[0]])
+async def test_commands_run(text: str, urls: dict[str, str], tmp_path: Path) -> None:
+    """The commands around an upload; those that make a server or a demonstration have tests of their own."""
+    (tmp_path / "Makefile").write_text("all:\n\t@echo one; echo two\n")
+    if shutil.which("make") is None:
+        pytest.skip("there is no make")
+    lines = []
+    for command in commands(at(text, urls)):
+        if not command.startswith(("tailrace serve", "tailrace demo")):
+            uploads = "tailrace upload" in command
+            lines.append(f"REF=$({command})" if uploads else re.sub(r"\bREF\b", '"$REF"', command))
+    printed = await run_commands(lines, tmp_path)
+    assert printed.startswith("one\ntwo\n")
     assert (tmp_path / "build.log").read_bytes() == b"one\ntwo\n"
-    assert re.fullmatch("[0-9a-f]{32}", outcome.stdout.splitlines()[-1])
+    assert re.fullmatch("[0-9a-f]{32}", printed.splitlines()[-1])
 
 
 @pytest.mark.parametrize("text", [block for block in blocks("sh") if "curl http" in block.values[0]])
