@@ -266,3 +266,33 @@ async def test_a_disk_that_does_not_answer_keeps_nobody_for_ever(
     assert isinstance(await checkpoint, FencedOff)
     await writer.close()
     await asyncio.to_thread(storage._end)
+
+
+async def test_what_arrives_during_a_sync_goes_into_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with started(tmp_path, Durability.FSYNC) as storage:
+        await storage.create(descriptor())
+        writer = await storage.open(ID)
+        reached, gate = threading.Event(), threading.Event()
+        syncs: list[int] = []
+        fdatasync = os.fdatasync
+
+        def wait(fd: int) -> None:
+            syncs.append(fd)
+            reached.set()
+            assert gate.wait(30)
+            fdatasync(fd)
+
+        monkeypatch.setattr(os, "fdatasync", wait)
+        writer.append(b"first\n")
+        first = asyncio.ensure_future(writer.checkpoint())
+        assert await asyncio.to_thread(reached.wait, 30)
+        for _ in range(100):
+            writer.append(b"line\n")
+        second = asyncio.ensure_future(writer.checkpoint())
+        gate.set()
+        assert committed(await first).size == 6
+        assert committed(await second).size == 506
+        # Data and journal, twice: not for each of the lines.
+        assert len(syncs) == 4
