@@ -98,7 +98,6 @@ def test_without_any_time_nothing_is_tried_again() -> None:
         DamagedBlock(offset=0, problem="damaged"),
         TokenRejected(id="x"),
         QuotaExceeded(limit="bytes", maximum=1, actual=2),
-        ProtocolError("?"),
         InternalError("?"),
     ],
     ids=lambda error: type(error).__name__,
@@ -146,7 +145,9 @@ def test_the_hint_of_a_server_is_kept() -> None:
     assert Reconnection(5.0, lambda: 0.5, STEADY).lose(GoingAway(retry_after=7.0), 0.0) == 5.0
 
 
-@pytest.mark.parametrize("error", [IntegrityError(offset=1, problem="?"), WrongOffset(offset=1, expected=2)])
+@pytest.mark.parametrize(
+    "error", [IntegrityError(offset=1, problem="?"), WrongOffset(offset=1, expected=2), ProtocolError("?")]
+)
 def test_bytes_that_never_arrive_as_they_were_sent_are_no_accident(error: TailraceError) -> None:
     reconnection = Reconnection(1e6, lambda: 0.5, STEADY)
     for _ in range(2):

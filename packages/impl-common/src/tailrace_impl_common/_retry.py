@@ -16,6 +16,7 @@ from tailrace_common_api import (
     GoingAway,
     IntegrityError,
     Overloaded,
+    ProtocolError,
     TailraceError,
     WrongOffset,
 )
@@ -105,13 +106,14 @@ def is_refusal_for_now(error: TailraceError) -> bool:
 def is_retried(error: TailraceError) -> bool:
     """Return whether a conversation that ended with ``error`` is worth another one.
 
-    That is so where the connection or the server was lost, and where the two sides came to differ on the way. What the
-    server refuses for a reason of its own (a full disk, a quota, a token) is told at once.
+    That is so where the connection or the server was lost, and where the two sides came to differ on the way: a network
+    that changes bytes changes those of data as well as those around them. What the server refuses for a reason of its
+    own (a full disk, a quota, a token) is told at once.
     """
     if isinstance(error, IntegrityError):
         # What is stored does not get better by being asked for again.
         return not isinstance(error, DamagedBlock)
-    return is_refusal_for_now(error) or isinstance(error, ConnectionLost | DeadlineExceeded | WrongOffset)
+    return is_refusal_for_now(error) or isinstance(error, ConnectionLost | DeadlineExceeded | WrongOffset | ProtocolError)
 
 
 class Reconnection:
@@ -164,7 +166,7 @@ class Reconnection:
         self._opened_at = None
         if self._lost_at is None:
             self._lost_at = now
-        if isinstance(error, IntegrityError | WrongOffset):
+        if isinstance(error, IntegrityError | WrongOffset | ProtocolError):
             self._disagreements += 1
             if self._disagreements > _MOST_DISAGREEMENTS:
                 return None
