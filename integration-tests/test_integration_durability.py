@@ -11,17 +11,33 @@ import asyncio
 import os
 import random
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from cells import PROCESS_CELLS, Cell, Transport
+from conversations import Conversation, HandUpload
 from manifest import proves
+from server_process import ServerProcess
 from storage_recorder import Disk, Recorder, Told, disks_after_power_loss
 
-from tailrace_common_api import Metadata, NotFound, ResourceState, StorageFailure, TailraceError, Visibility
+from tailrace_common_api import (
+    ClientSettings,
+    DamagedBlock,
+    Metadata,
+    NotFound,
+    ResourceState,
+    StorageFailure,
+    TailraceError,
+    Visibility,
+)
 from tailrace_impl_common import head_of
-from tailrace_impl_server import _filesystem_storage
+from tailrace_impl_common.messages import Chunk, Read
+from tailrace_impl_grpc import connect as connect_grpc
+from tailrace_impl_server import _filesystem_storage, create_manager
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
+from tailrace_impl_websocket import connect as connect_websocket
 from tailrace_server_api import BLOCK_SIZE, Committed, Descriptor, Durability, Snapshot
 
 SOAK = os.environ.get("TAILRACE_SOAK") is not None
@@ -308,3 +324,42 @@ async def test_a_loss_is_noticed(
     findings = await recover_all(recorder, tmp_path / "disk", Durability.FSYNC, monkeypatch)
     assert findings.broken > 10
     caplog.clear()
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+@pytest.mark.parametrize("block", range(3))
+@proves("CHK-4")
+async def test_a_damaged_block_is_reported_and_not_served(
+    new_server_process: Callable[..., ServerProcess], cell: Cell, block: int
+) -> None:
+    server = await asyncio.to_thread(new_server_process)
+    connect = connect_grpc if cell.transport is Transport.GRPC else connect_websocket
+    size = 2 * BLOCK_SIZE + 1000
+    async with connect(server.url(cell.transport), ClientSettings()) as client:
+        upload = await HandUpload.open(client.connection, lines=True)
+        for start in range(0, size, 65536):
+            await upload.chunk(SOURCE[start : min(start + 65536, size)])
+        await upload.finished()
+    await asyncio.to_thread(server.stop)
+    data = server.data / "resources" / upload.id / "data"
+    content = bytearray(await asyncio.to_thread(data.read_bytes))
+    content[block * BLOCK_SIZE + 7] ^= 1
+    await asyncio.to_thread(data.write_bytes, content)
+    found = [
+        (resource, damage and damage.offset)
+        async for resource, damage in create_manager(server.data, {}).verify([upload.id])
+    ]
+    assert found == [(upload.id, block * BLOCK_SIZE), (upload.id, None)]
+    await asyncio.to_thread(server.start)
+    async with connect(server.url(cell.transport), ClientSettings()) as client:
+        for start in range(0, size, BLOCK_SIZE):
+            end = min(start + BLOCK_SIZE, size)
+            reader = await Conversation.begin(client.connection, Read(id=upload.id, start=start + 1, end=end))
+            if start == block * BLOCK_SIZE:
+                error = await reader.error()
+                assert isinstance(error, DamagedBlock)
+                assert error.offset == start
+            else:
+                received = [message.data for message in await reader.rest() if isinstance(message, Chunk)]
+                assert b"".join(map(bytes, received)) == SOURCE[start + 1 : end]
+            await reader.close()
