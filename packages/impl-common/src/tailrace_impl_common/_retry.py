@@ -113,7 +113,9 @@ def is_retried(error: TailraceError) -> bool:
     if isinstance(error, IntegrityError):
         # What is stored does not get better by being asked for again.
         return not isinstance(error, DamagedBlock)
-    return is_refusal_for_now(error) or isinstance(error, ConnectionLost | DeadlineExceeded | WrongOffset | ProtocolError)
+    if isinstance(error, WrongOffset | ProtocolError):
+        return True
+    return is_refusal_for_now(error) or isinstance(error, ConnectionLost | DeadlineExceeded)
 
 
 class Reconnection:
