@@ -744,3 +744,101 @@ async def test_what_must_not_be_done_twice_is_not_asked_on_another_way() -> None
     with pytest.raises(ConnectionLost):
         await FailoverConnection([first, second]).call(Delete(id=ID))
     assert second.requests == []
+
+
+class SilentConnection(PlayedConnection):
+    """A way that nobody answers on; it waits for as long as every transport does, and then says so."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(LOST)
+        self._seconds = seconds
+
+    async def open(self, request: Request) -> ClientStream:
+        self.requests.append(request)
+        self.asked.set()
+        try:
+            async with asyncio.timeout(self._seconds):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            raise DeadlineExceeded(what="the connection", seconds=self._seconds) from None
+        raise AssertionError("nobody answers")
+
+
+async def test_an_upload_leaves_a_way_that_nobody_answers_on() -> None:
+    silent, second = SilentConnection(0.05), PlayedConnection(PlayedStream(opened_at()))
+    connection = FailoverConnection([silent, second])
+    upload = client_of(connection, worked=False, connect_timeout=0.05).start_upload(
+        UploadRequest(metadata=Metadata(name="a"))
+    )
+    await upload.open()
+    assert connection.current is second
+    assert len(silent.requests) == len(second.requests) == 1
+    await upload.abort()
+
+
+async def test_an_upload_continues_behind_a_way_that_nobody_answers_on() -> None:
+    first, second = PlayedStream(opened_at()), PlayedStream(opened_at(epoch=2))
+    silent = SilentConnection(0.05)
+    connection = FailoverConnection([PlayedConnection(first), silent, PlayedConnection(second)])
+    upload = client_of(connection, connect_timeout=0.05).start_upload(UploadRequest(metadata=Metadata(name="a")))
+    async with upload:
+        await upload.write(DATA)
+        first.say(LOST)
+        finishing = asyncio.ensure_future(upload.finish())
+        await second.until(lambda: bool(second.sent) and isinstance(second.sent[-1], Finish))
+        second.say(COMPLETED)
+        assert (await finishing).state is ResourceState.COMPLETED
+    assert second.data == DATA
+    assert len(silent.requests) == 1
+
+
+class StuckStream(PlayedStream):
+    """Takes nothing."""
+
+    async def send(self, message: ClientMessage) -> None:
+        self.heard.set()
+        await asyncio.Event().wait()
+
+
+class EndingStream(PlayedStream):
+    """Takes note of an abort."""
+
+    async def send(self, message: ClientMessage) -> None:
+        await super().send(message)
+        if isinstance(message, Abort):
+            self.say(Finished(status_of(b"", ResourceState.FAILED, 9, message.reason)))
+
+
+async def test_an_upload_that_is_given_up_as_soon_as_it_goes_on_is_given_up_at_once() -> None:
+    first, second = StuckStream(opened_at()), EndingStream(opened_at(epoch=2))
+    upload, _ = await upload_over(first, second)
+    await upload.open()
+    await upload.write(DATA[:10])
+    await first.heard.wait()
+    first.say(LOST)
+    async with aclosing(upload.interruptions()) as interruptions:
+        assert await anext(interruptions) is LOST
+        assert await anext(interruptions) is None
+        # In the very turn of the event loop in which the next conversation begins.
+        status = await upload.abort("enough")
+    assert second.sent[-1:] == [Abort("enough")]
+    assert status is not None
+    assert status.reason == "enough"
+
+
+@pytest.mark.parametrize("kind", ["follow", "statuses"])
+async def test_an_interruption_does_not_outlast_its_reader(kind: str) -> None:
+    first = PlayedStream(started(0, None), *chunks_of(0, 10), LOST)
+    if kind == "statuses":
+        first = PlayedStream(status_of(), LOST)
+    silent = SilentConnection(60.0)
+    resource = client_of(FailoverConnection([PlayedConnection(first), silent])).open(ID)
+    reader = resource.follow() if kind == "follow" else resource.statuses()
+    await anext(reader)
+    waiting = asyncio.ensure_future(anext(reader))
+    await silent.asked.wait()
+    assert resource.interruption is LOST
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert resource.interruption is None

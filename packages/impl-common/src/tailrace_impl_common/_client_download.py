@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing, suppress
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import aclosing, contextmanager, suppress
 
 from tailrace_client_download_api import FROM_START, DataChunk, RemoteResource
 from tailrace_common_api import (
@@ -89,29 +89,29 @@ class ConnectedResource(RemoteResource):
 
     async def statuses(self) -> AsyncGenerator[Status, None]:
         known: Status | None = None
-        reconnection = self._link.reconnection()
         request = Watch(id=self._id, token=self._token)
-        while known is None or not known.state.terminal:
-            try:
-                async with aclosing(self._messages(request, reconnection)) as messages:
-                    first = True
-                    async for message in messages:
-                        if isinstance(message, Watched):
-                            return
-                        if not isinstance(message, Status):
-                            raise ProtocolError(f"{type(message).__name__} received while watching")
-                        if known is not None and message.version <= known.version:
-                            _check_known(known, message, first)
-                        else:
-                            known = message
-                            reconnection.progress()
-                            yield message
-                        first = False
-                raise ConnectionLost("the server ended the conversation before the resource ended")
-            except TailraceError as error:
-                if known is not None and known.state.terminal:
-                    return
-                await self._come_back(reconnection, error, established=known is not None)
+        with self._reading() as reconnection:
+            while known is None or not known.state.terminal:
+                try:
+                    async with aclosing(self._messages(request, reconnection)) as messages:
+                        first = True
+                        async for message in messages:
+                            if isinstance(message, Watched):
+                                return
+                            if not isinstance(message, Status):
+                                raise ProtocolError(f"{type(message).__name__} received while watching")
+                            if known is not None and message.version <= known.version:
+                                _check_known(known, message, first)
+                            else:
+                                known = message
+                                reconnection.progress()
+                                yield message
+                            first = False
+                    raise ConnectionLost("the server ended the conversation before the resource ended")
+                except TailraceError as error:
+                    if known is not None and known.state.terminal:
+                        return
+                    await self._come_back(reconnection, error, established=known is not None)
 
     def chunks(self, start: int = 0, end: int | None = None) -> AsyncGenerator[DataChunk, None]:
         return self._data(Read(id=self._id, token=self._token, start=start, end=end, window=self._window))
@@ -169,42 +169,44 @@ class ConnectedResource(RemoteResource):
     ) -> AsyncGenerator[DataChunk, None]:
         """Yield the proven bytes of one conversation after the other, granting more as they are taken."""
         machine = DownloadReceiver(window=request.window, max_chunk=MAX_CHUNK_SIZE, verify=self._settings.verify)
-        reconnection = self._link.reconnection()
         current = request
-        while machine.end is None:
-            lost: TailraceError | None = None
-            stream: ClientStream | None = None
-            try:
-                stream = await self._open(current)
-                machine.receive(await self._first(stream, current))
-                self._back(reconnection)
-                while machine.end is None:
-                    message = await stream.receive()
-                    if message is None:
-                        raise ConnectionLost(f"the server ended the stream at offset {machine.offset} without its end")
-                    machine.receive(message)
-                    if isinstance(message, Chunk):
-                        if reconnection.pending:
-                            reconnection.progress()
-                        yield DataChunk(message.offset, message.data, message.checkpoint)
-                        # The reader has what it wants of the chunk; nothing may keep it while the next is awaited.
-                        del message
-                        window = machine.consume(machine.offset)
-                        if window is not None:
-                            # A server that has sent everything has hung up already; what it said is still to be read.
-                            with suppress(TailraceError):
-                                await stream.send(window)
-            except TailraceError as error:
-                lost = error
-            finally:
-                if stream is not None:
-                    await self._leave(stream, lost)
-            if lost is not None:
-                rest = machine.again(request)
-                if rest is None:
-                    raise lost
-                current = rest
-                await self._come_back(reconnection, machine.explain(lost), established=machine.started is not None)
+        with self._reading() as reconnection:
+            while machine.end is None:
+                lost: TailraceError | None = None
+                stream: ClientStream | None = None
+                try:
+                    stream = await self._open(current)
+                    machine.receive(await self._first(stream, current))
+                    self._back(reconnection)
+                    while machine.end is None:
+                        message = await stream.receive()
+                        if message is None:
+                            raise ConnectionLost(
+                                f"the server ended the stream at offset {machine.offset} without its end"
+                            )
+                        machine.receive(message)
+                        if isinstance(message, Chunk):
+                            if reconnection.pending:
+                                reconnection.progress()
+                            yield DataChunk(message.offset, message.data, message.checkpoint)
+                            # The reader has what it wants of the chunk; nothing may keep it while the next is awaited.
+                            del message
+                            window = machine.consume(machine.offset)
+                            if window is not None:
+                                # A server that has sent everything has hung up; what it said is still to be read.
+                                with suppress(TailraceError):
+                                    await stream.send(window)
+                except TailraceError as error:
+                    lost = error
+                finally:
+                    if stream is not None:
+                        await self._leave(stream, lost)
+                if lost is not None:
+                    rest = machine.again(request)
+                    if rest is None:
+                        raise lost
+                    current = rest
+                    await self._come_back(reconnection, machine.explain(lost), established=machine.started is not None)
         status = machine.end.status
         if raise_on_failure and status.state is ResourceState.FAILED:
             raise ResourceFailed(id=self._id, reason=status.reason or "", size=status.size)
@@ -224,6 +226,15 @@ class ConnectedResource(RemoteResource):
         finally:
             await self._leave(stream, lost)
 
+    @contextmanager
+    def _reading(self) -> Generator[Reconnection, None, None]:
+        """Return what decides about the conversations of one reader; its interruption ends with it."""
+        reconnection = self._link.reconnection()
+        try:
+            yield reconnection
+        finally:
+            self._settle(reconnection)
+
     async def _come_back(self, reconnection: Reconnection, error: TailraceError, *, established: bool) -> None:
         """Wait until a lost conversation is to be tried again.
 
@@ -235,17 +246,15 @@ class ConnectedResource(RemoteResource):
         first = reconnection not in self._interrupted
         self._interrupted[reconnection] = error
         self._changed.notify()
-        try:
-            await self._link.come_back(reconnection, error, unwanted=lambda: self._closed)
-            if first:
-                logger.warning("reading resource %s is interrupted: %s", self._id, ascii(error.message))
-        except BaseException:
-            del self._interrupted[reconnection]
-            self._changed.notify()
-            raise
+        await self._link.come_back(reconnection, error, unwanted=lambda: self._closed)
+        if first:
+            logger.warning("reading resource %s is interrupted: %s", self._id, ascii(error.message))
 
     def _back(self, reconnection: Reconnection) -> None:
         self._link.opened(reconnection)
+        self._settle(reconnection)
+
+    def _settle(self, reconnection: Reconnection) -> None:
         if self._interrupted.pop(reconnection, None) is not None:
             self._changed.notify()
 

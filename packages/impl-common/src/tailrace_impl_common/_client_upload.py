@@ -171,7 +171,8 @@ class ConnectedUpload(UploadSession):
 
     async def _begin(self, request: OpenUpload | ReopenUpload) -> Opened:
         """Begin a conversation, and return the answer to its request."""
-        seconds = self._settings.connect_timeout
+        # As long for each way to a server, or the first that nobody answers on would keep the others from being tried.
+        seconds = self._settings.connect_timeout * self._link.connection.ways
         self._stream = None
         try:
             async with asyncio.timeout(seconds):
@@ -261,6 +262,8 @@ class ConnectedUpload(UploadSession):
             Exception: A defect of this side.
         """
         self._conversation += 1
+        # Of the sender before this one, which may have been cut off.
+        self._sending = False
         sender = self._sender = asyncio.create_task(self._send(), name="tailrace upload sender")
         receiver = asyncio.create_task(self._receive(), name="tailrace upload receiver")
         try:
@@ -286,7 +289,6 @@ class ConnectedUpload(UploadSession):
         machine, work, changed = self._machine, self._work, self._changed
         assert self._stream is not None
         send = self._stream.send
-        self._sending = False
         if machine.missing is not None:
             await self._send_missing(machine.missing)
         while True:
