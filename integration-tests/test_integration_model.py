@@ -201,8 +201,9 @@ class World:
             return
         checkpoint = await model.session.announced(model.session.offset)
         self.told(model, checkpoint.size, checkpoint.head)
-        wanted = min(len(model.source), checkpoint.size + 200_000)
-        await model.session.granted(wanted)
+        # The window is renewed as soon as a quarter of it is free.
+        quarter = OPTIONS["upload_window"] // 4
+        await model.session.granted(min(len(model.source), checkpoint.size + 3 * quarter))
 
     async def reopen(self) -> None:
         model = self.pick()
