@@ -335,3 +335,23 @@ async def test_who_does_not_care_for_growth_costs_nothing_while_resources_grow(b
     await uploader.announced()
     assert not manager._uploads._hooks._feeds
     await uploader.finish()
+
+
+async def test_a_defect_behind_a_veto_is_logged(
+    bench: Bench, hooks: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks.act["growth"] = Raising(Veto("no more"))
+    manager = await bench.start()
+
+    async def fail(id: str, error: PermissionDenied) -> None:
+        raise RuntimeError("a defect")
+
+    monkeypatch.setattr(manager._uploads._hooks, "_veto", fail)
+    with caplog.at_level(logging.ERROR):
+        uploader = Uploader(await manager.create(LINES))
+        await uploader.send(b"abc")
+        await turned(lambda: bool(caplog.records))
+    (record,) = caplog.records
+    assert record.resource == uploader.id  # type: ignore[attr-defined]  # Every record bears it.
+    assert record.exc_info is not None
+    assert isinstance(record.exc_info[1], RuntimeError)

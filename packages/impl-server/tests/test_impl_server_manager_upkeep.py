@@ -26,7 +26,7 @@ from tailrace_impl_server import ManagedServer, ServerSettings, create_manager
 from tailrace_impl_server._admission import DescriptorBudget
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._retention import Sweeper
-from tailrace_server_api import Durability, Outcome
+from tailrace_server_api import ContextEntry, Durability, Outcome
 
 
 async def test_a_lost_uploader_fails_the_resource_when_the_grace_is_over(bench: Bench) -> None:
@@ -482,3 +482,73 @@ async def test_nothing_runs_on_when_a_server_is_closed(bench: Bench) -> None:
     await bench.close()
     await manager.close()
     assert asyncio.all_tasks() == before
+
+
+async def test_a_creation_that_fails_behind_its_storing_leaves_nothing_for_ever(
+    memory_bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = await memory_bench.start(upload_grace=0.01)
+    context = await manager.create_context({})
+    get_context = memory_bench.catalog.get_context
+    asked = 0
+
+    async def fail_later(id: str) -> ContextEntry | None:
+        nonlocal asked
+        asked += 1
+        if asked == 3:
+            raise StorageFailure("not now")
+        return await get_context(id)
+
+    monkeypatch.setattr(memory_bench.catalog, "get_context", fail_later)
+    with pytest.raises(StorageFailure):
+        await manager.create(replace(LINES, context=context.id))
+    (left,) = await memory_bench.catalog.known()
+    assert (await last_status(manager, left)).reason == "uploader lost"
+    assert manager._parts.quotas.uploads == 0
+
+
+async def test_a_defect_of_the_storage_does_not_end_the_looking_at_watched_resources(
+    memory_bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    manager = await memory_bench.start(poll_interval=0.01)
+    uploader = Uploader(await manager.create(LINES))
+    await uploader.ingest.release()
+    statuses = manager.statuses(uploader.id)
+    assert (await anext(statuses)).size == 0
+    waiting = asyncio.ensure_future(anext(statuses))
+    memory_bench.gates.failures["load"] = RuntimeError("a defect")  # type: ignore[assignment]  # what must not be
+    with caplog.at_level(logging.ERROR):
+        await turned(lambda: bool(caplog.records))
+    writer = await memory_bench.storage.inner.open(uploader.id)
+    writer.append(b"from elsewhere\n")
+    await writer.checkpoint()
+    await writer.close()
+    memory_bench.gates.failures.clear()
+    assert (await waiting).size == 15
+    await statuses.aclose()
+
+
+async def test_a_retention_that_fails_does_not_keep_the_rest_from_being_done() -> None:
+    class BrokenCatalog(MemoryCatalog):
+        async def ended_before(self, state: ResourceState, time: float, *, limit: int) -> tuple[str, ...]:
+            raise StorageFailure("not now")
+
+    class Nobody:
+        async def expire(self, id: str, epoch: int | None) -> None:
+            raise AssertionError("nothing is lost")
+
+        async def remove(self, id: str) -> None:
+            raise AssertionError("nothing is outlived")
+
+    ticked = asyncio.Event()
+
+    async def tick() -> None:
+        ticked.set()
+
+    settings = ServerSettings.from_options({"retention_failed": 1.0, "sweep_interval": 0.01})
+    sweeper = Sweeper(Nobody(), BrokenCatalog(), settings, tick)
+    sweeper.start()
+    try:
+        await ticked.wait()
+    finally:
+        await sweeper.close()

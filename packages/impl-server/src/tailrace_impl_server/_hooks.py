@@ -127,6 +127,9 @@ class HookRunner:
             await self._tell_growth(feed)
             if feed.ended:
                 await self._tell_end(feed.live)
+        except Exception:
+            # What hooks raise is logged where they are called: this is a defect behind them, and nobody else sees it.
+            logger.exception("telling the hooks failed", extra={"resource": feed.live.id})
         finally:
             del self._feeds[feed.live.id]
 

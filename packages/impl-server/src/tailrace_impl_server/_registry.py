@@ -162,3 +162,6 @@ class Registry:
             live.mark_deleted()
         except TailraceError:
             logger.warning("cannot look at a watched resource again", exc_info=True, extra={"resource": live.id})
+        except Exception:
+            # A defect that one resource meets must not end the looking at all others.
+            logger.exception("looking at a watched resource again failed", extra={"resource": live.id})

@@ -96,6 +96,9 @@ class Sweeper:
                     # What could not be removed would come again at once.
                     break
 
+    async def _sweep(self) -> None:
+        await self.sweep(time.time())
+
     async def _remove(self, id: str) -> bool:
         try:
             await self._manager.remove(id)
@@ -114,11 +117,12 @@ class Sweeper:
             await self._expire_due(loop.time())
             if loop.time() >= next_sweep:
                 next_sweep = loop.time() + self._settings.sweep_interval
-                try:
-                    await self.sweep(time.time())
-                    await self._tick()
-                except Exception:
-                    logger.exception("sweeping failed; it is tried again")
+                # Each by itself: what the one meets must not keep the other from being done for ever.
+                for work in (self._sweep, self._tick):
+                    try:
+                        await work()
+                    except Exception:
+                        logger.exception("sweeping failed; it is tried again")
             self._earlier.clear()
             wake_at = min(next_sweep, self._heap[0][0]) if self._heap else next_sweep
             try:

@@ -235,7 +235,13 @@ class Uploads:
             return EndedIngest(live)
         parts.refuse_when_closing()
         context = live.descriptor.metadata.context
-        if await is_closed(parts.catalog, context):
+        try:
+            closed = await is_closed(parts.catalog, context)
+        except TailraceError:
+            # A new resource has nobody else who would ever end it.
+            parts.sweeper.begin_grace(live.id, None)
+            raise
+        if closed:
             await self._end(live, CONTEXT_CLOSED)
             live.check()
             if not live.has_ended():
