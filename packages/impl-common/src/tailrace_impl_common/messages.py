@@ -29,7 +29,7 @@ Errors are not messages here: a stream raises them, and each transport carries t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tailrace_common_api import (
@@ -100,7 +100,7 @@ class ReopenUpload:
     """Continues an upload."""
 
     id: str
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +111,7 @@ class Opened:
     """
 
     status: Status
-    token: str
+    token: str = field(repr=False)
     """Upload token of the next session; empty when the upload has ended."""
     epoch: int
     offset: int
@@ -152,7 +152,7 @@ class Read:
     """Asks for the bytes ``[start, end)``, or for the last ``suffix`` bytes."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Upload token, where the resource is not visible without it."""
     start: int = 0
     end: int | None = None
@@ -168,7 +168,7 @@ class Follow:
     """Asks for what is there from ``start``, and then for what is announced, until the resource ends."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     start: Start
     window: int = 0
 
@@ -178,7 +178,7 @@ class ReadLines:
     """Asks for the lines ``[first, first + count)``, or for the last ``last`` lines."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     first: int = 0
     count: int | None = None
     """``None``: all from ``first`` on."""
@@ -221,7 +221,7 @@ class Watch:
     """Asks for the status now and whenever it changes."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class GetStatus:
     """Asks for the status."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,7 +242,7 @@ class GetHeads:
     """Asks for the heads at ``sizes``."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     sizes: tuple[int, ...]
 
 
@@ -258,7 +258,7 @@ class Locate:
     """Asks for the place of line ``line``, or of the line that holds byte ``offset``: exactly one of them."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     line: int | None = None
     offset: int | None = None
 
@@ -295,7 +295,7 @@ class Delete:
     """Asks to delete a resource."""
 
     id: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from tailrace_common_api import Limits, ProtocolError, TailraceError, Unsupported
 from tailrace_impl_websocket._codec_values import error_to_json, limits_to_json, read_error, read_limits
@@ -19,7 +19,7 @@ MAX_TOKEN = 4096
 class Authenticate:
     """The client's first message, where it could show no token in the handshake."""
 
-    token: str
+    token: str = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

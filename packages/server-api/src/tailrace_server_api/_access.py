@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 EVERY_CONTEXT = None
 """A principal that is not bound to one context."""
@@ -37,7 +37,7 @@ ALL_OPERATIONS = frozenset(Operation)
 class Credentials:
     """What a caller shows; nothing of it is proven yet, but for certificates."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Bearer token; ``None`` for none."""
     certificate_names: tuple[str, ...] = ()
     """Names in the certificate of the caller, which the transport has checked, the common name first."""
