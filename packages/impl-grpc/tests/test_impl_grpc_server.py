@@ -359,6 +359,20 @@ async def test_health_follows_the_readiness_of_the_manager(
     stranger.cancel()
 
 
+async def test_who_watches_the_health_is_bounded(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_health, "_MOST_WATCHING", 1)
+    health = health_of(channel)
+    watching = health.Watch(health_pb2.HealthCheckRequest(service=""))
+    assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await health.Watch(health_pb2.HealthCheckRequest(service="")).read()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    # Asking once is always possible.
+    answer = await health.Check(health_pb2.HealthCheckRequest(service=""))
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    watching.cancel()
+
+
 async def _until_error(
     call: grpc.aio.UnaryStreamCall[health_pb2.HealthCheckRequest, health_pb2.HealthCheckResponse],
 ) -> AsyncIterator[health_pb2.HealthCheckResponse]:

@@ -365,3 +365,17 @@ async def test_fsync_means_full_synchronisation(tmp_path: Path) -> None:
             connection.close()
         assert (level, mode) == (expected, "wal")
         await catalog.close()
+
+
+async def test_a_defect_does_not_end_the_writing_of_all_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = await started(tmp_path / "catalog.sqlite")
+
+    def fail(error: sqlite3.Error) -> None:
+        raise PermissionError("the folder cannot be looked into")
+
+    monkeypatch.setattr(catalog, "_note_damage", fail)
+    with pytest.raises(StorageFailure, match="cannot be looked into"):
+        await catalog._change(lambda connection: connection.execute("nonsense"))
+    await catalog.insert(entry(1))
+    assert await catalog.known() == {entry(1).descriptor.id}
+    await catalog.close()

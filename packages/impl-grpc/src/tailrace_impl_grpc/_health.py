@@ -13,6 +13,8 @@ _Context = grpc.aio.ServicerContext[health_pb2.HealthCheckRequest, health_pb2.He
 
 _LOOK_AGAIN = 1.0
 """Time between two looks at the readiness for who watches it, in seconds."""
+_MOST_WATCHING = 1000
+"""Calls that may watch at the same time: they are made without a token, and are not among those that are counted."""
 
 
 class HealthServicer(health_pb2_grpc.HealthServicer):
@@ -39,6 +41,8 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802 - the name of the method in the service
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
+        if len(self._watching) >= _MOST_WATCHING:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already")
         task = asyncio.current_task()
         assert task is not None
         self._watching.add(task)

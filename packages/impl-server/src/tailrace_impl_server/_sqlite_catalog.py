@@ -217,13 +217,21 @@ class SqliteCatalog(Catalog):
                     pass
                 closing = change is None
                 if batch:
-                    outcomes = _commit(connection, batch, self._note_damage)
+                    outcomes = self._committed(connection, batch)
                     try:
                         self._loop.call_soon_threadsafe(_deliver, outcomes)
                     except RuntimeError:
                         _log.debug("the event loop of the catalog is closed")
         finally:
             connection.close()
+
+    def _committed(self, connection: sqlite3.Connection, batch: list[_Change]) -> list[_Outcome]:
+        try:
+            return _commit(connection, batch, self._note_damage)
+        except Exception as error:  # noqa: BLE001 - who waits is told.
+            # The thread serves everyone: without it all who come later would wait for ever.
+            _log.exception("changes of the catalog failed unexpectedly")
+            return [(change, StorageFailure(f"the catalog cannot be changed: {error!r}")) for change in batch]
 
     # Reading.
 
