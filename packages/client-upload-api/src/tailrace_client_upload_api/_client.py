@@ -109,6 +109,8 @@ class ReopenRequest:
     """Yields the first bytes of the source, as many as it is called with: what the server has is compared with them
     before anything is sent, and it is asked again for a server that lost more than the session still has. ``None`` when
     the server cannot have any."""
+    while_away: WhileAway = WAIT
+    """What becomes of written bytes that the server does not take at the moment."""
 
 
 class UploadSession(ABC):

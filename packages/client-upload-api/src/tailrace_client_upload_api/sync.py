@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_client_upload_api import _client as asynchronous
-from tailrace_client_upload_api._client import Buffer, ReopenRequest, UploadRequest
+from tailrace_client_upload_api._client import WAIT, Buffer, ReopenRequest, UploadRequest, WhileAway
 from tailrace_common_api import KIBIBYTE, Checkpoint, Limits, Status, TailraceError, Visibility
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
@@ -303,6 +303,7 @@ class UploadClient:
         length: int | None = None,
         sha256: bytes | None = None,
         idempotency_key: str | None = None,
+        while_away: WhileAway = WAIT,
     ) -> UploadSession:
         """Prepare a new upload; see :class:`Metadata` and :class:`UploadRequest` for the arguments.
 
@@ -321,5 +322,6 @@ class UploadClient:
             length=length,
             sha256=sha256,
             idempotency_key=idempotency_key,
+            while_away=while_away,
         )
         return UploadSession(self._upload_portal, session)

@@ -7,8 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_client_download_api import EVERYTHING, NO_ATTRIBUTES, DownloadClient, ResourceClient
-from tailrace_client_upload_api import ReopenRequest, UploadClient, UploadRequest
+from tailrace_client_upload_api import ReopenRequest, UploadClient, UploadRequest, UploadSession
 from tailrace_common_api import ClientSettings, ListFilter, Page, Reference, Status, check_attributes, check_id
+from tailrace_impl_common._buffered_upload import with_policy
 from tailrace_impl_common._client_contexts import context_events
 from tailrace_impl_common._client_download import ConnectedResource
 from tailrace_impl_common._client_upload import ConnectedUpload
@@ -46,7 +47,7 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
         """The connection in use."""
         return self._connection
 
-    def start_upload(self, request: UploadRequest) -> ConnectedUpload:
+    def start_upload(self, request: UploadRequest) -> UploadSession:
         message = OpenUpload(
             metadata=request.metadata,
             visibility=request.visibility,
@@ -54,11 +55,11 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
             sha256=request.sha256,
             idempotency_key=request.idempotency_key,
         )
-        return ConnectedUpload(self._link, message, request.prefix)
+        return with_policy(ConnectedUpload(self._link, message, request.prefix), request.while_away)
 
-    def resume_upload(self, request: ReopenRequest) -> ConnectedUpload:
+    def resume_upload(self, request: ReopenRequest) -> UploadSession:
         message = ReopenUpload(id=check_id(request.id), token=request.token)
-        return ConnectedUpload(self._link, message, request.prefix)
+        return with_policy(ConnectedUpload(self._link, message, request.prefix), request.while_away)
 
     def open(self, reference: str, *, token: str | None = None) -> ConnectedResource:
         return ConnectedResource(self._link, Reference.parse(reference).id, token)
