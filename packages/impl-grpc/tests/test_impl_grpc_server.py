@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tailrace_common_api import (
     ConfigurationError,
+    DeadlineExceeded,
     GoingAway,
     MessageTooLarge,
     NotFound,
@@ -25,7 +26,7 @@ from tailrace_common_api import (
     Unsupported,
 )
 from tailrace_impl_common import HASH_SIZE, chunk_hash, head_of
-from tailrace_impl_grpc import GrpcServer, _health
+from tailrace_impl_grpc import GrpcServer, _health, _server
 from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
@@ -357,6 +358,23 @@ async def test_health_follows_the_readiness_of_the_manager(
     stranger = health.Watch(health_pb2.HealthCheckRequest(service="unheard.of"))
     assert (await stranger.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
     stranger.cancel()
+
+
+async def test_a_call_without_a_request_is_ended(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_server, "_REQUEST_TIMEOUT", 0.01)
+    for call in (uploads_of(channel).Upload(), resources_of(channel).Read(), resources_of(channel).Follow()):
+        error = await error_of(call)
+        assert isinstance(error, DeadlineExceeded)
+        assert (error.what, error.seconds) == ("the request", 0.01)
+    # Behind its request an upload may be silent for as long as it likes.
+    uploading = uploads_of(channel).Upload()
+    await uploading.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
+    opened = (await answer_of(uploading)).opened
+    silent = asyncio.ensure_future(uploading.read())
+    await error_of(resources_of(channel).Read())
+    await uploading.write(pb.UploadRequest(abort=pb.Abort(reason="enough")))
+    message: Any = await silent
+    assert message.finished.status.id == opened.status.id
 
 
 async def test_who_watches_the_health_is_bounded(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from grpc_reflection.v1alpha import reflection
 from tailrace_common_api import (
     ConfigurationError,
     ConnectionLost,
+    DeadlineExceeded,
     GoingAway,
     InternalError,
     ProtocolError,
@@ -29,6 +30,7 @@ from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
     UPLOAD_REQUESTS,
     WATCH_REQUESTS,
+    ClientMessage,
     Request,
 )
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
@@ -51,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 _RETRY_AFTER = 1.0
 """What a client is told to wait when the server goes away, in seconds."""
+_REQUEST_TIMEOUT = 10.0
+"""Time from the beginning of a call to its first message, in seconds."""
 
 ResultT = TypeVar("ResultT")
 
@@ -159,7 +163,7 @@ class GrpcServer(TransportServer):
             stream = GrpcServerStream(method, context)
 
             async def serve(service: ResourceService) -> None:
-                request = await stream.receive()
+                request = await _first_message(stream)
                 if request is None:
                     raise ProtocolError(f"{method.name} was called without a request")
                 if not isinstance(request, expected):
@@ -258,6 +262,19 @@ class GrpcServer(TransportServer):
             return None
         finally:
             del self._running[task]
+
+
+async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:
+    """Return the request of a call; ``None`` if there is none.
+
+    Raises:
+        DeadlineExceeded: It does not come: such a call holds a place, and nothing else would ever end it.
+    """
+    try:
+        async with asyncio.timeout(_REQUEST_TIMEOUT):
+            return await stream.receive()
+    except TimeoutError:
+        raise DeadlineExceeded(what="the request", seconds=_REQUEST_TIMEOUT) from None
 
 
 class _Call:
