@@ -621,9 +621,11 @@ async def test_statuses_go_on_with_rising_versions() -> None:
     assert connection.requests == [Watch(id=ID)] * 4
 
 
-async def test_a_status_that_went_back_is_lost_data() -> None:
+@pytest.mark.parametrize("version", [3, 5, 7])
+async def test_a_status_that_went_back_is_lost_data(version: int) -> None:
     connection = PlayedConnection(
-        PlayedStream(status_of(DATA[:5], version=5), LOST), PlayedStream(status_of(DATA[:3], version=3), Watched())
+        PlayedStream(status_of(DATA[:5], version=5), LOST),
+        PlayedStream(status_of(DATA[:3], version=version), Watched()),
     )
     with pytest.raises(DataLost):
         await client_of(connection).open(ID).wait()

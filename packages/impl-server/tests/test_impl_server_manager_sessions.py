@@ -31,6 +31,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_server import LocalEventBus, Manager
+from tailrace_impl_server._journal import SLOT_SIZE, slot_offset
 from tailrace_impl_server._tokens import hash_token
 
 
@@ -379,3 +380,39 @@ async def test_resources_are_in_memory_only_while_somebody_uses_them(bench: Benc
         await manager.open_reader("0" * 32)
     assert len(manager._registry) == 0
     assert len(manager._registry._locks) == 0
+
+
+async def test_who_has_seen_what_the_disk_has_lost_does_not_see_the_size_go_back(disk_bench: Bench) -> None:
+    manager = await disk_bench.start(poll_interval=60.0)
+    uploader = Uploader(await manager.create(LINES))
+    for line in (b"first\n", b"second\n"):
+        await uploader.send(line)
+        await uploader.announced()
+    statuses = manager.statuses(uploader.id)
+    seen = await anext(statuses)
+    assert seen.size == 13
+    async with reading(manager, uploader.id) as reader, reading(manager, uploader.id) as other:
+        # Several readers, so that what they read is kept for others.
+        assert bytes((await other.read(6, 13)).data) == b"second\n"
+        await uploader.ingest.release()
+        assert disk_bench.path is not None
+        journal = disk_bench.path / "resources" / uploader.id / "journal"
+        with open(journal, "r+b") as file:
+            file.seek(slot_offset(seen.version))
+            file.write(bytes(SLOT_SIZE))
+        again = await manager.reopen(uploader.id, uploader.ingest.token)
+        assert (again.snapshot.size, again.progress.checkpoint.size) == (6, 6)
+        # Who comes back is told what was lost.
+        assert reader.snapshot.size == 13
+        with pytest.raises(GoingAway):
+            await reader.changed(reader.snapshot.version)
+        with pytest.raises(GoingAway):
+            await anext(statuses)
+        rest = Uploader(again, b"first\n")
+        await rest.send(b"another\n")
+        await rest.announced()
+        assert await read_all(manager, uploader.id, piece=7) == b"first\nanother\n"
+        async with reading(manager, uploader.id) as new:
+            assert bytes((await new.read(6, 13)).data) == b"another"
+        assert (await rest.finish()).size == 14
+    assert manager._parts.quotas.uploads == 0

@@ -100,9 +100,9 @@ class ConnectedResource(RemoteResource):
                                 return
                             if not isinstance(message, Status):
                                 raise ProtocolError(f"{type(message).__name__} received while watching")
-                            if known is not None and message.version <= known.version:
+                            if known is not None:
                                 _check_known(known, message, first)
-                            else:
+                            if known is None or message.version > known.version:
                                 known = message
                                 reconnection.progress()
                                 yield message
@@ -293,8 +293,8 @@ def _check_count(field: str, count: int) -> None:
 
 
 def _check_known(known: Status, status: Status, first: bool) -> None:
-    """Check a status that is no newer than a known one, as the first after a reconnection may be."""
-    if not first:
+    """Check a status against a known one; the first after a reconnection may be no newer."""
+    if status.version <= known.version and not first:
         raise ProtocolError(f"status of version {status.version} received after version {known.version}")
     if status.size < known.size:
         raise DataLost(announced=known.size, size=status.size)

@@ -105,6 +105,17 @@ class Registry:
         live.users = 1
         return live
 
+    def replace(self, live: LiveResource, snapshot: Snapshot) -> LiveResource:
+        """Return a resource for use of which less is stored than was announced.
+
+        Who uses ``live`` never sees its size go back: they are told to come back, and learn then what was lost.
+        """
+        self.forget(live)
+        live.go_away()
+        # Other bytes may be announced in the place of those that are lost.
+        self._cache.clear()
+        return self.adopt(live.descriptor, snapshot)
+
     def retain(self, live: LiveResource) -> LiveResource:
         """Use an acquired resource once more."""
         live.users += 1

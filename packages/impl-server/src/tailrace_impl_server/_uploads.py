@@ -261,10 +261,16 @@ class Uploads:
             parts.sweeper.begin_grace(live.id, None)
             raise
         parts.sweeper.cancel_grace(live.id)
-        live.publish(writer.snapshot)
+        if writer.snapshot.size < live.snapshot.size:
+            lost = live.snapshot.size - writer.snapshot.size
+            logger.error("the storage has lost %d announced bytes", lost, extra={"resource": live.id})
+            live = parts.registry.replace(live, writer.snapshot)
+        else:
+            live.publish(writer.snapshot)
+            parts.registry.retain(live)
         charge = parts.quotas.charge(live.id, context, writer.snapshot.size)
         self._session_count += 1
-        session = UploadSession(parts.registry.retain(live), writer, token, self, charge)
+        session = UploadSession(live, writer, token, self, charge)
         live.session = session
         self._sessions.add(session)
         if parts.closing:
