@@ -382,6 +382,13 @@ async def test_resources_are_in_memory_only_while_somebody_uses_them(bench: Benc
     assert len(manager._registry._locks) == 0
 
 
+def lose_newest_state(bench: Bench, id: str, version: int) -> None:
+    assert bench.path is not None
+    with open(bench.path / "resources" / id / "journal", "r+b") as file:
+        file.seek(slot_offset(version))
+        file.write(bytes(SLOT_SIZE))
+
+
 async def test_who_has_seen_what_the_disk_has_lost_does_not_see_the_size_go_back(disk_bench: Bench) -> None:
     manager = await disk_bench.start(poll_interval=60.0)
     uploader = Uploader(await manager.create(LINES))
@@ -395,11 +402,7 @@ async def test_who_has_seen_what_the_disk_has_lost_does_not_see_the_size_go_back
         # Several readers, so that what they read is kept for others.
         assert bytes((await other.read(6, 13)).data) == b"second\n"
         await uploader.ingest.release()
-        assert disk_bench.path is not None
-        journal = disk_bench.path / "resources" / uploader.id / "journal"
-        with open(journal, "r+b") as file:
-            file.seek(slot_offset(seen.version))
-            file.write(bytes(SLOT_SIZE))
+        lose_newest_state(disk_bench, uploader.id, seen.version)
         again = await manager.reopen(uploader.id, uploader.ingest.token)
         assert (again.snapshot.size, again.progress.checkpoint.size) == (6, 6)
         # Who comes back is told what was lost.
@@ -416,3 +419,23 @@ async def test_who_has_seen_what_the_disk_has_lost_does_not_see_the_size_go_back
             assert bytes((await new.read(6, 13)).data) == b"another"
         assert (await rest.finish()).size == 14
     assert manager._parts.quotas.uploads == 0
+
+
+async def test_the_end_of_a_lost_upload_does_not_let_its_size_go_back(disk_bench: Bench) -> None:
+    manager = await disk_bench.start(poll_interval=60.0)
+    uploader = Uploader(await manager.create(LINES))
+    for line in (b"first\n", b"second\n"):
+        await uploader.send(line)
+        await uploader.announced()
+    statuses = manager.statuses(uploader.id)
+    seen = await anext(statuses)
+    await uploader.ingest.release()
+    lose_newest_state(disk_bench, uploader.id, seen.version)
+    # A server that is asked to look sees no less than it has told.
+    manager._registry._hint((uploader.id,))
+    await manager.expire(uploader.id, None)
+    with pytest.raises(GoingAway):
+        await anext(statuses)
+    last = await last_status(manager, uploader.id)
+    assert (last.state, last.size) == (ResourceState.FAILED, 6)
+    assert len(manager._registry) == 0

@@ -261,13 +261,7 @@ class Uploads:
             parts.sweeper.begin_grace(live.id, None)
             raise
         parts.sweeper.cancel_grace(live.id)
-        if writer.snapshot.size < live.snapshot.size:
-            lost = live.snapshot.size - writer.snapshot.size
-            logger.error("the storage has lost %d announced bytes", lost, extra={"resource": live.id})
-            live = parts.registry.replace(live, writer.snapshot)
-        else:
-            live.publish(writer.snapshot)
-            parts.registry.retain(live)
+        live = self._use_at(live, writer.snapshot)
         charge = parts.quotas.charge(live.id, context, writer.snapshot.size)
         self._session_count += 1
         session = UploadSession(live, writer, token, self, charge)
@@ -276,6 +270,16 @@ class Uploads:
         if parts.closing:
             session.end(GoingAway(retry_after=GOING_AWAY_RETRY))
         return session
+
+    def _use_at(self, live: LiveResource, snapshot: Snapshot) -> LiveResource:
+        """Return a resource for use, in the state from which a writer goes on."""
+        registry = self._parts.registry
+        if snapshot.size >= live.snapshot.size:
+            live.publish(snapshot)
+            return registry.retain(live)
+        lost = live.snapshot.size - snapshot.size
+        logger.error("the storage has lost %d announced bytes", lost, extra={"resource": live.id})
+        return registry.replace(live, snapshot)
 
     # What sessions need.
 
@@ -395,6 +399,7 @@ class Uploads:
             return
         try:
             writer = await parts.storage.open(live.id)
+            begun = writer.snapshot
             try:
                 outcome = await writer.fail(reason)
             finally:
@@ -409,10 +414,14 @@ class Uploads:
             return
         if isinstance(outcome, Committed | Ended):
             parts.sweeper.cancel_grace(live.id)
-            await self.record_state(live, outcome.snapshot)
-            live.publish(outcome.snapshot)
-            self.announced(live.id)
-            self.has_ended(live)
+            live = self._use_at(live, begun)
+            try:
+                await self.record_state(live, outcome.snapshot)
+                live.publish(outcome.snapshot)
+                self.announced(live.id)
+                self.has_ended(live)
+            finally:
+                parts.registry.release(live)
             logger.info("ended: %s", reason, extra={"resource": live.id})
 
 
