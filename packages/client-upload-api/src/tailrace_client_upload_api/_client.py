@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
@@ -103,7 +103,7 @@ class ReopenRequest:
 
     id: str
     """Resource id."""
-    token: str
+    token: str = field(repr=False)
     """Upload token of the last session."""
     prefix: Callable[[int], AsyncIterable[Buffer]] | None = None
     """Yields the first bytes of the source, as many as it is called with: what the server has is compared with them
