@@ -26,6 +26,7 @@ from tailrace_impl_common._head import (
 )
 from tailrace_impl_common._ids import IdGenerator
 from tailrace_impl_common._inprocess import InProcessConnection
+from tailrace_impl_common._lasting_upload import DEFAULT_SPOOL_BYTES, LastingUpload
 from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
 from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClient
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
@@ -49,10 +50,12 @@ from tailrace_impl_common._upload_machine import (
     UploadSender,
     UploadState,
 )
+from tailrace_impl_common._upload_state import SavedUpload, UploadStateFile
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
 
 __all__ = [
     "BLOCK_SIZE",
+    "DEFAULT_SPOOL_BYTES",
     "DOWNLOAD_TRANSITIONS",
     "EMPTY_HEAD",
     "HASH_SIZE",
@@ -80,6 +83,7 @@ __all__ = [
     "HeadHasher",
     "IdGenerator",
     "InProcessConnection",
+    "LastingUpload",
     "MessageChainReceiver",
     "MessageChainSender",
     "MessageStream",
@@ -90,6 +94,7 @@ __all__ = [
     "Retry",
     "RetrySchedule",
     "RotationPolicy",
+    "SavedUpload",
     "SendWindow",
     "ServerLink",
     "ServerStream",
@@ -100,6 +105,7 @@ __all__ = [
     "UploadReceiver",
     "UploadSender",
     "UploadState",
+    "UploadStateFile",
     "answer_request",
     "block_digest",
     "cancel_and_wait",

@@ -266,9 +266,15 @@ class BufferedUpload(DelegatingUpload):
         self._detached = True
         try:
             await self._drain()
-        finally:
+        except BaseException:
             await self._end()
-            await self._session.detach()
+            # What was handed over is not waited for any more.
+            leaving = asyncio.create_task(self._session.detach())
+            await asyncio.sleep(0)
+            await cancel_and_wait(leaving)
+            raise
+        await self._end()
+        await self._session.detach()
 
     async def _end(self) -> None:
         """End the tasks and let go of what waits; idempotent."""

@@ -13,7 +13,9 @@ from tailrace_impl_common._buffered_upload import with_policy
 from tailrace_impl_common._client_contexts import context_events
 from tailrace_impl_common._client_download import ConnectedResource
 from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._lasting_upload import SpooledUpload
 from tailrace_impl_common._reconnecting import ServerLink
+from tailrace_impl_common._segment_spool import SegmentSpool
 from tailrace_impl_common._streams import Connection
 from tailrace_impl_common.messages import (
     CloseContext,
@@ -60,6 +62,12 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
     def resume_upload(self, request: ReopenRequest) -> UploadSession:
         message = ReopenUpload(id=check_id(request.id), token=request.token)
         return with_policy(ConnectedUpload(self._link, message, request.prefix), request.while_away)
+
+    def resume_spooled(self, id: str, token: str, spool: SegmentSpool) -> UploadSession:
+        """Prepare the continuation of an upload whose last bytes are in a spool; see :class:`LastingUpload`."""
+        upload = SpooledUpload(self._link, ReopenUpload(id=check_id(id), token=token))
+        upload.spool = spool
+        return upload
 
     def open(self, reference: str, *, token: str | None = None) -> ConnectedResource:
         return ConnectedResource(self._link, Reference.parse(reference).id, token)
