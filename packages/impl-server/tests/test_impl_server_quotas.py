@@ -296,3 +296,28 @@ async def test_a_deletion_that_fails_releases_nothing_and_can_be_tried_again(ben
     for one in (done.id, uploader.id):
         await manager.delete(one)
     assert manager._parts.quotas.storage_bytes == 0
+
+
+async def test_an_upload_that_could_not_be_read_at_the_start_is_counted_once(disk_bench: Bench) -> None:
+    manager = await disk_bench.start()
+    context = await manager.create_context({})
+    uploader = Uploader(await manager.create(replace(LINES, context=context.id)))
+    await uploader.send(b"announced\n")
+    await uploader.announced()
+    await uploader.ingest.release()
+    await disk_bench.close()
+    assert disk_bench.path is not None
+    journal = disk_bench.path / "resources" / uploader.id / "journal"
+    unreadable = journal.read_bytes()
+    journal.write_bytes(b"")
+    manager = await disk_bench.start()
+    assert (await manager.get_context(context.id)).resources == 1
+    assert manager._parts.quotas.uploads == 1
+    journal.write_bytes(unreadable)
+    again = Uploader(await manager.reopen(uploader.id, uploader.ingest.token), b"announced\n")
+    found = await manager.get_context(context.id)
+    assert (found.resources, found.bytes) == (1, 10)
+    await again.finish()
+    await manager.delete(uploader.id)
+    found = await manager.get_context(context.id)
+    assert (found.resources, found.bytes) == (0, 0)

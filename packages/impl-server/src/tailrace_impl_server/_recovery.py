@@ -25,7 +25,7 @@ async def recover(
     logged and left alone: it keeps nobody from the others.
 
     Returns:
-        Id, context and size of every resource that has not ended.
+        Id, context and size of every resource that has not ended; 0 bytes for one that cannot be read.
 
     Raises:
         StorageFailure: Storage or catalog cannot be listed.
@@ -38,19 +38,22 @@ async def recover(
     await _add_missing(stored - known, storage, catalog)
     left: list[tuple[str, str | None, int]] = []
     for unfinished in await catalog.unfinished():
+        context = None
         try:
-            snapshot = await storage.load(unfinished)
             entry = await catalog.get(unfinished)
+            context = None if entry is None else entry.descriptor.metadata.context
+            snapshot = await storage.load(unfinished)
         except NotFound:
             await catalog.delete(unfinished)
         except TailraceError:
             logger.exception("an interrupted upload cannot be read", extra={"resource": unfinished})
+            # It may be readable later, and is then not to be counted a second time.
+            left.append((unfinished, context, 0))
         else:
             if snapshot.state.terminal:
                 await catalog.set_state(unfinished, snapshot.state, time.time(), size=snapshot.size)
             else:
                 begin_grace(unfinished, snapshot.epoch)
-                context = None if entry is None else entry.descriptor.metadata.context
                 left.append((unfinished, context, snapshot.size))
     return left
 
