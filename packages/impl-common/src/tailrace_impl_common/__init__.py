@@ -9,6 +9,7 @@ from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResou
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
+from tailrace_impl_common._drop_oldest import DropOldestBytes
 from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._failover import FailoverConnection
 from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
@@ -39,6 +40,7 @@ from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._sources import BlockingSource, Source, iter_source, read_pieces
+from tailrace_impl_common._spool import Spool
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
 from tailrace_impl_common._tracing import current_trace, outgoing_trace, traced
@@ -51,6 +53,7 @@ from tailrace_impl_common._upload_machine import (
     UploadState,
 )
 from tailrace_impl_common._upload_state import SavedUpload, UploadStateFile
+from tailrace_impl_common._waiting_bytes import WaitingBytes
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
 
 __all__ = [
@@ -77,6 +80,7 @@ __all__ = [
     "DownloadReceiver",
     "DownloadSender",
     "DownloadState",
+    "DropOldestBytes",
     "Endpoint",
     "FailoverConnection",
     "GrowingFile",
@@ -101,11 +105,13 @@ __all__ = [
     "Signal",
     "Source",
     "SourceRestarted",
+    "Spool",
     "Transcoder",
     "UploadReceiver",
     "UploadSender",
     "UploadState",
     "UploadStateFile",
+    "WaitingBytes",
     "answer_request",
     "block_digest",
     "cancel_and_wait",
