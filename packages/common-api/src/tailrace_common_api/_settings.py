@@ -37,7 +37,7 @@ class ClientSettings:
     download_window: int = 4 * MEBIBYTE
     """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport."""
     connect_timeout: float = 10.0
-    """Longest time to connect and for a handshake to be answered, in seconds."""
+    """Longest time to connect and for a handshake to be answered, in seconds; of several addresses, for each."""
     answer_timeout: float = 30.0
     """Longest time for an acknowledgement or a unary answer, in seconds."""
     finish_timeout: float = 300.0
