@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import tailrace
+from tailrace.logging import ResourceHandler
 
 ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
@@ -89,6 +91,11 @@ async def test_python_runs(
     names: dict[str, Any] = {"__name__": "snippet"}
     # In a thread without a loop, as a program runs it.
     await asyncio.to_thread(exec, code, names)
+    for handler in [handler for handler in logging.getLogger().handlers if isinstance(handler, ResourceHandler)]:
+        logging.getLogger().removeHandler(handler)
+        await asyncio.to_thread(handler.flush)
+        assert handler.reference is not None
+        await asyncio.to_thread(handler.close)
     async with tailrace.connect(urls["grpc"]) as client:
         known: dict[str, Any] = {"reference": reference, "lines": lines(), "stopped": stopped, "finished": lambda: True}
         for function in [value for value in names.values() if asyncio.iscoroutinefunction(value)]:
