@@ -48,8 +48,8 @@ class UploadStateFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Use the file of this name; nothing is read or made yet."""
-        self.path = Path(os.path.abspath(path))
+        """Use the file of this name; nothing is read or made yet. A relative one follows the working directory."""
+        self.path = Path(path)
         self._lock = -1
 
     @property

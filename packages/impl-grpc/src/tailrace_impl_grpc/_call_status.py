@@ -35,7 +35,10 @@ class CallStatus:
             async with asyncio.timeout(STATUS_TIMEOUT):
                 await self._known.wait()
         except TimeoutError:
-            return error
+            # Nobody said why the call has ended; to the one who wrote, it is the connection that failed.
+            return grpc.aio.AioRpcError(
+                grpc.StatusCode.UNAVAILABLE, error.initial_metadata(), error.trailing_metadata(), "a write has failed"
+            )
         assert self._status is not None
         return self._status
 

@@ -3,48 +3,57 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
-from collections.abc import AsyncGenerator, Callable, Generator
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 
-from tailrace._connect import connect
-from tailrace._input import StoppableInput
-from tailrace._messages import describe, say
+from tailrace._connect import client_urls, connect
+from tailrace._messages import complain, describe, printable, say
 from tailrace._progress import transfer_progress
 from tailrace._running import Interrupted, Interruption
 from tailrace._status_report import json_line, status_fields
-from tailrace_client_upload_api import UploadRequest, UploadSession
-from tailrace_common_api import InternalError, Metadata, Status, TailraceError, UploadAborted, Visibility
-from tailrace_impl_common import (
-    ConnectedClient,
-    GrowingFile,
-    SourceRestarted,
-    Transcoder,
-    cancel_and_wait,
-    iter_source,
+from tailrace._upload_source import InputSource, Pieces
+from tailrace_client_upload_api import UploadRequest, UploadSession, WhileAway
+from tailrace_common_api import (
+    AlreadyTerminal,
+    DataLost,
+    InternalError,
+    Metadata,
+    NotFound,
+    ResourceFailed,
+    ResourceState,
+    Status,
+    TailraceError,
+    TokenRejected,
+    UploadAborted,
+    Visibility,
 )
+from tailrace_impl_common import ConnectedClient, LastingUpload, cancel_and_wait
 
 _INTERRUPTED = "interrupted"
 # Time to ask for the final status of an upload that failed, in seconds: the failure matters more.
 _STATUS_TIMEOUT = 5.0
+# What says that an upload cannot be continued.
+_ENDED = (NotFound, TokenRejected, ResourceFailed, AlreadyTerminal, DataLost, UploadAborted)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """What is uploaded, and how."""
 
-    path: str | None
-    """File; ``None`` for standard input."""
+    source: InputSource
+    """Where the bytes come from."""
     metadata: Metadata
     visibility: Visibility
-    encoding: str | None
-    """Encoding of the input; ``None`` to upload its bytes as they are."""
-    follow: bool
-    """Whether the file is followed as it grows."""
-    until_exit: int | None
-    """Process whose end ends the following; ``None`` for none."""
+    while_away: WhileAway
+    """What becomes of the input while the server is away."""
+    state: str | None
+    """File with whose help a later process can continue; ``None`` for none."""
+    max_spooled: int
+    """Most bytes that are kept beside the state file of an input that cannot be read again."""
     as_json: bool
     """Whether events are printed as JSON."""
 
@@ -60,12 +69,13 @@ async def upload_job(url: str, job: Job, interruption: Interruption) -> None:
         OSError: The input cannot be read.
     """
     report = _Report(job.as_json)
+    # What it has to say of interruptions is said here, once and for people.
+    logging.getLogger("tailrace_impl_common").addHandler(logging.NullHandler())
     try:
-        async with connect(url) as client, _open_input(job) as (pieces, stop):
-            session = client.start_upload(UploadRequest(metadata=job.metadata, visibility=job.visibility))
-            upload = _Upload(client, session, report, interruption)
+        async with connect(url) as client, job.source.open() as (pieces_from, stop):
+            upload = _Upload(client, _prepare(client, job, url), report, interruption)
             interruption.handlers += [upload.abort] if job.visibility is Visibility.ATOMIC else [stop, upload.abort]
-            await upload.run(pieces, job)
+            await upload.run(pieces_from, job)
     except (Interrupted, asyncio.CancelledError):
         report.failed(UploadAborted(reason=_INTERRUPTED))
         raise
@@ -78,6 +88,20 @@ async def upload_job(url: str, job: Job, interruption: Interruption) -> None:
     except OSError as error:
         report.failed(InternalError(describe(error)))
         raise
+
+
+def _prepare(client: ConnectedClient, job: Job, url: str) -> UploadSession:
+    request = UploadRequest(
+        metadata=job.metadata,
+        visibility=job.visibility,
+        while_away=job.while_away,
+        prefix=job.source.prefix if job.source.readable_again else None,
+    )
+    if job.state is None:
+        return client.start_upload(request)
+    return LastingUpload(
+        client, request, job.state, source=str(job.source), urls=client_urls(url), max_bytes=job.max_spooled
+    )
 
 
 class _Report:
@@ -127,10 +151,16 @@ class _Upload:
         sending.cancel()
         return status
 
-    async def run(self, pieces: AsyncGenerator[bytes, None], job: Job) -> None:
-        await self._session.open()
-        sending = self._sending = asyncio.create_task(self._send(pieces, job))
+    async def run(self, pieces_from: Callable[[int], Pieces], job: Job) -> None:
+        try:
+            await self._session.open()
+        except TailraceError as refusal:
+            if job.state is not None:
+                self._explain(refusal, job.state)
+            raise
+        sending = self._sending = asyncio.create_task(self._send(pieces_from, job))
         watching = asyncio.create_task(self._watch(sending))
+        telling = asyncio.create_task(self._tell_of_interruptions())
         try:
             status = await sending
         except BaseException as caught:  # noqa: BLE001 - whatever it is, the server is told before it goes on
@@ -138,12 +168,12 @@ class _Upload:
             error = caught
             if isinstance(caught, asyncio.CancelledError) and watching.done() and not watching.cancelled():
                 error = watching.exception() or caught
-            await self._fail(error)
+            await self._fail(error, job)
             if self._aborting is not None and isinstance(error, (TailraceError, asyncio.CancelledError)):
                 raise Interrupted from None
             raise error from None
         finally:
-            await cancel_and_wait(watching)
+            await cancel_and_wait(watching, telling)
         self._report.finished(status)
 
     async def _watch(self, sending: asyncio.Task[Status]) -> None:
@@ -156,23 +186,57 @@ class _Upload:
             sending.cancel()
             raise
 
-    async def _send(self, pieces: AsyncGenerator[bytes, None], job: Job) -> Status:
-        session = self._session
+    async def _tell_of_interruptions(self) -> None:
+        away = False
+        async with aclosing(self._session.interruptions()) as interruptions:
+            async for error in interruptions:
+                if error is None:
+                    complain("the server is back")
+                elif not away:
+                    complain(f"the server is away, and asked again until it is back: {error}")
+                away = error is not None
+
+    async def _send(self, pieces_from: Callable[[int], Pieces], job: Job) -> Status:
+        session, source = self._session, job.source
         self._report.accepted(session.reference)
-        size = await asyncio.to_thread(_known_size, job)
+        if isinstance(session, LastingUpload) and self._is_all_there(session, source):
+            return await session.finish()
+        size = await asyncio.to_thread(source.known_size)
         # What somebody types is not written over.
-        typed = job.path is None and os.isatty(sys.stdin.fileno())
+        typed = source.path is None and os.isatty(sys.stdin.fileno())
         with transfer_progress(job.metadata.name, size, shown=not typed) as progress:
-            async with aclosing(pieces):
+            async with aclosing(pieces_from(session.offset if source.readable_again else 0)) as pieces:
                 async for piece in pieces:
                     await session.write(piece)
                     progress(session.offset)
             return await session.finish()
 
-    async def _fail(self, error: BaseException) -> None:
-        """End the session, and find out how the resource ended."""
+    def _is_all_there(self, session: LastingUpload, source: InputSource) -> bool:
+        """Say where an earlier process has stopped; return whether its input had ended."""
+        if not session.resumed:
+            return False
+        if session.ended or (source.follow and session.status.state is ResourceState.COMPLETED):
+            complain("the input had ended before; what is left of it is sent, and no more is read")
+            return True
+        complain(f"the upload is continued at offset {session.offset}")
+        return False
+
+    def _explain(self, error: BaseException, state: str) -> None:
+        """Say what can be done with a state file."""
+        if isinstance(error, _ENDED):
+            complain(f"the upload of {printable(state)} has ended; remove the file to begin another one")
+        elif isinstance(error, (TailraceError, OSError, asyncio.CancelledError)) and os.path.exists(state):
+            complain(f"the same command with --state {printable(state)} continues this upload")
+
+    async def _fail(self, error: BaseException, job: Job) -> None:
+        """End the session, and find out how the resource ended; with a state file it is left open."""
         if self._aborting is not None:
             self._report.last_status = await self._aborting
+            return
+        if job.state is not None:
+            with suppress(TailraceError):
+                await self._session.detach()
+            self._explain(error, job.state)
             return
         if isinstance(error, asyncio.CancelledError):
             self._report.last_status = await self._session.abort(_INTERRUPTED)
@@ -184,62 +248,3 @@ class _Upload:
                 async with asyncio.timeout(_STATUS_TIMEOUT):
                     status = await self._client.status(self._session.id)
         self._report.last_status = status
-
-
-def _known_size(job: Job) -> int | None:
-    """Return how many bytes the upload will probably have; ``None`` when that is not known. Blocking."""
-    if job.follow or job.path is None or job.encoding is not None:
-        return None
-    return os.stat(job.path).st_size or None
-
-
-@asynccontextmanager
-async def _open_input(job: Job) -> AsyncGenerator[tuple[AsyncGenerator[bytes, None], Callable[[], None]], None]:
-    """Open the input; yield its bytes and what ends it early."""
-    if job.follow:
-        assert job.path is not None
-        file = GrowingFile(job.path, until_exit=job.until_exit)
-        yield _transcoded(_file_pieces(file), job.encoding), file.stop
-        return
-    if job.path is None:
-        descriptor = sys.stdin.fileno()
-    else:
-        # Opening a pipe without waiting for its writer; a file does not care.
-        descriptor = await asyncio.to_thread(os.open, job.path, os.O_RDONLY | os.O_NONBLOCK)
-    source = StoppableInput(descriptor)
-    try:
-        yield _transcoded(_thread_pieces(source, job.path or "standard input"), job.encoding), source.stop
-    finally:
-        source.close()
-
-
-async def _file_pieces(file: GrowingFile) -> AsyncGenerator[bytes, None]:
-    async with aclosing(file.pieces()) as pieces:
-        async for piece in pieces:
-            # Under the policy in use, a file that was rotated is an error instead.
-            assert not isinstance(piece, SourceRestarted)
-            yield piece
-
-
-async def _thread_pieces(source: StoppableInput, name: str) -> AsyncGenerator[bytes, None]:
-    async with aclosing(iter_source(_named_pieces(source, name))) as pieces:
-        async for piece in pieces:
-            yield bytes(piece)
-
-
-def _named_pieces(source: StoppableInput, name: str) -> Generator[bytes, None, None]:
-    """Let errors say which input could not be read."""
-    try:
-        yield from source.pieces()
-    except OSError as error:
-        error.filename = error.filename or name
-        raise
-
-
-async def _transcoded(pieces: AsyncGenerator[bytes, None], encoding: str | None) -> AsyncGenerator[bytes, None]:
-    transcoder = None if encoding is None else Transcoder(encoding)
-    async with aclosing(pieces):
-        async for piece in pieces:
-            yield piece if transcoder is None else transcoder.feed(piece)
-    if transcoder is not None:
-        yield transcoder.finish()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,6 +14,9 @@ from tailrace._messages import printable
 from tailrace._output import STANDARD
 from tailrace._references import resolve_server, server_option
 from tailrace._running import Interruption, run_async
+
+if TYPE_CHECKING:
+    from tailrace_client_upload_api import WhileAway
 
 
 @click.command()
@@ -26,6 +31,30 @@ from tailrace._running import Interruption, run_async
 @click.option("--atomic", is_flag=True, help="Let nobody see the resource before it is complete.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="Label; repeatable.")
 @click.option("--context", metavar="ID", help="Context that is to own the resource; see `tailrace context`.")
+@click.option(
+    "--while-away",
+    type=click.Choice(["wait", "spool", "drop"]),
+    default="wait",
+    show_default=True,
+    help="What becomes of the input while the server is away or slow: it waits, goes to disk, or loses its oldest"
+    " lines, with a line in their place that says so.",
+)
+@click.option(
+    "--spool-dir",
+    metavar="DIR",
+    help="With --while-away spool: folder of the spool; that of temporary files by default.",
+)
+@click.option(
+    "--max-waiting",
+    type=click.IntRange(min=1024),
+    metavar="BYTES",
+    help="Most bytes that wait: 1 GiB by default on disk, 16 MiB with --while-away drop.",
+)
+@click.option(
+    "--state",
+    metavar="FILE",
+    help="Keep in FILE, and FILE.spool, what is needed to continue: the same command goes on where this one died.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one event in a line.")
 def upload(
     path: str,
@@ -39,6 +68,10 @@ def upload(
     atomic: bool,
     labels: tuple[str, ...],
     context: str | None,
+    while_away: str,
+    spool_dir: str | None,
+    max_waiting: int | None,
+    state: str | None,
     as_json: bool,
 ) -> None:
     """Upload a file, or standard input (-) as it comes.
@@ -58,12 +91,21 @@ def upload(
             raise click.UsageError(f"{printable(path)} is a folder")
         if follow and os.path.exists(path) and not os.path.isfile(path):
             raise click.UsageError(f"{printable(path)} is no regular file; without --follow it is read to its end")
+    if spool_dir is not None and while_away != "spool":
+        raise click.UsageError("--spool-dir needs --while-away spool")
+    if state is not None and while_away != "wait":
+        raise click.UsageError(
+            "--state has a spool of its own where one is needed; --while-away is for uploads without"
+        )
+    if max_waiting is not None and while_away == "wait" and state is None:
+        raise click.UsageError("--max-waiting needs --while-away or --state")
     parsed_labels = parse_labels(labels)
-    url = resolve_server(server)
+    url = resolve_server(server or _server_of(state))
 
+    from tailrace._upload_source import InputSource
     from tailrace._uploading import Job, upload_job
     from tailrace_common_api import Metadata, Visibility
-    from tailrace_impl_common import Transcoder
+    from tailrace_impl_common import DEFAULT_SPOOL_BYTES, Transcoder
 
     if encoding is not None:
         Transcoder(encoding)  # Refuses an unknown one before anything is sent.
@@ -77,16 +119,41 @@ def upload(
         context=context,
     )
     job = Job(
-        path=None if path == STANDARD else path,
+        source=InputSource(
+            path=None if path == STANDARD else path, encoding=encoding, follow=follow, until_exit=until_exit
+        ),
         metadata=metadata,
         visibility=Visibility.ATOMIC if atomic else Visibility.LIVE,
-        encoding=encoding,
-        follow=follow,
-        until_exit=until_exit,
+        while_away=_policy(while_away, spool_dir, max_waiting),
+        state=state,
+        max_spooled=max_waiting or DEFAULT_SPOOL_BYTES,
         as_json=as_json,
     )
     interruption = Interruption()
     run_async(upload_job(url, job, interruption), interruption)
+
+
+def _server_of(state: str | None) -> str | None:
+    """Return the server that a state file names, if there is one."""
+    if state is None:
+        return None
+    from tailrace_impl_common import UploadStateFile
+
+    saved = UploadStateFile(state).load()
+    return None if saved is None else " ".join(saved.urls)
+
+
+def _policy(name: str, spool_dir: str | None, max_waiting: int | None) -> WhileAway:
+    from tailrace_client_upload_api import WAIT, DropOldest, SpoolToDisk
+
+    if name == "spool":
+        directory = spool_dir or tempfile.gettempdir()
+        return (
+            SpoolToDisk(directory=directory, max_bytes=max_waiting) if max_waiting else SpoolToDisk(directory=directory)
+        )
+    if name == "drop":
+        return DropOldest(max_bytes=max_waiting) if max_waiting else DropOldest()
+    return WAIT
 
 
 def _guess(name: str, path: str, encoding: str | None) -> str:
