@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from sabotage import executed, saboteur
+
+from tailrace_impl_common import Endpoint
 
 
 @saboteur("LIN-1")
@@ -67,9 +70,9 @@ def answers_come_in_one_piece() -> None:
 
     real: Callable[..., None] = _DownloadConversation.__init__
 
-    def init(self: Any, *arguments: Any, chunk_size: int, **more: Any) -> None:
+    def init(self: Any, *arguments: Any, endpoint: Endpoint, **more: Any) -> None:
         executed()
-        real(self, *arguments, chunk_size=chunk_size * 1000, **more)
+        real(self, *arguments, endpoint=replace(endpoint, chunk_size=endpoint.chunk_size * 1000), **more)
 
     _DownloadConversation.__init__ = init  # type: ignore[method-assign]  # the defect
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, suppress
+from pathlib import Path
 
 import httpx
 import pytest
@@ -44,6 +45,8 @@ from tailrace_impl_common.messages import (
     ReopenUpload,
     Watch,
 )
+from tailrace_impl_server import TokenFile
+from tailrace_server_api import Operation
 
 
 @proves("UPL-9", "UPL-10", "RES-5")
@@ -293,14 +296,33 @@ async def test_differing_metadata_under_a_key_is_an_error(client: ConnectedClien
             await client.upload("a", idempotency_key=key).open()
 
 
-@proves("UPL-11")
-async def test_keys_belong_to_principals_and_survive_a_race(server: LocalServer, client: ConnectedClient) -> None:
-    mine = await server.manager.create(Metadata(name="a"), idempotency_key="key", principal="me")
-    theirs = await server.manager.create(Metadata(name="a"), idempotency_key="key", principal="them")
-    assert mine.id != theirs.id
-    await mine.release()
-    await theirs.release()
+@pytest.fixture
+def tokens(tmp_path: Path) -> TokenFile:
+    return TokenFile(tmp_path / "tokens.json")
 
+
+@pytest.fixture
+def secrets(tokens: TokenFile) -> list[str]:
+    """The tokens of two uploaders."""
+    return [tokens.add(name, [Operation.UPLOAD]) for name in ("me", "them")]
+
+
+@proves("UPL-11")
+async def test_keys_belong_to_principals(
+    new_server: NewServer, cell: Cell, tokens: TokenFile, secrets: list[str]
+) -> None:
+    server = await new_server(tokens=str(tokens.path))
+    mine, theirs = (server.connect(cell.transport, token=secret) for secret in secrets)
+    first = await HandUpload.open(mine.connection, "a", idempotency_key="key")
+    other = await HandUpload.open(theirs.connection, "a", idempotency_key="key")
+    again = await HandUpload.open(mine.connection, "a", idempotency_key="key")
+    assert first.id == again.id != other.id
+    for upload in (first, other, again):
+        await upload.close()
+
+
+@proves("UPL-11")
+async def test_a_key_survives_a_race(client: ConnectedClient) -> None:
     async def create() -> str:
         upload = await HandUpload.open(client.connection, "raced", idempotency_key="raced")
         await upload.close()

@@ -30,7 +30,7 @@ def test_a_token_is_kept_as_a_salted_hash_that_only_its_owner_reads(file: TokenF
     assert first != second
     assert file.path.stat().st_mode & 0o777 == 0o600
     text = file.path.read_text()
-    assert all(token.rpartition("_")[2] not in text and token[20:] not in text for token in (first, second))
+    assert all(token.split("_", 2)[2] not in text for token in (first, second))
     ci, guest = sorted(file.entries().values(), key=lambda entry: entry.name)
     assert (ci.name, ci.context, ci.scopes) == ("ci", CONTEXT, frozenset({Operation.UPLOAD, Operation.READ}))
     assert ci.expires_at == ci.created_at + 60
