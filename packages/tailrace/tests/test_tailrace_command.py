@@ -225,5 +225,8 @@ def test_the_group_knows_its_commands_only() -> None:
         "delete",
         "head",
         "demo",
+        "context",
+        "token",
+        "verify",
     }
     assert tailrace.name == "tailrace"

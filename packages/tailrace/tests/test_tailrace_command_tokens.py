@@ -4,7 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
-from tailrace_processes import Run, Start
+from tailrace_processes import Run, Start, needs_server
+
+
+@pytest.fixture(autouse=True)
+def server_installed() -> None:
+    needs_server()
 
 
 def test_a_token_is_printed_once_listed_without_it_and_revoked(run: Run, tmp_path: Path) -> None:

@@ -7,8 +7,6 @@ import logging
 import sys
 import time
 
-from tailrace_impl_common import current_caller, current_trace
-
 _TALKATIVE = ("asyncio", "grpc", "uvicorn", "websockets")
 LEVELS = ("debug", "info", "warning", "error", "critical")
 """Names of levels, the most talkative first."""
@@ -46,6 +44,14 @@ class _JsonFormatter(logging.Formatter):
     one with line breaks.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Here, as the settings of every client name the formats.
+        from tailrace_impl_common import current_caller, current_trace
+
+        self._current_caller = current_caller
+        self._current_trace = current_trace
+
     def format(self, record: logging.LogRecord) -> str:
         moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         fields = {
@@ -53,8 +59,8 @@ class _JsonFormatter(logging.Formatter):
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
-            **current_caller(),
-            **current_trace(),
+            **self._current_caller(),
+            **self._current_trace(),
         }
         for name in _ABOUT:
             value = getattr(record, name, None)
