@@ -60,6 +60,10 @@ demo: setup ## Upload a live stream over gRPC, follow it over WebSocket, and com
 mutants: setup ## Break the code on purpose, once per saboteur, and see that the tests notice.
 	$(PYTHON_BIN) integration-tests/mutants.py
 
+.PHONY: soak
+soak: setup ## Faults, hostile clients, mutated frames and models at full size, for SOAK_MINUTES (60).
+	scripts/soak
+
 .PHONY: bench
 bench: setup ## Measure upload, download and follow latency against a raw loopback socket.
 	$(PYTHON_BIN) benchmarks/run.py

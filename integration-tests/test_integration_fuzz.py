@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
 from collections import Counter
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from cells import Transport
 from manifest import proves
 from server_process import ServerProcess
+from soak import SEED, SOAK
 from test_integration_overload import peak_memory
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
@@ -55,7 +55,6 @@ from tailrace_impl_websocket import connect as connect_ws
 from tailrace_impl_websocket._chunk_frame import frame_chunk
 from tailrace_impl_websocket._codec import encode_from_client
 
-SOAK = bool(os.environ.get("TAILRACE_SOAK"))
 FRAMES = 1_000_000 if SOAK else 10_000
 WORKERS = 8
 MEBIBYTE = 1024 * 1024
@@ -234,8 +233,8 @@ async def test_random_and_mutated_frames_are_refused_with_typed_errors(transport
         count = Count()
         async with connect(url, ClientSettings(reconnect_timeout=0)) as honest:
             async with honest.upload("beside", lines=True) as upload, asyncio.TaskGroup() as group:
-                for seed in range(WORKERS):
-                    group.create_task(fuzz(url, seed, count))
+                for worker in range(WORKERS):
+                    group.create_task(fuzz(url, 1000 * SEED + worker, count))
                 while count.left > 0:
                     await upload.write(b"a line\n")
                     await upload.flush()

@@ -8,7 +8,6 @@ bytes that anybody got are compared with the source, and no announced size may e
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import shutil
 from collections import Counter
@@ -20,6 +19,7 @@ import pytest
 from codec_connections import Codec, CodecConnection
 from conversations import Conversation, HandUpload
 from manifest import proves
+from soak import SEED, SOAK
 
 from tailrace_common_api import (
     Fenced,
@@ -36,9 +36,8 @@ from tailrace_impl_common import ConnectedClient, HeadHasher
 from tailrace_impl_common.messages import Chunk, End, Finished, Follow, Opened, ReopenUpload, Started
 from tailrace_impl_server import ManagedServer, create_manager
 
-SOAK = bool(os.environ.get("TAILRACE_SOAK"))
 STEPS = 20_000 if SOAK else 1_500
-SEEDS = range(8 if SOAK else 4)
+SEEDS = range(1000 * SEED, 1000 * SEED + (8 if SOAK else 4))
 LARGEST = 600_000
 """Most bytes of a source: a few blocks, so that all kinds of ends occur."""
 MOST_RESOURCES = 5

@@ -13,13 +13,13 @@ import pytest
 from cells import Transport
 from manifest import proves
 from server_process import ServerProcess, environment
+from soak import SOAK
 
 from tailrace_common_api import ClientSettings
 from tailrace_impl_common import ConnectedClient
 from tailrace_impl_grpc import connect as connect_grpc
 from tailrace_impl_websocket import connect as connect_websocket
 
-SOAK = bool(os.environ.get("TAILRACE_SOAK"))
 SCALE = 20 if SOAK else 2
 """100 and 1,000 stalled readers, and so on; see `hostile_clients.py`."""
 LINES = 3_000 if SOAK else 150
