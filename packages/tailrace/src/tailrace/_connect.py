@@ -66,9 +66,7 @@ def client_urls(urls: str | Sequence[str]) -> list[str]:
         raise ConfigurationError(field="url", problem="no server is named")
     for url in named:
         if any(map(str.isspace, url)):
-            raise ConfigurationError(
-                field="url", problem=f"{url!a} is not URLs with white space between them"
-            )
+            raise ConfigurationError(field="url", problem=f"{url!a} is not URLs with white space between them")
     return list(dict.fromkeys(map(client_url, named)))
 
 
