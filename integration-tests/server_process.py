@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -78,14 +78,19 @@ class ServerProcess:
         """What the server has written on its standard error, over all its starts."""
         return self._log.read_text("utf-8", "replace")
 
-    def start(self) -> None:
-        """Start and wait until both transports listen."""
+    def start(self, *, command: Sequence[str] = COMMAND, env: Mapping[str, str] | None = None) -> None:
+        """Start and wait until both transports listen.
+
+        Args:
+            command: The command that has `serve`.
+            env: More variables of its environment.
+        """
         settings = {f"TAILRACE_STORAGE_{name.upper()}": str(value) for name, value in self._options.items()}
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
-                [*COMMAND, "serve", "--json", "--data", self.data, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+                [*command, "serve", "--json", "--data", self.data, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
                 cwd=self._folder,
-                env=environment(self._folder, **settings),
+                env=environment(self._folder, **settings, **(env or {})),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,

@@ -1,11 +1,14 @@
-"""A network that can fail: connections to a server that are stalled or cut."""
+"""A network that can fail: connections to a server that are stalled or cut, or that change what they carry."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
 from typing import Any
 from urllib.parse import urlsplit
+
+from message_faults import CUTS, DELAY, Direction, Framing, Harm, MessageFault
 
 _PIECE = 64 * 1024
 
@@ -22,6 +25,10 @@ class TcpProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._passing = asyncio.Event()
         self._passing.set()
+        self.fault: MessageFault | None = None
+        """What happens to one message of the connections that begin from now on."""
+        self.cut_after: dict[Direction, int] = {}
+        """Bytes after which the next connection breaks, by direction; used up when it has."""
 
     @property
     def url(self) -> str:
@@ -55,8 +62,11 @@ class TcpProxy:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        # Some may have been accepted meanwhile.
+        self.cut()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         self._spawn(self._serve(reader, writer))
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -65,21 +75,22 @@ class TcpProxy:
         except OSError:
             writer.transport.abort()
             return
-        self._writers |= {writer, server_writer}
-        self._spawn(self._pass_on(reader, server_writer))
-        self._spawn(self._pass_on(server_reader, writer))
+        self._writers.add(server_writer)
+        self._spawn(self._pass_on(self._carried(reader, Direction.TO_SERVER, writer), server_writer))
+        self._spawn(self._pass_on(self._carried(server_reader, Direction.TO_CLIENT, server_writer), writer))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(self, carried: AsyncGenerator[bytes, None], writer: asyncio.StreamWriter) -> None:
         try:
-            while data := await reader.read(_PIECE):
-                await self._passing.wait()
-                writer.write(data)
-                await writer.drain()
+            async with aclosing(carried):
+                async for data in carried:
+                    await self._passing.wait()
+                    writer.write(data)
+                    await writer.drain()
             writer.write_eof()
         except OSError:
             # One side was reset, and so is the other: what is silent instead is `stall`.
@@ -87,6 +98,55 @@ class TcpProxy:
         except asyncio.CancelledError:
             writer.transport.abort()
             raise
+
+    async def _carried(
+        self, reader: asyncio.StreamReader, direction: Direction, origin: asyncio.StreamWriter
+    ) -> AsyncGenerator[bytes, None]:
+        """Yield what comes out at the other end."""
+        fault = self.fault
+        if fault is not None and fault.direction is direction:
+            async with aclosing(self._harmed(reader, fault, origin)) as pieces:
+                async for data in pieces:
+                    yield data
+            return
+        passed = 0
+        while data := await reader.read(_PIECE):
+            limit = self.cut_after.get(direction)
+            if limit is not None and passed + len(data) >= limit:
+                del self.cut_after[direction]
+                yield data[: limit - passed]
+                origin.transport.abort()
+                raise ConnectionResetError
+            passed += len(data)
+            yield data
+
+    async def _harmed(
+        self, reader: asyncio.StreamReader, fault: MessageFault, origin: asyncio.StreamWriter
+    ) -> AsyncGenerator[bytes, None]:
+        framing = Framing(self._scheme, fault.direction)
+        number = 0
+        while data := await reader.read(_PIECE):
+            if fault.done:
+                # It has happened to this connection, or to another one.
+                yield framing.rest() + data
+                continue
+            for message, header in framing.feed(data):
+                number += 1
+                if fault.done or number != fault.number:
+                    yield message
+                    continue
+                fault.done = True
+                if fault.harm is Harm.DELAY:
+                    await asyncio.sleep(DELAY)
+                yield fault.spoil(message, header)
+                if fault.harm in CUTS:
+                    origin.transport.abort()
+                    raise ConnectionResetError
+                if fault.harm is Harm.STALL:
+                    await asyncio.Event().wait()
+            if fault.done:
+                yield framing.rest()
+        yield framing.rest()
 
 
 def _address(url: str) -> tuple[str, int]:

@@ -62,7 +62,8 @@ ERROR_TABLE: dict[str, grpc.StatusCode] = {
 # What a status means when no error came with it: then it was not made by Tailrace, but by gRPC itself or by a proxy.
 _CODE_OF_STATUS: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.CANCELLED: "connection_lost",
-    grpc.StatusCode.UNKNOWN: "internal",
+    # What gRPC says when bytes were changed on the way. A defect of a server comes with the server's error.
+    grpc.StatusCode.UNKNOWN: "protocol",
     grpc.StatusCode.INVALID_ARGUMENT: "protocol",
     grpc.StatusCode.DEADLINE_EXCEEDED: "connection_lost",
     grpc.StatusCode.NOT_FOUND: "unsupported",
@@ -74,10 +75,10 @@ _CODE_OF_STATUS: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.FAILED_PRECONDITION: "protocol",
     grpc.StatusCode.ABORTED: "connection_lost",
     grpc.StatusCode.UNIMPLEMENTED: "unsupported",
-    grpc.StatusCode.INTERNAL: "internal",
+    grpc.StatusCode.INTERNAL: "protocol",
     grpc.StatusCode.UNAVAILABLE: "connection_lost",
     grpc.StatusCode.OUT_OF_RANGE: "protocol",
-    grpc.StatusCode.DATA_LOSS: "internal",
+    grpc.StatusCode.DATA_LOSS: "protocol",
 }
 
 # gRPC escapes a status message to up to three times its length, and the whole of the metadata has a limit of 8 KiB.

@@ -1,0 +1,123 @@
+"""Networks that harm any one message of an upload or of a reader: each of them, one after the other."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from functools import partial
+from typing import Any
+
+import pytest
+from cells import PROCESS_CELLS, Cell
+from manifest import proves
+from message_faults import CUTS, Direction, Harm, MessageFault
+from servers import LocalServer, NewServer
+from soak import SEED, SOAK
+from tcp_proxy import TcpProxy
+from witnesses import Witness
+
+from tailrace_client_upload_api import UploadRequest, UploadSession
+from tailrace_common_api import Metadata, ResourceState, Status, TailraceError
+from tailrace_impl_common import ConnectedClient, head_of
+
+SOURCE = random.Random(SEED).randbytes(40_000)
+PIECE = 8_000
+KEEPALIVE = 0.5
+"""Seconds between two signs of life, and to answer one: what is stalled is found by them."""
+PATIENCE = 1.5
+"""Seconds after which a network cuts connections on which a harmed message has left nothing but silence."""
+MOST_MESSAGES = 80
+MOST_ATTEMPTS = 20
+PAUSE = 0.2
+"""Seconds between two attempts to begin."""
+
+EVERY_HARM = pytest.mark.parametrize("harm", list(Harm), ids=[harm.value for harm in Harm])
+BOTH_DIRECTIONS = pytest.mark.parametrize("direction", list(Direction), ids=[each.value for each in Direction])
+
+
+def connect(server: LocalServer, cell: Cell, proxy: TcpProxy) -> ConnectedClient:
+    return server.connect(
+        cell.transport,
+        url=proxy.url,
+        chunk_size=4096,
+        download_window=16 * 1024,
+        keepalive_interval=KEEPALIVE,
+        keepalive_timeout=KEEPALIVE,
+        connect_timeout=2.0,
+        finish_timeout=5.0,
+        answer_timeout=5.0,
+    )
+
+
+def numbers(harm: Harm) -> range:
+    """Return which messages are harmed: a check takes all where that is quick, and some where it is not."""
+    step = 1 if SOAK or harm in CUTS else 7 if harm is Harm.STALL else 3
+    return range(1 + SEED % step, MOST_MESSAGES, step)
+
+
+async def prefix(size: int) -> AsyncGenerator[bytes, None]:
+    yield SOURCE[:size]
+
+
+async def opened(connect: Callable[[], ConnectedClient], key: str) -> tuple[ConnectedClient, UploadSession]:
+    """Open an upload under a key as a program does it that begins again: who was never there is not waited for."""
+    for _ in range(MOST_ATTEMPTS):
+        client = connect()
+        session = client.start_upload(UploadRequest(metadata=Metadata(name="a"), idempotency_key=key, prefix=prefix))
+        try:
+            await session.open()
+        except TailraceError:
+            await client.close()
+            await asyncio.sleep(PAUSE)
+            continue
+        return client, session
+    raise AssertionError(f"no upload could be opened in {MOST_ATTEMPTS} attempts")
+
+
+async def upload(session: UploadSession) -> Status:
+    for start in range(session.offset, len(SOURCE), PIECE):
+        await session.write(SOURCE[start : start + PIECE])
+        await session.flush()
+    return await session.finish()
+
+
+async def patiently(proxy: TcpProxy, work: Coroutine[Any, Any, Status]) -> Status:
+    """Return what ``work`` returns; a connection on which nothing happens is cut, as somebody does in the end.
+
+    A changed bit that TCP has not found can turn a message into the beginning of one that never becomes whole. Nobody
+    can tell that from a sender that is slow.
+    """
+    task = asyncio.ensure_future(work)
+    while not (await asyncio.wait((task,), timeout=PATIENCE))[0]:
+        proxy.cut()
+    return task.result()
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+@BOTH_DIRECTIONS
+@EVERY_HARM
+@pytest.mark.timeout(3600 if SOAK else 120)
+@proves("UPL-9", "RES-5")
+async def test_an_upload_survives_harm_to_any_message(
+    new_server: NewServer, cell: Cell, harm: Harm, direction: Direction, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What this library says of frames that nobody has sent is not ours.
+    caplog.set_level(logging.CRITICAL, logger="grpc")
+    server = await new_server(checkpoint_interval=0.0)
+    reader = server.connect(cell.transport)
+    for number in numbers(harm):
+        fault = MessageFault(direction, number, harm, SEED)
+        async with TcpProxy(server.url(cell.transport)) as proxy:
+            proxy.fault = fault
+            client, session = await opened(partial(connect, server, cell, proxy), f"{number}")
+            witness = Witness(reader, session.id, SOURCE)
+            status = await patiently(proxy, upload(session))
+            assert (status.state, status.size, status.head) == (ResourceState.COMPLETED, len(SOURCE), head_of(SOURCE))
+            assert (await witness.end()).head == status.head
+            await client.close()
+        if not fault.done:
+            # There are not so many messages.
+            break
+    assert number > 5
