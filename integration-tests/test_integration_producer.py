@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from cells import PROCESS_CELLS, WIRED_CELLS, Cell, Transport
 from manifest import proves
-from server_process import DEADLINE, ServerProcess, read_line, run, spawn
+from server_process import DEADLINE, ServerProcess, environment, read_line, run, spawn
 from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
 
@@ -463,3 +464,84 @@ async def test_an_upload_that_has_failed_is_told_and_its_state_stays(
     with pytest.raises(IntegrityError):
         await lasting(client, tmp_path).open()
     assert sorted(left(tmp_path)) == ["state", "state.spool"]
+
+
+# Logs
+
+_PROGRAM = """
+import logging, logging.config, os, sys
+logging.config.dictConfig({
+    "version": 1,
+    "formatters": {"plain": {"format": "%(message)s"}},
+    "handlers": {
+        "live": {
+            "class": "tailrace.logging.ResourceHandler",
+            "formatter": "plain",
+            "url": sys.argv[1],
+            "resource": "program.log",
+            "exit_timeout": 30.0,
+        }
+    },
+    "root": {"handlers": ["live"], "level": "DEBUG"},
+})
+for line in sys.stdin:
+    logging.info("%s", line.rstrip())
+    logging.getLogger("tailrace.anything").error("not for the log")
+    print(flush=True)
+"""
+
+
+def logged(url: str, folder: Path) -> dict[str, object]:
+    """Return the status of the one log that there is."""
+    (status,) = map(json.loads, run(folder, "list", "--server", url, "--json").stdout.splitlines())
+    found: dict[str, object] = status
+    return found
+
+
+@pytest.mark.cells(PROCESS_CELLS)
+@proves("UPL-19")
+def test_a_program_logs_before_the_server_is_there_and_while_it_is_away(
+    server_process: ServerProcess, cell: Cell, tmp_path: Path
+) -> None:
+    url = address_of(server_process, cell)
+    server_process.kill()
+    lines = [b"line %d\n" % number for number in range(6)]
+    with subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _PROGRAM, url],
+        env=environment(tmp_path),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        bufsize=0,
+    ) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stderr is not None
+
+        def log(line: bytes) -> None:
+            assert program.stdin is not None
+            assert program.stdout is not None
+            program.stdin.write(line)
+            assert read_line(program.stdout, program) == b"\n"
+
+        log(lines[0])
+        log(lines[1])
+        with restarted(server_process, cell, url, tmp_path):
+            wait_until(lambda: run(tmp_path, "list", "--server", url).stdout != b"")
+            reference = str(logged(url, tmp_path)["reference"])
+            log(lines[2])
+            with spawn(tmp_path, "follow", reference) as follower:
+                assert follower.stdout is not None
+                for line in lines[:3]:
+                    assert read_line(follower.stdout, follower) == line
+                follower.kill()
+        log(lines[3])
+        log(lines[4])
+        with restarted(server_process, cell, url, tmp_path):
+            log(lines[5])
+            program.stdin.close()
+            assert program.wait(DEADLINE) == 0
+            assert program.stderr.read() == b""
+            final = logged(url, tmp_path)
+            assert (final["state"], final["lines"], final["reference"]) == ("COMPLETED", 6, reference)
+            assert run(tmp_path, "download", reference).stdout == b"".join(lines)

@@ -221,6 +221,29 @@ def test_the_exit_of_a_program_completes_the_resource(server: Server, tmp_path: 
     assert stored(server, reference) == (ResourceState.COMPLETED, b"one\ntwo\n")
 
 
+_AT_EXIT = """
+import atexit, logging, sys
+from tailrace.logging import ResourceHandler
+handler = ResourceHandler(sys.argv[1], resource=sys.argv[2])
+logging.getLogger().addHandler(handler)
+# Behind the end of all threads that a program waits for, when no pool of threads takes work any more.
+atexit.register(logging.warning, "the last words")
+"""
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "ws"])
+def test_what_is_logged_at_the_exit_arrives_also_by_the_name_of_a_host(
+    server: Server, tmp_path: Path, scheme: str
+) -> None:
+    name = f"at-exit-{scheme}"
+    url = server.urls[scheme].replace("127.0.0.1", "localhost")
+    program = _AT_EXIT.replace("sys.argv[2]", repr(name))
+    assert _run(program, url, tmp_path) == []
+    with tailrace.sync.connect(server.ws) as client:
+        (found,) = [status for status in client.list() if status.metadata.name == name]
+    assert stored(server, found.reference) == (ResourceState.COMPLETED, b"the last words\n")
+
+
 def test_a_program_ends_though_the_server_is_away(tmp_path: Path) -> None:
     needs_server()
     program = _PROGRAM.replace("sys.argv[1]}", 'sys.argv[1], "exit_timeout": 0.2}')

@@ -12,13 +12,15 @@ import logging
 import math
 import os
 import random
+import secrets
+import socket
 import tempfile
 import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tailrace._connect import ClientArguments, client_urls, prepare_client
 from tailrace_client_upload_api import WAIT, DropOldest, SpoolToDisk, UploadSession
@@ -105,13 +107,22 @@ class ResourceHandler(logging.Handler):
         shipper = self._shipper
         return None if shipper is None else shipper.reference
 
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Refuse what Tailrace and its transports log, and what the thread that sends gives rise to.
+
+        That has to be here: what a filter lets through takes the lock of the handler, and :func:`logging.shutdown`
+        holds that while it waits for this very thread.
+        """
+        shipper = self._shipper
+        if _is_own(record) or (shipper is not None and threading.get_ident() == shipper.ident):
+            return False
+        return super().filter(record)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Put a record where it waits for the server."""
-        if self._silent or _is_own(record):
+        if self._silent:
             return
         shipper = self._shipper
-        if shipper is not None and record.thread == shipper.ident:
-            return
         try:
             line = self.format(record).encode("utf-8", "backslashreplace") + b"\n"
             if shipper is None:
@@ -149,13 +160,14 @@ class ResourceHandler(logging.Handler):
         waiting.open()
         return _Shipper(waiting, self._make_client, self._open)
 
-    def _open(self, client: ConnectedClient) -> UploadSession:
+    def _open(self, client: ConnectedClient, key: str) -> UploadSession:
         return client.upload(
             self._resource,
             content_type="text/plain; charset=utf-8",
             lines=True,
             labels=self._labels,
             context=self._context,
+            idempotency_key=key,
             while_away=WAIT,
         )
 
@@ -180,6 +192,23 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
+class _Loop(asyncio.SelectorEventLoop):
+    """An event loop that resolves names without a thread: at the exit of the interpreter there are no new ones."""
+
+    async def getaddrinfo(
+        self,
+        host: bytes | str | None,
+        port: bytes | str | int | None,
+        *,
+        family: int = 0,
+        type: int = 0,
+        proto: int = 0,
+        flags: int = 0,
+    ) -> list[Any]:
+        # Nothing else runs in this loop that could not wait.
+        return socket.getaddrinfo(host, port, family, type, proto, flags)
+
+
 class _Shipper:
     """The thread that sends, and what it has not sent yet."""
 
@@ -187,7 +216,7 @@ class _Shipper:
         self,
         waiting: WaitingBytes,
         make_client: Callable[[], ConnectedClient],
-        upload: Callable[[ConnectedClient], UploadSession],
+        upload: Callable[[ConnectedClient, str], UploadSession],
     ) -> None:
         """Start the thread."""
         self.reference: str | None = None
@@ -269,7 +298,8 @@ class _Shipper:
 
     def _run(self) -> None:
         try:
-            asyncio.run(self._ship())
+            with asyncio.Runner(loop_factory=_Loop) as runner:
+                runner.run(self._ship())
         finally:
             with self._changed:
                 self._ended = True
@@ -279,12 +309,15 @@ class _Shipper:
     async def _ship(self) -> None:
         self._loop = asyncio.get_running_loop()
         pause = _FIRST_PAUSE
+        # An attempt whose answer was lost does not leave a resource behind: the next one finds it by its key.
+        key = secrets.token_hex(16)
         while not self._is_done():
             opened: UploadSession | None = None
             try:
                 async with self._make_client() as client:
-                    session = self._upload(client)
+                    session = self._upload(client, key)
                     await session.open()
+                    key = secrets.token_hex(16)
                     opened, pause = session, _FIRST_PAUSE
                     before, self.reference = self.reference, session.reference
                     await self._take_up(session, before)
