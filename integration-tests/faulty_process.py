@@ -7,6 +7,7 @@ that the code does not have any more is an error.
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import resource
@@ -50,8 +51,8 @@ def act(action: str) -> None:
 def prepare(injection: Injection) -> None:
     """Do what has to be done before anything of the project is imported."""
     if injection.descriptors is not None:
-        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (injection.descriptors, most))
+        # Both: a server raises its own limit as far as it may.
+        resource.setrlimit(resource.RLIMIT_NOFILE, (injection.descriptors, injection.descriptors))
     if injection.control is not None:
         _obey(Path(injection.control))
 
@@ -211,6 +212,8 @@ def _obey(control: Path) -> None:
     offset = 0
 
     def report(*_: object) -> None:
+        # What only waits for the collector is not a leak.
+        gc.collect()
         tasks = [task.get_name() for task in asyncio.all_tasks()]
         files = {}
         for name in os.listdir("/proc/self/fd"):

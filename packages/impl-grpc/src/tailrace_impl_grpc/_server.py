@@ -258,7 +258,12 @@ class GrpcServer(TransportServer):
                 logger.exception("a call failed")
                 error = InternalError("the call failed; the server's log says why")
             call.over = True
-            await _abort(context, error)
+            try:
+                await _abort(context, error)
+            finally:
+                # Its traceback holds this frame, and that the call: its connection would stay open until the collector
+                # comes by.
+                del error
             return None
         finally:
             del self._running[task]
