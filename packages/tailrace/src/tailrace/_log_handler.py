@@ -46,8 +46,8 @@ class ResourceHandler(logging.Handler):
 
     :func:`logging.shutdown`, which runs at the exit of the interpreter, sends what waits and completes the resource,
     for at most ``exit_timeout`` seconds. In a child of :func:`os.fork` records go to a resource of the child's own;
-    over gRPC, which does not survive a fork, they are dropped there, and ``GRPC_ENABLE_FORK_SUPPORT=0`` should be set in
-    the environment: gRPC may crash in the child otherwise.
+    over gRPC, which does not survive a fork, they are dropped there, and ``GRPC_ENABLE_FORK_SUPPORT=0`` should be set
+    in the environment: gRPC may crash in the child otherwise.
 
     When the server ends the resource (its grace period is over, it was deleted), a new one goes on with what was not
     announced; its first line names the one before.
