@@ -12,8 +12,16 @@ from tailrace_impl_common import ConnectedClient, head_of
 class Witness:
     """A follower and a watcher of one resource, over one client. Both end with the resource."""
 
-    def __init__(self, client: ConnectedClient, id: str, source: bytes) -> None:
-        """Begin to watch a resource that must be ``source``, or a prefix of it."""
+    def __init__(self, client: ConnectedClient, id: str, source: bytes, *, watching: bool = True) -> None:
+        """Begin to watch a resource that must be ``source``, or a prefix of it.
+
+        Args:
+            client: Whose connection is used.
+            id: Of the resource.
+            source: What it is in the end.
+            watching: Whether to watch its statuses, too. Unlike bytes, they have no hashes: where a network changes
+                them and TLS does not tell, nobody can.
+        """
         self._client = client
         self._id = id
         self._source = source
@@ -21,7 +29,9 @@ class Witness:
         """Bytes that the follower has."""
         self.statuses: list[Status] = []
         """What the watcher has seen."""
-        self._tasks = [asyncio.ensure_future(self._follow()), asyncio.ensure_future(self._watch())]
+        self._tasks = [asyncio.ensure_future(self._follow())]
+        if watching:
+            self._tasks.append(asyncio.ensure_future(self._watch()))
 
     async def _follow(self) -> None:
         async with aclosing(self._client.open(self._id).follow_chunks()) as chunks:
@@ -50,7 +60,7 @@ class Witness:
             TailraceError: Following or watching failed.
         """
         await asyncio.gather(*self._tasks)
-        last = self.statuses[-1]
+        last = self.statuses[-1] if self.statuses else await self._client.status(self._id)
         assert last.state.terminal
         assert last.size == self.size
         return last

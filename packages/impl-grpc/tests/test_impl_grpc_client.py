@@ -309,6 +309,25 @@ async def test_bad_messages_of_a_server_are_protocol_errors() -> None:
             await client.upload("a").open()
 
 
+async def test_an_answer_without_a_message_is_a_protocol_error() -> None:
+    async def say_nothing(_messages: object, _context: object) -> None:
+        return
+
+    server = grpc.aio.server()
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+        "GetStatus": grpc.stream_stream_rpc_method_handler(say_nothing)
+    }
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("tailrace.v1.Resources", methods)])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with connect(f"grpc://127.0.0.1:{port}") as client:
+            with pytest.raises(ProtocolError):
+                await client.status("0" * 32)
+    finally:
+        await server.stop(None)
+
+
 async def test_a_server_without_these_services_is_unsupported() -> None:
     async def unused(_context: object) -> None:
         raise AssertionError

@@ -126,6 +126,9 @@ class GrpcConnection(Connection):
         except asyncio.CancelledError:
             raise_if_not_cancelled(self._address)
             raise
+        if answer is None:
+            # The library does not say that a call ended well and without the one message that it has to have.
+            raise ProtocolError(f"no message answers {method.name}")
         message = method.decode_response(answer)
         if not isinstance(message, UnaryAnswer):
             raise ProtocolError(f"{type(message).__name__} does not answer {type(request).__name__}")
