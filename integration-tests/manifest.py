@@ -67,7 +67,7 @@ REQUIREMENTS = (
     Requirement(id="RES-2"),
     Requirement(id="RES-3"),
     Requirement(id="RES-4"),
-    Requirement(id="RES-5", crossed=True, planned="power loss, and crashes at every named point"),
+    Requirement(id="RES-5", crossed=True),
     Requirement(id="RES-6"),
     Requirement(id="RES-7"),
     Requirement(id="RES-8"),
@@ -87,7 +87,7 @@ REQUIREMENTS = (
     Requirement(id="UPL-13"),
     Requirement(id="UPL-14"),
     Requirement(id="UPL-15", cells=ONCE),
-    Requirement(id="UPL-16", planned="a real full disk; a full store, a deletion, a quota and a shutdown are there"),
+    Requirement(id="UPL-16"),
     Requirement(id="UPL-17"),
     Requirement(id="UPL-18"),
     Requirement(id="UPL-19"),
@@ -114,11 +114,7 @@ REQUIREMENTS = (
     Requirement(id="INT-5", cells=ONCE),
     Requirement(id="CHK-1"),
     Requirement(id="CHK-2"),
-    Requirement(
-        id="CHK-3",
-        cells=PROCESS_CELLS,
-        planned="kill -9 at every named point, and power loss; a clean stop and a plain kill -9 are there",
-    ),
+    Requirement(id="CHK-3", cells=PROCESS_CELLS),
     Requirement(id="CHK-4", cells=PROCESS_CELLS),
     Requirement(id="LIM-1"),
     Requirement(id="LIM-2"),
@@ -136,9 +132,7 @@ REQUIREMENTS = (
     Requirement(id="USE-2", cells=WIRED_CELLS),
     Requirement(id="USE-3"),
     Requirement(id="USE-4"),
-    Requirement(
-        id="USE-5", cells=PROCESS_CELLS, planned="the commands context, verify, token, bulk, query, work and bench"
-    ),
+    Requirement(id="USE-5", cells=PROCESS_CELLS, planned="the commands bulk, query, work and bench"),
     Requirement(id="USE-6", cells=PROCESS_CELLS),
 )
 """All of them, in the order of `REQUIREMENTS.md`."""
