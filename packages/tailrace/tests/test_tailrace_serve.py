@@ -14,7 +14,7 @@ from tailrace_processes import Run, Start, needs_server, serving
 from tailrace._logging import configure_logging
 from tailrace._serving import parse_address, serve_resources
 from tailrace._settings import load_settings
-from tailrace_common_api import ConfigurationError
+from tailrace_common_api import ConfigurationError, Overloaded
 
 ANY = ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
 
@@ -93,6 +93,8 @@ def test_an_address_in_use_is_refused(run: Run, option: str) -> None:
         ("[storage]\nupload_grace = 'long'", "storage.upload_grace: 'long' is not a number"),
         ("[http]\npublic_base = 'example.org'", "http.public_base: 'example.org' is not ws://"),
         ("[grpc]\npublic_base = 'example.org'", "grpc.public_base: 'example.org' is not grpc://"),
+        ("[http]\nmax_connections = 0", "http.max_connections: 0 is below 1"),
+        ("[grpc]\nmax_connections = 'many'", "grpc.max_connections: 'many' is not a whole number"),
         ("[http.options]\ncolour = true", "http.options: unknown option 'colour'"),
         ("[grpc.options]\ncolour = true", "grpc.options: unknown option 'colour'"),
         ("[serve]\ndata = 'tailrace.toml'", "serve.data: tailrace.toml is no folder"),
@@ -173,6 +175,27 @@ async def test_a_server_runs_inside_an_application(tmp_path: Path) -> None:
             await upload.write(b"one\ntwo\n")
         async with tailrace.connect(urls["http"]) as other, other.open(upload.reference) as resource:
             assert await resource.read_lines() == [b"one\n", b"two\n"]
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "ws"])
+async def test_the_most_connections_are_those_of_the_settings(tmp_path: Path, scheme: str) -> None:
+    needs_server()
+    import tailrace
+
+    arguments = {
+        "serve": {"data": tmp_path / "data", "grpc": "127.0.0.1:0", "http": "127.0.0.1:0"},
+        "grpc": {"max_connections": 1},
+        "http": {"max_connections": 1},
+    }
+    settings = await asyncio.to_thread(load_settings, arguments, environment={})
+    async with serve_resources(settings, grace=1.0) as urls:
+        async with tailrace.connect(urls[scheme], reconnect_timeout=0.0) as first, first.upload("a") as upload:
+            # It has the only connection, and a call on it.
+            async with tailrace.connect(urls[scheme], reconnect_timeout=0.0) as second:
+                with pytest.raises(Overloaded):
+                    await second.status(upload.id)
+            await upload.write(b"x")
+        assert upload.status.size == 1
 
 
 def test_log_lines_name_the_resource_and_stay_lines(capfd: pytest.CaptureFixture[str]) -> None:

@@ -119,3 +119,11 @@ def test_a_named_file_must_exist(config: Path) -> None:
         load_settings(config=config, environment={})
     with pytest.raises(ConfigurationError, match="config"):
         load_settings(config=config.parent, environment={})
+
+
+def test_each_transport_has_a_most_of_connections(config: Path) -> None:
+    config.write_text("[grpc]\nmax_connections = 5\n")
+    settings = load_settings(config=config, environment={"TAILRACE_HTTP_MAX_CONNECTIONS": "7"})
+    assert (settings.grpc.max_connections, settings.http.max_connections) == (5, 7)
+    defaults = load_settings(environment={})
+    assert (defaults.grpc.max_connections, defaults.http.max_connections) == (10_000, 10_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -11,6 +12,7 @@ from tailrace_common_api import (
     Context,
     ContextEvent,
     ContextNotFound,
+    InternalError,
     Limits,
     ListFilter,
     Metadata,
@@ -18,16 +20,22 @@ from tailrace_common_api import (
     Page,
     PermissionDenied,
     Status,
+    StorageFailure,
+    TailraceError,
     Visibility,
 )
 from tailrace_server_api import (
+    Authenticator,
     Authorizer,
+    Credentials,
     Operation,
     Principal,
     ResourceReader,
     ResourceService,
     UploadIngest,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class GuardedManager(Protocol):
@@ -46,6 +54,48 @@ class GuardedManager(Protocol):
 
     async def context_of(self, id: str) -> str | None:
         """Return the context of a resource, visible or not; ``NotFound`` when there is none of this id."""
+
+    async def listed_context_of(self, id: str) -> str | None:
+        """Return the same from the catalog alone, for a resource whose own files cannot be read."""
+
+
+async def identify(authenticator: Authenticator, credentials: Credentials) -> Principal:
+    """Return who shows ``credentials``.
+
+    Raises:
+        Unauthenticated: They prove nothing.
+        InternalError: The authenticator failed, or did not return a principal. It is logged, and nobody is let in.
+    """
+    try:
+        principal: object = await authenticator.authenticate(credentials)
+    except TailraceError:
+        raise
+    except Exception as exc:
+        logger.exception("the authenticator failed", extra={"peer": credentials.peer})
+        raise InternalError("the caller could not be authenticated; the server's log says why") from exc
+    if not isinstance(principal, Principal):
+        logger.error("the authenticator returned %s, which is no principal", type(principal).__name__)
+        raise InternalError("the caller could not be authenticated; the server's log says why")
+    return principal
+
+
+async def authorize(
+    authorizer: Authorizer, principal: Principal, operation: Operation, *, context: str | None, id: str | None = None
+) -> None:
+    """Return if ``principal`` may do this.
+
+    Raises:
+        PermissionDenied: It may not.
+        NotFound: It may not, and is not to know what there is.
+        InternalError: The authorizer failed. It is logged, and nothing is done.
+    """
+    try:
+        await authorizer.authorize(principal, operation, context=context, id=id)
+    except TailraceError:
+        raise
+    except Exception as exc:
+        logger.exception("the authorizer failed", extra={"resource": id, "principal": principal.name})
+        raise InternalError("access could not be decided; the server's log says why") from exc
 
 
 class ScopeAuthorizer(Authorizer):
@@ -159,13 +209,18 @@ class Guard(ResourceService):
                 yield event
 
     async def _authorize(self, operation: Operation, *, context: str | None) -> None:
-        await self._authorizer.authorize(self._principal, operation, context=context, id=None)
+        await authorize(self._authorizer, self._principal, operation, context=context)
 
     async def _authorize_resource(self, operation: Operation, id: str) -> None:
         try:
             context = await self._manager.context_of(id)
         except NotFound:
             # Who may not do this at all hears the same, whether or not there is such a resource.
-            await self._authorizer.authorize(self._principal, operation, context=self._principal.context, id=id)
+            await authorize(self._authorizer, self._principal, operation, context=self._principal.context, id=id)
             raise
-        await self._authorizer.authorize(self._principal, operation, context=context, id=id)
+        except StorageFailure:
+            # What it may not see is not there for it, damaged or not.
+            context = await self._manager.listed_context_of(id)
+            await authorize(self._authorizer, self._principal, operation, context=context, id=id)
+            raise
+        await authorize(self._authorizer, self._principal, operation, context=context, id=id)

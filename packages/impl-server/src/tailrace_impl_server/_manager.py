@@ -25,7 +25,7 @@ from tailrace_common_api import (
     check_id,
 )
 from tailrace_impl_common import set_caller
-from tailrace_impl_server._access import Guard, ScopeAuthorizer
+from tailrace_impl_server._access import Guard, ScopeAuthorizer, authorize, identify
 from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
 from tailrace_impl_server._bookkeeping import Bookkeeper
 from tailrace_impl_server._catalog_follower import CatalogFollower
@@ -210,14 +210,15 @@ class Manager(ResourceManager):
 
     async def authorize_metrics(self, credentials: Credentials) -> None:
         principal = await self._principal(credentials)
+        set_caller(peer=credentials.peer, principal="" if principal is None else principal.name)
         if principal is not None or self._authorizer is not None:
             authorizer = self._authorizer or ScopeAuthorizer()
-            await authorizer.authorize(principal or Principal(name=""), Operation.METRICS, context=None, id=None)
+            await authorize(authorizer, principal or Principal(name=""), Operation.METRICS, context=None)
 
     async def _principal(self, credentials: Credentials) -> Principal | None:
         """Return who shows ``credentials``; ``None`` for nobody in particular, where nobody needs to say."""
         if self._authenticator is not None:
-            return await self._authenticator.authenticate(credentials)
+            return await identify(self._authenticator, credentials)
         if credentials.certificate_names:
             # A certificate that the transport was told to ask for gives access by itself.
             return Principal(name=credentials.certificate_names[0])
@@ -240,6 +241,11 @@ class Manager(ResourceManager):
             return live.descriptor.metadata.context
         finally:
             self._registry.release(live)
+
+    async def listed_context_of(self, id: str) -> str | None:
+        """Return the context of a resource as the catalog has it; see :meth:`context_of`."""
+        entry = await self._parts.catalog.get(id)
+        return None if entry is None else entry.descriptor.metadata.context
 
     @property
     def ready(self) -> bool:

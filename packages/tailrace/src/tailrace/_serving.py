@@ -151,6 +151,7 @@ def _transport_settings(name: str, address: str, settings: TransportSettings) ->
         certificate_file=settings.certificate_file,
         key_file=settings.key_file,
         client_ca_file=settings.client_ca_file,
+        max_connections=settings.max_connections,
         options=settings.options,
     )
 

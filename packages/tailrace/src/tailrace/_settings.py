@@ -80,6 +80,8 @@ class TransportSettings:
     """PEM file of the private key of :attr:`certificate_file`."""
     client_ca_file: str | None = None
     """PEM file of the certificate authorities of clients: who shows no certificate of theirs is not let in."""
+    max_connections: int = 10_000
+    """Most connections at the same time; more are refused with ``Overloaded``."""
     options: Mapping[str, str] = field(default_factory=dict)
     """Options of the one transport, by name; unknown ones are refused."""
 
