@@ -82,7 +82,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         ]
         dropped = [item for item in items if item not in kept]
         config.hook.pytest_deselected(items=dropped)
-        items[:] = kept
+        # What needs processes and takes long comes last: most of what is looked for is noticed before.
+        items[:] = sorted(kept, key=lambda item: item.path.name.startswith("test_faults_"))
     for item in items:
         of = _parameter(item, "cell")
         for expected in EXPECTED_FAILURES:
