@@ -172,7 +172,10 @@ Interrupt = Callable[[Callable[[], object]], None]
 def interrupted() -> Iterator[Interrupt]:
     """Interrupt this thread, as Ctrl-C does, while it waits in the façade for what it was told to do."""
 
+    handled = threading.Event()
+
     def raise_interrupt(number: int, frame: object) -> None:
+        handled.set()
         raise KeyboardInterrupt
 
     target = threading.get_ident()
@@ -181,8 +184,12 @@ def interrupted() -> Iterator[Interrupt]:
         while not any(frame.f_code.co_filename == blocking.__file__ for frame, _ in _stack(target)):
             os.sched_yield()
         signal.pthread_kill(target, signal.SIGUSR1)
+        # A signal between the interpreter's last look and the wait itself is only seen with the next one.
+        while not handled.wait(0.1):
+            signal.pthread_kill(target, signal.SIGUSR1)
 
     def interrupt(action: Callable[[], object]) -> None:
+        handled.clear()
         thread = threading.Thread(target=interrupt_when_waiting)
         thread.start()
         action()
