@@ -100,7 +100,8 @@ async def _run(
     assert uploader.stdout is not None
     begun = time.perf_counter()
     source = HeadHasher()
-    feeding = asyncio.create_task(_feed(uploader, size, seed, source))
+    harmed = asyncio.Event()
+    feeding = asyncio.create_task(_feed(uploader, size, seed, source, harmed))
     reference = json.loads(await uploader.stdout.readline())["reference"]
     connect = connect_grpc if transport is Transport.GRPC else connect_websocket
     async with connect(proxy.url, ClientSettings(reconnect_timeout=120)) as client:
@@ -110,7 +111,13 @@ async def _run(
             nonlocal memory
             memory = max(memory, _peak_memory(uploader.pid))
             await _harm(fault, server, proxy, transport)
+            left.remove(fault)
+            if not left:
+                harmed.set()
 
+        left = list(faults)
+        if not left:
+            harmed.set()
         follower, gap = await _follow(client, reference, size, faults, harm)
         await feeding
         finished = json.loads(await uploader.stdout.readline())
@@ -124,10 +131,17 @@ async def _run(
     return Survived(size, faults.count("kill"), faults.count("cut"), seconds, status.head.hex(), memory, gap)
 
 
-async def _feed(uploader: asyncio.subprocess.Process, size: int, seed: int, source: HeadHasher) -> None:
-    """Write the stream to the uploader's standard input, as fast as it is taken."""
+async def _feed(
+    uploader: asyncio.subprocess.Process, size: int, seed: int, source: HeadHasher, harmed: asyncio.Event
+) -> None:
+    """Write the stream to the uploader's standard input, as fast as it is taken.
+
+    The last block comes when all harm is done: the upload is to live through all of it.
+    """
     assert uploader.stdin is not None
     for block in _blocks(size, seed):
+        if source.size + len(block) == size:
+            await harmed.wait()
         source.update(block)
         uploader.stdin.write(block)
         await uploader.stdin.drain()

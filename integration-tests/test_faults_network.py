@@ -185,6 +185,26 @@ async def test_a_reader_survives_harm_to_any_message(
     assert number > 5
 
 
+@pytest.mark.cells(PROCESS_CELLS)
+@pytest.mark.timeout(3600 if SOAK else 120)
+@proves("UPL-9", "DWN-5", "RES-5")
+async def test_both_directions_survive_cuts_after_any_number_of_bytes(new_server: NewServer, cell: Cell) -> None:
+    server = await new_server(checkpoint_interval=0.0)
+    chance = random.Random(SEED)
+    async with TcpProxy(server.url(cell.transport)) as proxy, connect(server, cell, proxy) as client:
+        for _ in range(300 if SOAK else 15):
+            session = client.start_upload(UploadRequest(metadata=Metadata(name="a"), prefix=prefix))
+            await session.open()
+            witness = Witness(client, session.id, SOURCE)
+            # Whoever is there is cut off at once, and the next ones where chance wants it.
+            proxy.cut_after = {direction: chance.randrange(1, 2 * len(SOURCE)) for direction in Direction}
+            proxy.cut()
+            status = await upload(session)
+            assert (status.state, status.head) == (ResourceState.COMPLETED, head_of(SOURCE))
+            assert (await witness.end()).head == status.head
+            proxy.cut_after.clear()
+
+
 async def reached(connect: Callable[[], ConnectedClient], id: str) -> ConnectedClient:
     """Return a client that has read the status of a resource, so that it comes back by itself from now on."""
     for _ in range(MOST_ATTEMPTS):

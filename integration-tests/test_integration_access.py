@@ -272,6 +272,8 @@ async def test_tokens_are_shown_nowhere(
     client = guarded.connect(cell.transport, token=admin)
     upload = client.upload("a")
     await upload.open()
+    upload_token = upload.token
+    assert len(upload_token) > 20
     wrong = admin[:-2] + "zz"
     with pytest.raises(Unauthenticated) as refused:
         await guarded.connect(cell.transport, token=wrong).status(upload.id)
@@ -280,9 +282,9 @@ async def test_tokens_are_shown_nowhere(
     await upload.finish()
     text = "\n".join(f"{record.getMessage()} {record.__dict__}" for record in caplog.records if _is_ours(record))
     shown = [text, str(refused.value), repr(refused.value), repr(ClientSettings(token=admin)), repr(upload.reference)]
-    for secret in (admin, wrong, upload.token):
-        if secret:
-            assert all(secret not in each for each in shown)
+    assert text
+    for secret in (admin, wrong, upload_token):
+        assert all(secret not in each for each in shown)
     assert admin not in Path(guarded.data / "catalog.sqlite").read_bytes().decode("latin-1") if guarded.data else True
 
 
@@ -379,6 +381,23 @@ async def test_http_takes_a_token(cell: Cell, guarded: LocalServer, tokens: Toke
         assert (await http.get(f"/r/{made}", headers=bearer)).content == b"secret\n"
         assert (await http.get("/metrics", headers=bearer)).status_code == 200
         assert (await http.get("/healthz")).status_code == 200
+        basic = {"Authorization": "Basic " + base64.b64encode(f"admin:{admin}".encode()).decode()}
+        several = [("Authorization", f"Bearer {admin}"), ("Authorization", f"Bearer {admin[:-2]}zz")]
+        for wrong in (basic, {"Authorization": admin}, several, several[::-1], [("Authorization", b"Bearer \xe9\xff")]):
+            for path in (f"/r/{made}", "/metrics"):
+                refused = await http.get(path, headers=wrong)  # type: ignore[arg-type]  # each is a form of headers
+                assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
+        # A token in the address would be in every log on the way.
+        assert (await http.get(f"/r/{made}", params={"token": admin})).status_code == 401
+        reader = await asyncio.to_thread(tokens.add, "reader", [Operation.READ])
+        bearer = {"Authorization": f"Bearer {reader}"}
+
+        async def let_in() -> bool:
+            return (await http.get(f"/r/{made}", headers=bearer)).status_code == 200
+
+        await eventually(let_in)
+        refused = await http.get("/metrics", headers=bearer)
+        assert (refused.status_code, refused.json()["code"]) == (403, "permission_denied")
 
 
 @proves("ACC-1")

@@ -18,6 +18,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from starlette.types import Message, Receive, Scope
 
+from tailrace_common_api import ConfigurationError
 from tailrace_impl_server import create_manager
 from tailrace_impl_websocket import WebSocketServer, create_application
 from tailrace_server_api import ResourceManager
@@ -175,3 +176,61 @@ async def test_many_conversations_of_a_stopped_reader_wait_with_one_frame() -> N
         assert 1 <= len(frames) <= 2
         inbound.put_nowait({"type": "websocket.disconnect", "code": 1006})
         await running
+
+
+PAGE = "https://app.example"
+
+
+@pytest.mark.parametrize(
+    ("origins", "let_in", "refused"),
+    [
+        ("", ["https://example.org"], [PAGE, "http://example.org", "https://example.org:444", "null", "*"]),
+        (f"{PAGE} http://other.example:8080", [PAGE, "http://other.example:8080"], ["http://other.example", "null"]),
+        (f"{PAGE},http://other.example", [PAGE, "http://other.example"], ["https://app.example.evil", "app.example"]),
+        ("*", [PAGE, "null", "https://evil.example"], []),
+    ],
+)
+async def test_pages_of_origins_that_the_application_lists_are_let_in(
+    origins: str, let_in: list[str], refused: list[str]
+) -> None:
+    async with create_manager(None, {}) as managed:
+        application = create_application(managed.manager, base="wss://example.org/files", origins=origins)
+        transport = httpx.ASGITransport(application)
+        # It runs behind a name that no page has.
+        async with httpx.AsyncClient(transport=transport, base_url="http://inner.example", trust_env=False) as client:
+            for origin in let_in:
+                answer = await client.get(f"/r/{'0' * 32}", headers={"Origin": origin})
+                assert answer.status_code == 404
+                assert answer.headers["access-control-allow-origin"] == origin
+            for origin in refused:
+                answer = await client.get(f"/r/{'0' * 32}", headers={"Origin": origin})
+                assert (answer.status_code, answer.json()["code"]) == (403, "permission_denied")
+                assert "access-control-allow-origin" not in answer.headers
+            assert (await client.get(f"/r/{'0' * 32}")).status_code == 404
+        for origin, accepted in (*((origin, True) for origin in let_in), *((origin, False) for origin in refused)):
+            assert await _handshake(application, origin) is accepted
+
+
+async def _handshake(application: Starlette, origin: str) -> bool:
+    """Return whether a WebSocket of a page of ``origin`` is accepted."""
+    events: list[Message] = [{"type": "websocket.connect"}, {"type": "websocket.disconnect", "code": 1000}]
+    sent: list[str] = []
+
+    async def receive() -> Message:
+        return events.pop(0)
+
+    async def send(message: Message) -> None:
+        sent.append(message["type"])
+
+    scope = websocket_scope("tailrace.v1")
+    scope["headers"] = [(b"host", b"inner.example"), (b"origin", origin.encode())]
+    await application(scope, receive, send)
+    return sent[0] == "websocket.accept"
+
+
+@pytest.mark.parametrize("origins", ["app.example", "https://app.example/path", "ftp://app.example", "https://"])
+async def test_what_is_no_origin_is_refused(origins: str) -> None:
+    async with create_manager(None, {}) as managed:
+        with pytest.raises(ConfigurationError) as refused:
+            create_application(managed.manager, base="wss://example.org", origins=origins)
+        assert refused.value.field == "origins"

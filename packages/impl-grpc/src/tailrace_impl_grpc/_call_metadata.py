@@ -14,7 +14,9 @@ _TRACE_KEYS = ("traceparent", "tracestate")
 
 def credentials_of(context: Context) -> Credentials:
     """Return what the caller shows."""
-    authorization = _metadata(context).get(_AUTHORIZATION, "")
+    shown = [value for key, value in context.invocation_metadata() or () if key == _AUTHORIZATION]
+    # Which of several is meant nobody can know: whoever stands before the server may have looked at another one.
+    authorization = shown[0] if len(shown) == 1 and isinstance(shown[0], str) else ""
     token = authorization[len(_BEARER) :].strip() if authorization.lower().startswith(_BEARER) else None
     return Credentials(token=token or None, certificate_names=_certificate_names(context), peer=context.peer())
 

@@ -18,7 +18,9 @@ _BEARER = "bearer "
 
 def credentials_of(scope: Scope) -> Credentials:
     """Return the credentials in the headers of an ASGI scope."""
-    authorization = Headers(scope=scope).get("authorization", "")
+    shown = Headers(scope=scope).getlist("authorization")
+    # Which of several is meant nobody can know: whoever stands before the server may have looked at another one.
+    authorization = shown[0] if len(shown) == 1 else ""
     token = authorization[len(_BEARER) :].strip() if authorization.lower().startswith(_BEARER) else None
     client = scope.get("client")
     return Credentials(token=token or None, peer="" if client is None else f"{client[0]}:{client[1]}")

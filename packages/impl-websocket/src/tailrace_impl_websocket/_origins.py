@@ -110,7 +110,8 @@ class OriginGuard:
         if origin is None:
             await self._app(scope, receive, send)
             return
-        allowed = self._origins.allows(origin, scheme=scope["scheme"], host=headers.get("host", ""))
+        scheme = scope.get("scheme", "ws" if scope["type"] == "websocket" else "http")  # ASGI lets servers leave it out
+        allowed = self._origins.allows(origin, scheme=scheme, host=headers.get("host", ""))
         if not allowed or len(headers.getlist("origin")) > 1:
             await self._refuse(scope, receive, send)
         elif scope["type"] == "websocket":
