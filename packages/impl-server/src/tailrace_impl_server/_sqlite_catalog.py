@@ -283,6 +283,10 @@ class SqliteCatalog(Catalog):
             raise StorageFailure(f"the catalog cannot be read: {error}") from error
 
 
+_INTERRUPT_AGAIN = 0.05
+"""Time between two attempts to interrupt a check, in seconds."""
+
+
 class _BackgroundCheck:
     """Looks through a whole catalog in a thread of its own while it is used."""
 
@@ -297,11 +301,13 @@ class _BackgroundCheck:
 
     def stop(self) -> None:
         """End the check, wherever it is."""
-        with self._lock:
-            self._stopping = True
-            if self._connection is not None:
-                self._connection.interrupt()
-        self._thread.join()
+        while self._thread.is_alive():
+            with self._lock:
+                self._stopping = True
+                if self._connection is not None:
+                    self._connection.interrupt()
+            # An interruption between two statements is lost: the next one ends the statement that has begun.
+            self._thread.join(_INTERRUPT_AGAIN)
 
     def wait(self) -> None:
         """Wait until the whole catalog has been looked through."""
