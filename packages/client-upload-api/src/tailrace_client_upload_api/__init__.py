@@ -1,5 +1,6 @@
 """Interfaces for uploading."""
 
+from tailrace_client_upload_api._bulk import BulkClient, BulkUpload, RecordContent
 from tailrace_client_upload_api._client import (
     WAIT,
     Buffer,
@@ -16,7 +17,10 @@ from tailrace_client_upload_api._client import (
 __all__ = [
     "WAIT",
     "Buffer",
+    "BulkClient",
+    "BulkUpload",
     "DropOldest",
+    "RecordContent",
     "ReopenRequest",
     "SpoolToDisk",
     "UploadClient",

@@ -10,7 +10,8 @@
     │       └── TransportMissing              no installed package serves the URL's scheme
     ├── NotFound (LookupError)                no such resource, or none that this caller may see
     │   ├── Deleted                           it was deleted, before or during the operation
-    │   └── ContextNotFound                   no such context
+    │   ├── ContextNotFound                   no such context
+    │   └── RecordEndNotFound                 no such collection, source or queue
     ├── ContextClosed                         the context takes no more uploads
     ├── RangeNotSatisfiable (ValueError)      bytes outside [0, size)
     ├── LineRangeNotSatisfiable (ValueError)  lines outside [0, lines]
@@ -25,6 +26,11 @@
     ├── Fenced                                a newer session of the same upload took over
     ├── AlreadyTerminal                       the upload has ended; nothing can be appended
     ├── IdempotencyConflict                   the key was used with different metadata
+    │   └── BulkConflict                      the key was used for a bulk with other content
+    ├── BulkRefused (ValueError)              records of a bulk cannot be accepted; none of them is
+    ├── StagingLost                           the database lost staged records; nothing was committed
+    ├── QueryFailed                           the source of a query failed
+    ├── LeaseLost                             the delivery is not this consumer's any more
     ├── UploadAborted                         this client ended the upload without completing it
     ├── ResourceFailed                        the resource ended FAILED
     ├── Unauthenticated (PermissionError)     the caller did not prove who it is
@@ -48,6 +54,7 @@ Attributes come first and the text is made from them. Every error travels betwee
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
@@ -145,7 +152,7 @@ class NotFound(TailraceError, LookupError):
     """No resource has this id, or none that the caller may see."""
 
     code = "not_found"
-    fields = ("id",)
+    fields: ClassVar[tuple[str, ...]] = ("id",)
 
     def __init__(self, *, id: str) -> None:
         self.id = id
@@ -171,6 +178,19 @@ class ContextNotFound(NotFound):
     def __init__(self, *, id: str) -> None:
         super().__init__(id=id)
         self.message = f"no context {_shown(id)}"
+        self.args = (self.message,)
+
+
+class RecordEndNotFound(NotFound):
+    """No collection, source or queue has this name; ``kind`` says which was looked for."""
+
+    code = "record_end_not_found"
+    fields = ("kind", "id")
+
+    def __init__(self, *, kind: str, id: str) -> None:
+        super().__init__(id=id)
+        self.kind = kind
+        self.message = f"no {kind} {_shown(id)}"
         self.args = (self.message,)
 
 
@@ -333,6 +353,74 @@ class IdempotencyConflict(TailraceError):
     def __init__(self, *, id: str) -> None:
         self.id = id
         super().__init__(f"the idempotency key was used for resource {_shown(id)} with different metadata")
+
+
+class BulkConflict(IdempotencyConflict):
+    """The idempotency key names bulk ``id``, which had other content or went elsewhere."""
+
+    code = "bulk_conflict"
+
+    def __init__(self, *, id: str) -> None:
+        super().__init__(id=id)
+        self.message = f"the idempotency key was used for bulk {_shown(id)} with other content"
+        self.args = (self.message,)
+
+
+class BulkRefused(TailraceError, ValueError):
+    """Records of a bulk cannot be accepted, so none of them is.
+
+    ``problems`` is JSON on the wire and here: ``[[index, kind, field or null, problem], …]``, bounded; ``total`` says
+    how many there are in all, as far as the server has looked. :func:`tailrace_common_api.record_problems` reads it.
+    """
+
+    code = "bulk_refused"
+    fields = ("problems", "total")
+
+    def __init__(self, *, problems: str, total: int) -> None:
+        self.problems = problems
+        self.total = total
+        found = json.loads(problems)
+        if not isinstance(found, list):
+            raise ValueError("problems are no list")
+        if not found:
+            super().__init__("the bulk has no records" if not total else f"{total} records cannot be accepted")
+            return
+        index, kind, field, problem = found[0]
+        where = f", field {_shown(str(field))}" if field is not None else ""
+        more = "" if total < 2 else f" (and {total - 1} more)"
+        super().__init__(f"record {int(index)}{where}: {kind}: {problem}{more}")
+
+
+class StagingLost(TailraceError):
+    """The database holds ``found`` of the ``staged`` records of a bulk; nothing was committed. Send it again."""
+
+    code = "staging_lost"
+    fields = ("staged", "found")
+
+    def __init__(self, *, staged: int, found: int) -> None:
+        self.staged = staged
+        self.found = found
+        super().__init__(
+            f"the database lost staged records: {staged} were staged and {found} are there; nothing was kept"
+        )
+
+
+class QueryFailed(_Described):
+    """The source of a query failed; what was read before is right and not all."""
+
+    code = "query_failed"
+
+
+class LeaseLost(TailraceError):
+    """Delivery ``attempt`` of record ``id`` is not this consumer's any more: its lease ended, and it went on."""
+
+    code = "lease_lost"
+    fields = ("id", "attempt")
+
+    def __init__(self, *, id: int, attempt: int) -> None:
+        self.id = id
+        self.attempt = attempt
+        super().__init__(f"attempt {attempt} at record {id} is over: the lease ended before it was answered")
 
 
 class UploadAborted(TailraceError):

@@ -23,6 +23,8 @@ request            further messages of the client         messages of the server
 ``WatchContext``   –                                      ``ContextEvent``\*, ``Watched``
 =================  =====================================  ==========================================
 
+Records have messages of their own, in :mod:`tailrace_impl_common.record_messages`.
+
 Errors are not messages here: a stream raises them, and each transport carries them in its own way.
 """
 
@@ -45,6 +47,14 @@ from tailrace_common_api import (
     Start,
     Status,
     Visibility,
+)
+from tailrace_impl_common.record_messages import (
+    RECORD_STREAM_REQUESTS,
+    GetQueue,
+    QueueFigures,
+    RecordClientMessage,
+    RecordServerMessage,
+    RecordStreamRequest,
 )
 
 Buffer = bytes | bytearray | memoryview
@@ -336,24 +346,37 @@ class Done:
 UploadRequest = OpenUpload | ReopenUpload
 DownloadRequest = Read | Follow | ReadLines
 WatchRequest = Watch | WatchContext
-UnaryRequest = GetStatus | GetHeads | Locate | List | Delete | CreateContext | GetContext | CloseContext
-Request = UploadRequest | DownloadRequest | WatchRequest | UnaryRequest
+UnaryRequest = GetStatus | GetHeads | Locate | List | Delete | CreateContext | GetContext | CloseContext | GetQueue
+Request = UploadRequest | DownloadRequest | WatchRequest | RecordStreamRequest | UnaryRequest
 """First message of a conversation."""
 
-ClientMessage = Request | Chunk | Finish | Abort | Window
+ClientMessage = Request | Chunk | Finish | Abort | Window | RecordClientMessage
 """Everything that a client says."""
 
-UnaryAnswer = Status | Heads | Located | Listed | Done | Context
-ServerMessage = Opened | Window | Checkpoint | Finished | Started | Chunk | End | ContextEvent | Watched | UnaryAnswer
+UnaryAnswer = Status | Heads | Located | Listed | Done | Context | QueueFigures
+ServerMessage = (
+    Opened
+    | Window
+    | Checkpoint
+    | Finished
+    | Started
+    | Chunk
+    | End
+    | ContextEvent
+    | Watched
+    | RecordServerMessage
+    | UnaryAnswer
+)
 """Everything that a server says, errors apart."""
 
 UPLOAD_REQUESTS = (OpenUpload, ReopenUpload)
 DOWNLOAD_REQUESTS = (Read, Follow, ReadLines)
 WATCH_REQUESTS = (Watch, WatchContext)
-UNARY_REQUESTS = (GetStatus, GetHeads, Locate, List, Delete, CreateContext, GetContext, CloseContext)
+UNARY_REQUESTS = (GetStatus, GetHeads, Locate, List, Delete, CreateContext, GetContext, CloseContext, GetQueue)
 
 __all__ = [
     "DOWNLOAD_REQUESTS",
+    "RECORD_STREAM_REQUESTS",
     "UNARY_REQUESTS",
     "UPLOAD_REQUESTS",
     "WATCH_REQUESTS",
@@ -386,6 +409,7 @@ __all__ = [
     "Opened",
     "Read",
     "ReadLines",
+    "RecordStreamRequest",
     "ReopenUpload",
     "Request",
     "ServerMessage",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,7 +11,6 @@ from tailrace_common_api import (
     Context,
     ContextEvent,
     ContextNotFound,
-    InternalError,
     Limits,
     ListFilter,
     Metadata,
@@ -21,25 +19,27 @@ from tailrace_common_api import (
     PermissionDenied,
     Status,
     StorageFailure,
-    TailraceError,
     Visibility,
 )
+from tailrace_impl_server._access_checks import authorize
+from tailrace_impl_server._guarded_records import GuardedRecords
+from tailrace_impl_server._record_streams import RecordStreams
 from tailrace_server_api import (
-    Authenticator,
     Authorizer,
-    Credentials,
     Operation,
     Principal,
+    RecordService,
     ResourceReader,
     ResourceService,
     UploadIngest,
 )
 
-logger = logging.getLogger(__name__)
-
 
 class GuardedManager(Protocol):
     """What a guard asks of the manager behind it, beside what it passes on."""
+
+    @property
+    def records(self) -> RecordStreams: ...
 
     async def create(
         self,
@@ -57,45 +57,6 @@ class GuardedManager(Protocol):
 
     async def listed_context_of(self, id: str) -> str | None:
         """Return the same from the catalog alone, for a resource whose own files cannot be read."""
-
-
-async def identify(authenticator: Authenticator, credentials: Credentials) -> Principal:
-    """Return who shows ``credentials``.
-
-    Raises:
-        Unauthenticated: They prove nothing.
-        InternalError: The authenticator failed, or did not return a principal. It is logged, and nobody is let in.
-    """
-    try:
-        principal: object = await authenticator.authenticate(credentials)
-    except TailraceError:
-        raise
-    except Exception as exc:
-        logger.exception("the authenticator failed", extra={"peer": credentials.peer})
-        raise InternalError("the caller could not be authenticated; the server's log says why") from exc
-    if not isinstance(principal, Principal):
-        logger.error("the authenticator returned %s, which is no principal", type(principal).__name__)
-        raise InternalError("the caller could not be authenticated; the server's log says why")
-    return principal
-
-
-async def authorize(
-    authorizer: Authorizer, principal: Principal, operation: Operation, *, context: str | None, id: str | None = None
-) -> None:
-    """Return if ``principal`` may do this.
-
-    Raises:
-        PermissionDenied: It may not.
-        NotFound: It may not, and is not to know what there is.
-        InternalError: The authorizer failed. It is logged, and nothing is done.
-    """
-    try:
-        await authorizer.authorize(principal, operation, context=context, id=id)
-    except TailraceError:
-        raise
-    except Exception as exc:
-        logger.exception("the authorizer failed", extra={"resource": id, "principal": principal.name})
-        raise InternalError("access could not be decided; the server's log says why") from exc
 
 
 class ScopeAuthorizer(Authorizer):
@@ -137,6 +98,10 @@ class Guard(ResourceService):
     @property
     def limits(self) -> Limits:
         return self._service.limits
+
+    @property
+    def records(self) -> RecordService:
+        return GuardedRecords(self._manager.records, self._principal, self._authorizer)
 
     async def create(
         self,

@@ -25,7 +25,8 @@ from tailrace_common_api import (
     check_id,
 )
 from tailrace_impl_common import set_caller
-from tailrace_impl_server._access import Guard, ScopeAuthorizer, authorize, identify
+from tailrace_impl_server._access import Guard, ScopeAuthorizer
+from tailrace_impl_server._access_checks import authorize, identify
 from tailrace_impl_server._admission import DescriptorBudget, RunningRequests
 from tailrace_impl_server._bookkeeping import Bookkeeper
 from tailrace_impl_server._catalog_follower import CatalogFollower
@@ -36,6 +37,7 @@ from tailrace_impl_server._live_resource import GOING_AWAY_RETRY, Bases, LiveRes
 from tailrace_impl_server._prometheus import Figures, PrometheusTelemetry
 from tailrace_impl_server._quotas import RESOURCE_BYTES, Quotas
 from tailrace_impl_server._reader import LiveReader
+from tailrace_impl_server._record_streams import RecordStreams
 from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._registry import Registry
 from tailrace_impl_server._removal import Removal
@@ -54,6 +56,7 @@ from tailrace_server_api import (
     EventBus,
     Operation,
     Principal,
+    RecordEnds,
     ResourceManager,
     ResourceReader,
     ResourceService,
@@ -85,6 +88,7 @@ class Manager(ResourceManager):
         hooks: ServerHooks | None = None,
         authenticator: Authenticator | None = None,
         authorizer: Authorizer | None = None,
+        records: RecordEnds | None = None,
     ) -> None:
         self.settings = settings
         """Settings in force."""
@@ -92,6 +96,7 @@ class Manager(ResourceManager):
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._limits = settings.limits
+        self._records = RecordStreams(records or RecordEnds())
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
         follower, quotas, tasks = CatalogFollower(catalog), Quotas(settings), RunningTasks()
@@ -137,6 +142,7 @@ class Manager(ResourceManager):
             await parts.bus.start()
             unfinished = await recover(parts.storage, parts.catalog, parts.sweeper.begin_grace)
             parts.quotas.load(await parts.catalog.usage(), unfinished)
+            await self._records.start()
         except BaseException:
             await self._close_parts()
             raise
@@ -172,6 +178,7 @@ class Manager(ResourceManager):
         parts.telemetry.close()
         await parts.sweeper.close()
         await self._uploads.close()
+        await self._records.close()
         await parts.tasks.wait()
         await self._registry.close()
         await self._descriptors.close()
@@ -185,6 +192,10 @@ class Manager(ResourceManager):
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    @property
+    def records(self) -> RecordStreams:
+        return self._records
 
     def add_base(self, base: str) -> None:
         self._bases.add(base)

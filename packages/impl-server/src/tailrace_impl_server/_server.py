@@ -15,11 +15,21 @@ from tailrace_impl_server._local_events import LocalEventBus
 from tailrace_impl_server._manager import Manager
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._memory_storage import MemoryStorage
+from tailrace_impl_server._record_declarations import declared_ends
 from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
 from tailrace_impl_server._token_authenticator import TokenAuthenticator
-from tailrace_server_api import Authenticator, Authorizer, Catalog, Damage, ResourceManager, ServerHooks, Storage
+from tailrace_server_api import (
+    Authenticator,
+    Authorizer,
+    Catalog,
+    Damage,
+    RecordEnds,
+    ResourceManager,
+    ServerHooks,
+    Storage,
+)
 
 
 class ManagedServer:
@@ -106,6 +116,7 @@ def create_manager(
     hooks: ServerHooks | None = None,
     authenticator: Authenticator | None = None,
     authorizer: Authorizer | None = None,
+    records: RecordEnds | Mapping[str, object] | None = None,
 ) -> ManagedServer:
     """Return a server that is not started yet.
 
@@ -115,6 +126,8 @@ def create_manager(
         hooks: What is called as resources come into being and end; instead of the setting of that name.
         authenticator: Who finds out who callers are; instead of the settings ``authenticator`` and ``tokens``.
         authorizer: Who decides what they may do; instead of the setting of that name.
+        records: Ends of record streams, or their declarations: the tables ``databases``, ``collections``, ``sources``
+            and ``queues``.
 
     Raises:
         ConfigurationError: An option is unknown or has a value that cannot work.
@@ -141,6 +154,7 @@ def create_manager(
         hooks=hooks,
         authenticator=authenticator,
         authorizer=authorizer,
+        records=records if isinstance(records, RecordEnds) else declared_ends(records or {}, data, settings),
     )
     return ManagedServer(manager, storage, catalog)
 

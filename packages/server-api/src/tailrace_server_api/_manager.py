@@ -19,6 +19,7 @@ from tailrace_common_api import (
     Visibility,
 )
 from tailrace_server_api._access import Credentials
+from tailrace_server_api._record_service import RecordService
 from tailrace_server_api._storage import Buffer, Snapshot
 from tailrace_server_api._telemetry import Telemetry
 
@@ -226,6 +227,11 @@ class ResourceService(ABC):
     @abstractmethod
     def limits(self) -> Limits:
         """What is announced in handshakes."""
+
+    @property
+    @abstractmethod
+    def records(self) -> RecordService:
+        """Record streams, for the same caller."""
 
     @abstractmethod
     async def create(
