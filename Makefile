@@ -13,6 +13,10 @@ help: ## List the targets.
 setup: ## Make .venv from the lock file; installs uv into .tools where it is absent.
 	scripts/bootstrap
 
+.PHONY: postgresql
+postgresql: setup ## Find a PostgreSQL server for the tests, or install one where it may.
+	scripts/setup-postgresql
+
 .PHONY: check
 check: lint types imports generated packages-alone wheels examples test ## Check everything; what continuous integration runs.
 
@@ -36,11 +40,11 @@ generated: setup ## Prove that the generated protobuf code is current.
 	scripts/generate-protos --check
 
 .PHONY: test
-test: setup ## Unit, contract and integration tests.
+test: postgresql ## Unit, contract and integration tests.
 	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal
 
 .PHONY: packages-alone
-packages-alone: setup ## Run each package's tests without the other packages.
+packages-alone: postgresql ## Run each package's tests without the other packages.
 	scripts/check-packages-alone
 
 .PHONY: wheels

@@ -1,10 +1,11 @@
-"""What holds for every test of the workspace: a blocking call on an event loop is an error."""
+"""What every test of the workspace has: a blocking call on an event loop is an error, and there is a PostgreSQL."""
 
 import importlib.util
 from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from postgres_server import PostgresServer
 
 _PACKAGES = (
     "tailrace_common_api",
@@ -31,3 +32,16 @@ def no_blocking_calls() -> Iterator[None]:
     """Raise BlockingError in project code that blocks a running event loop; test code itself may touch files."""
     with blockbuster_ctx(_INSTALLED):
         yield
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """A PostgreSQL server for all tests of this process that leave it running; made for the first one."""
+    with PostgresServer(fsync=False) as server:
+        yield server
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> str:
+    """URL of an empty database of one's own."""
+    return postgres_server.create_database()

@@ -27,7 +27,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "client-upload-api": set(),
     "client-download-api": set(),
     "impl-common": {"opentelemetry", "watchfiles", "xxhash"},
-    "impl-server": {"prometheus_client"},
+    "impl-server": {"asyncpg", "google", "jsonschema_rs", "orjson", "prometheus_client"},
     "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection"},
     "impl-websocket": {"starlette", "uvicorn", "websockets"},
     "tailrace": {"anyio", "click", "pydantic", "pydantic_settings", "rich", "uvloop"},

@@ -1,0 +1,204 @@
+"""A PostgreSQL server of one's own, in a folder of its own, that can be killed."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+_ROOT = Path(__file__).resolve().parents[1]
+_SUPERUSER = "postgres"
+_SETTINGS = """
+listen_addresses = '127.0.0.1'
+max_connections = 200
+shared_buffers = 128MB
+max_wal_size = 4GB
+logging_collector = off
+log_min_messages = warning
+"""
+
+
+def find_programs() -> Path:
+    """Return the folder of `initdb` and `postgres`.
+
+    Raises:
+        FileNotFoundError: There is none; `scripts/setup-postgresql` makes one.
+    """
+    candidates = [Path(os.environ["POSTGRESQL_BIN"])] if os.environ.get("POSTGRESQL_BIN") else []
+    on_path = shutil.which("initdb")
+    if on_path:
+        candidates.append(Path(on_path).resolve().parent)
+    versions = Path("/usr/lib/postgresql").glob("*/bin")
+    candidates += sorted(versions, key=lambda path: float(path.parent.name), reverse=True)
+    candidates += [path.parent for path in (_ROOT / ".tools" / "embedded-postgres").rglob("initdb")]
+    for candidate in candidates:
+        if (candidate / "initdb").exists() and (candidate / "postgres").exists():
+            return candidate
+    raise FileNotFoundError("no PostgreSQL server is installed; scripts/setup-postgresql installs one")
+
+
+class PostgresServer:
+    """A server on a free port of the loopback interface, to which everybody on this machine may connect. Blocking.
+
+    Its data survives :meth:`crash` and :meth:`restart`, and goes with :meth:`close`. Every commit is synced to disk, as
+    in production, unless ``fsync`` is off, which is for tests that neither crash nor measure.
+    """
+
+    def __init__(self, *, fsync: bool = True) -> None:
+        """Prepare a server; entering it makes and starts it."""
+        self._programs = find_programs()
+        self._fsync = fsync
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        # Root must not run it; the one who does must be able to reach the folder, which excludes root's own.
+        self._user = _unprivileged() if os.geteuid() == 0 else None
+        self._folder: Path | None = None
+        self.port = 0
+        """Port, from the start on; it stays the same."""
+
+    def __enter__(self) -> Self:
+        self._folder = Path(tempfile.mkdtemp(prefix="tailrace-postgres-"))
+        if self._user is not None:
+            shutil.chown(self._folder, self._user)
+        self._folder.chmod(0o700)
+        try:
+            self._run(
+                "initdb", "-D", str(self._data), "-U", _SUPERUSER, "-A", "trust", "-E", "UTF8", "--locale=C", "-N"
+            )
+            with (self._data / "postgresql.conf").open("a") as file:
+                file.write(_SETTINGS + f"unix_socket_directories = '{self._folder}'\nfsync = {self._fsync}\n")
+            self.port = _free_port()
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def _data(self) -> Path:
+        assert self._folder is not None
+        return self._folder / "data"
+
+    @property
+    def log(self) -> str:
+        """What the server has said."""
+        assert self._folder is not None
+        return (self._folder / "log").read_text(errors="replace")
+
+    def url(self, database: str = "postgres") -> str:
+        """Return the URL of a database."""
+        return f"postgresql://{_SUPERUSER}@127.0.0.1:{self.port}/{database}"
+
+    def create_database(self) -> str:
+        """Make an empty database and return its URL."""
+        self._databases += 1
+        name = f"test_{os.getpid()}_{self._databases}"
+        self.execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
+    def execute(self, statement: str, url: str | None = None) -> str:
+        """Run a statement and return what it answers, unaligned and without headers."""
+        return self._run(
+            "psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", url or self.url(), "-c", statement
+        )
+
+    def start(self) -> None:
+        """Start the server, and wait until it takes connections; after a crash it recovers first."""
+        assert self._folder is not None
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._programs / "postgres", "-D", self._data, "-p", str(self.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                user=self._user,
+                # A signal that is meant for the tests is not for it.
+                start_new_session=True,
+            )
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"PostgreSQL did not start:\n{self.log}")
+            ready = subprocess.run(
+                [self._programs / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-t", "1"], check=False
+            )
+            if ready.returncode == 0:
+                return
+
+    def crash(self) -> None:
+        """Kill every process of the server, as a loss of power does (what the disk cache holds apart)."""
+        assert self._process is not None
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        # Its shared memory is freed by the next start.
+        self._process = None
+
+    def stop(self) -> None:
+        """Stop the server in order, if it runs; its clients are cut off."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self.crash()
+            self._process = None
+
+    def restart(self) -> None:
+        """Stop it, if it runs, and start it again."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        """Stop it and remove its data; idempotent."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            try:
+                self._process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.crash()
+            self._process = None
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [self._programs / program, *arguments],
+            cwd=self._folder,
+            user=self._user,
+            check=False,
+            text=True,
+            capture_output=True,
+        )
+        if done.returncode:
+            raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}")
+        return done.stdout.strip()
+
+
+def _unprivileged() -> str:
+    for name in ("postgres", "nobody"):
+        with suppress(KeyError):
+            return pwd.getpwnam(name).pw_name
+    raise RuntimeError(f"{getpass.getuser()} must not run PostgreSQL, and there is no other user")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
