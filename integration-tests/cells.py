@@ -38,6 +38,29 @@ class Cell:
         return self.transport is not Transport.IN_PROCESS
 
 
+class Database(enum.Enum):
+    """Where the server keeps records."""
+
+    SQLITE = "sqlite"
+    POSTGRESQL = "postgresql"
+
+
+@dataclass(frozen=True, slots=True)
+class RecordCell:
+    """One transport over one database of records."""
+
+    transport: Transport
+    database: Database
+
+    def __str__(self) -> str:
+        return f"{self.transport.value}-{self.database.value}"
+
+    @property
+    def wired(self) -> bool:
+        """Whether there is a network connection between client and server."""
+        return self.transport is not Transport.IN_PROCESS
+
+
 @dataclass(frozen=True, slots=True)
 class Crossing:
     """An upload over one transport that is read over another one."""
@@ -60,6 +83,10 @@ LASTING_CELLS = frozenset(cell for cell in EVERY_CELL if cell.storage is Storage
 """What needs resources that outlive the server."""
 PROCESS_CELLS = WIRED_CELLS & LASTING_CELLS
 """What needs a server in a process of its own."""
+RECORD_CELLS = frozenset(RecordCell(transport, database) for transport in Transport for database in Database)
+"""What holds for records on every transport and database."""
+WIRED_RECORD_CELLS = frozenset(cell for cell in RECORD_CELLS if cell.wired)
+"""What of records needs a network connection, or a server in a process of its own."""
 
 CROSSINGS = tuple(
     Crossing(upload, download, storage)
@@ -69,11 +96,8 @@ CROSSINGS = tuple(
 """Every pair of different transports, over every storage."""
 
 
-def ordered(cells: frozenset[Cell]) -> list[Cell]:
+def ordered(cells: frozenset[Cell] | frozenset[RecordCell]) -> list[Cell | RecordCell]:
     """Return cells in the order in which the suite runs them."""
-    return [
-        Cell(transport, storage)
-        for transport in Transport
-        for storage in StorageKind
-        if Cell(transport, storage) in cells
-    ]
+    known: list[Cell | RecordCell] = [Cell(transport, storage) for transport in Transport for storage in StorageKind]
+    known += [RecordCell(transport, database) for transport in Transport for database in Database]
+    return [cell for cell in known if cell in cells]

@@ -12,9 +12,21 @@ from typing import Any
 
 import pytest
 import saboteurs
-from cells import CROSSINGS, EVERY_CELL, Cell, Crossing, StorageKind, Transport, ordered
+from cells import (
+    CROSSINGS,
+    EVERY_CELL,
+    RECORD_CELLS,
+    Cell,
+    Crossing,
+    Database,
+    RecordCell,
+    StorageKind,
+    Transport,
+    ordered,
+)
 from clock import Clock
 from manifest import EXPECTED_FAILURES
+from record_databases import PostgresDatabase, RecordDatabase, SqliteDatabase
 from server_process import ServerProcess
 from servers import LocalServer, NewServer
 
@@ -39,6 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "proves(*ids): the requirements that a test proves")
     config.addinivalue_line("markers", "cells(cells): the cells on which a test runs; all when it is missing")
+    config.addinivalue_line("markers", "record_cells(cells): the same for tests of record streams")
     name = config.getoption("--saboteur")
     if name:
         # Server processes find it in the environment.
@@ -52,6 +65,10 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "crossing" in metafunc.fixturenames:
         metafunc.parametrize("crossing", CROSSINGS, ids=str)
+    elif "record_cell" in metafunc.fixturenames:
+        marker = metafunc.definition.get_closest_marker("record_cells")
+        record_cells = RECORD_CELLS if marker is None else marker.args[0]
+        metafunc.parametrize("record_cell", ordered(record_cells), ids=str)
     elif "cell" in metafunc.fixturenames:
         marker = metafunc.definition.get_closest_marker("cells")
         cells = EVERY_CELL if marker is None else marker.args[0]
@@ -68,6 +85,11 @@ def _parameter(item: pytest.Item, name: str) -> Any:
     return None if callspec is None else callspec.params.get(name)
 
 
+def _cell_of(item: pytest.Item) -> Cell | RecordCell | None:
+    found: Cell | RecordCell | None = _parameter(item, "cell") or _parameter(item, "record_cell")
+    return found
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     wanted = config.getoption("--proving")
     cell = config.getoption("--cell")
@@ -77,7 +99,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item
             for item in items
             if (not wanted or ids & set(cited(item)))
-            and (not cell or _parameter(item, "cell") is None or str(_parameter(item, "cell")) == cell)
+            and (not cell or (of := _cell_of(item)) is None or str(of) == cell)
             and (not cell or _parameter(item, "crossing") is None)
         ]
         dropped = [item for item in items if item not in kept]
@@ -85,7 +107,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # What needs processes and takes long comes last: most of what is looked for is noticed before.
         items[:] = sorted(kept, key=lambda item: item.path.name.startswith("test_faults_"))
     for item in items:
-        of = _parameter(item, "cell")
+        of = _cell_of(item)
         for expected in EXPECTED_FAILURES:
             if expected.id in cited(item) and of == Cell(expected.transport, expected.storage):
                 item.add_marker(pytest.mark.xfail(reason=f"{expected.id}: {expected.reason}", strict=True))
@@ -98,7 +120,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
             {
                 "test": item.nodeid,
                 "ids": cited(item),
-                "cell": str(_parameter(item, "cell") or ""),
+                "cell": str(_cell_of(item) or ""),
                 "crossing": str(_parameter(item, "crossing") or ""),
             }
             for item in session.items
@@ -205,6 +227,59 @@ def reader(server: LocalServer, crossing: Crossing) -> ConnectedClient:
 async def clock() -> Clock:
     """The clock of the test's loop."""
     return Clock(asyncio.get_running_loop())
+
+
+# Servers of record streams
+
+
+@pytest.fixture
+async def record_database(request: pytest.FixtureRequest, record_cell: RecordCell, tmp_path: Path) -> RecordDatabase:
+    """The database of the cell, with the tables of the suite."""
+    if record_cell.database is Database.SQLITE:
+        return SqliteDatabase(tmp_path / "shop.sqlite")
+    database = PostgresDatabase(request.getfixturevalue("postgres_url"), tmp_path)
+    await database.make_tables()
+    return database
+
+
+@pytest.fixture
+async def new_record_server(
+    record_cell: RecordCell, record_database: RecordDatabase, tmp_path: Path, no_task_is_left: None
+) -> AsyncIterator[NewServer]:
+    """Make servers with the ends of the suite on the cell's database; keyword arguments are settings of the manager.
+
+    ``ends`` are tables of more ends, ``transport_settings`` those of the transport.
+    """
+    servers: list[LocalServer] = []
+
+    async def new(
+        *,
+        ends: dict[str, dict[str, Any]] | None = None,
+        transport_settings: dict[str, Any] | None = None,
+        **options: object,
+    ) -> LocalServer:
+        tables = record_database.tables(ends or {})
+        server = LocalServer(tmp_path / f"data-{len(servers)}", options, transport_settings or {}, records=tables)
+        servers.append(server)
+        await server.start()
+        await server.listen(record_cell.transport)
+        return server
+
+    yield new
+    for server in servers:
+        await server.close()
+
+
+@pytest.fixture
+async def record_server(new_record_server: NewServer) -> LocalServer:
+    """A server with the ends of the suite and the default settings."""
+    return await new_record_server()
+
+
+@pytest.fixture
+def record_client(record_server: LocalServer, record_cell: RecordCell) -> ConnectedClient:
+    """A client over the cell's transport."""
+    return record_server.connect(record_cell.transport)
 
 
 # Servers in a process of their own

@@ -15,6 +15,7 @@ from cells import (
     WEBSOCKET_CELLS,
     WIRED_CELLS,
     Cell,
+    RecordCell,
     StorageKind,
     Transport,
 )
@@ -34,7 +35,7 @@ class Requirement:
 
     id: str
     """Stable id."""
-    cells: frozenset[Cell] = EVERY_CELL
+    cells: frozenset[Cell] | frozenset[RecordCell] = EVERY_CELL
     """Cells on each of which a test must cite it."""
     crossed: bool = False
     """Whether it must also be proven with every two different transports for upload and download."""

@@ -23,17 +23,26 @@ IN_PROCESS_BASE = "inprocess://local"
 class LocalServer:
     """Started and closed by its fixture; transports listen from their first :meth:`listen` on."""
 
-    def __init__(self, data: Path | None, options: Mapping[str, object], transport: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        data: Path | None,
+        options: Mapping[str, object],
+        transport: Mapping[str, Any],
+        *,
+        records: Mapping[str, object] | None = None,
+    ) -> None:
         """Describe a server.
 
         Args:
             data: Folder of the resources; ``None`` keeps them in memory.
             options: Settings of the manager.
             transport: Settings of every transport.
+            records: Tables that declare ends of record streams.
         """
         self.data = data
         self._options = options
         self._transport = transport
+        self._records = records
         self._managed: ManagedServer | None = None
         self._listening: dict[Transport, TransportServer] = {}
         self._clients: list[ConnectedClient] = []
@@ -46,7 +55,7 @@ class LocalServer:
 
     async def start(self) -> None:
         """Take hold of the data."""
-        self._managed = create_manager(self.data, self._options)
+        self._managed = create_manager(self.data, self._options, records=self._records)
         await self._managed.start()
 
     async def listen(self, *transports: Transport) -> None:
