@@ -7,7 +7,16 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any
 
-from tailrace_common_api import KIBIBYTE, MAX_OFFSET, MEBIBYTE, ConfigurationError, Limits
+from tailrace_common_api import (
+    KIBIBYTE,
+    MAX_OFFSET,
+    MAX_RECORD_SIZE,
+    MEBIBYTE,
+    RECORD_OVERHEAD,
+    ConfigurationError,
+    Limits,
+    RecordLimits,
+)
 from tailrace_server_api import Durability
 
 _LARGEST_CHUNK = 4 * MEBIBYTE - 64 * KIBIBYTE
@@ -89,6 +98,30 @@ class ServerSettings:
     """Time between two looks at watched resources that another process may write, in seconds."""
     memory_bytes: int = 256 * MEBIBYTE
     """Bytes that the memory storage may hold, where it is used."""
+    max_record_size: int = MEBIBYTE
+    """Largest record, data and key together, in bytes."""
+    max_bulks: int = 1000
+    """Most bulks that run at the same time."""
+    max_bulk_records: int = 10_000_000
+    """Most records of one bulk."""
+    max_bulk_bytes: int = 16 * 1024**3
+    """Most bytes of one bulk, data and keys together."""
+    bulk_idle: float = 60.0
+    """Longest time in which a bulk may send nothing, in seconds."""
+    bulk_window: int = 4 * MEBIBYTE
+    """Bytes of records of a bulk that may wait between its client and the database, each counted with 8 more."""
+    group_records: int = 1000
+    """Most records that are staged at once."""
+    group_seconds: float = 0.1
+    """Longest time that a record waits for others to be staged with, in seconds."""
+    staging_retention: float = 3600.0
+    """Time after which staged records that nobody committed are purged, in seconds."""
+    bulk_result_retention: float = 7 * 86400.0
+    """Time for which the results of bulks with an idempotency key are kept, in seconds."""
+    max_consumers: int = 10_000
+    """Most consumers of queues that are connected at the same time."""
+    max_credit: int = 100_000
+    """Most records that one consumer may take unanswered."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.durability, Durability):
@@ -113,6 +146,9 @@ class ServerSettings:
                 continue
             if type(value) not in (int, float) or not math.isfinite(value) or not value >= earliest:
                 raise ConfigurationError(field=name, problem=f"{value!a} is no number of seconds from {earliest:g} on")
+        if self.bulk_window < self.max_record_size + RECORD_OVERHEAD:
+            problem = f"{self.bulk_window} bytes are not enough for a record of {self.max_record_size} bytes"
+            raise ConfigurationError(field="bulk_window", problem=problem)
 
     @classmethod
     def from_options(cls, options: Mapping[str, object]) -> ServerSettings:
@@ -152,6 +188,17 @@ class ServerSettings:
         )
 
     @property
+    def record_limits(self) -> RecordLimits:
+        """What is announced to clients that send bulks."""
+        return RecordLimits(
+            record_bytes=self.max_record_size,
+            bulk_records=self.max_bulk_records,
+            bulk_bytes=self.max_bulk_bytes,
+            bulk_idle=self.bulk_idle,
+            window=self.bulk_window,
+        )
+
+    @property
     def tail_limit(self) -> int:
         """Recent bytes of one resource that are kept in memory."""
         return 2 * self.upload_window if self.tail_bytes is None else self.tail_bytes
@@ -179,6 +226,14 @@ _WHOLE_NUMBERS = (
     ("tail_bytes", 0, MAX_OFFSET),
     ("tails_total", 0, MAX_OFFSET),
     ("memory_bytes", 0, MAX_OFFSET),
+    ("max_record_size", 1, MAX_RECORD_SIZE),
+    ("max_bulks", 1, MAX_OFFSET),
+    ("max_bulk_records", 1, MAX_OFFSET),
+    ("max_bulk_bytes", 1, MAX_OFFSET),
+    ("bulk_window", 4 * KIBIBYTE, 1024 * MEBIBYTE),
+    ("group_records", 1, 100_000),
+    ("max_consumers", 1, MAX_OFFSET),
+    ("max_credit", 1, MAX_OFFSET),
 )
 _TIMES = (
     ("checkpoint_interval", 0.0),
@@ -189,6 +244,10 @@ _TIMES = (
     ("hook_timeout", 0.001),
     ("sweep_interval", 0.001),
     ("poll_interval", 0.001),
+    ("bulk_idle", 0.001),
+    ("group_seconds", 0.0),
+    ("staging_retention", 0.001),
+    ("bulk_result_retention", 0.0),
 )
 _FLAGS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _TIME_NAMES = frozenset(name for name, _ in _TIMES)
