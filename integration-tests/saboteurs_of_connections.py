@@ -18,7 +18,7 @@ def connection_is_stuck_behind_a_failure() -> None:
     async def tell(self: Any, number: int, failure: Any) -> None:
         executed()
         await real(self, number, failure)
-        await self._sending_chunk.acquire()
+        await self._sending_frame.acquire()
 
     ServerConnection._tell = tell  # type: ignore[method-assign]  # the defect
 

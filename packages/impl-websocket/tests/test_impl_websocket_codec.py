@@ -35,13 +35,12 @@ from tailrace_impl_common.messages import (
     Watch,
     Window,
 )
+from tailrace_impl_websocket._binary_frame import data_size, frame_request
 from tailrace_impl_websocket._chunk_frame import (
     CHECKPOINT_SIZE,
     HEADER_SIZE,
     MAX_FRAME_SIZE,
-    data_size,
     frame_chunk,
-    frame_request,
     parse_chunk,
 )
 from tailrace_impl_websocket._codec import (

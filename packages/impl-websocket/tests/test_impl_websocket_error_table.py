@@ -15,6 +15,10 @@ SAMPLES: dict[str, WireValue] = {
     "float": 1.5,
     "str": "with \x1b control, ü and \U0001f600",
 }
+OF_FIELDS: dict[str, WireValue] = {
+    # JSON in itself, which the error reads.
+    "problems": '[[3,"duplicate","e-mail","with \\u001b control, \u00fc"]]',
+}
 CLASSES = sorted(error_classes(), key=lambda cls: cls.code)
 
 
@@ -24,7 +28,7 @@ def sample(cls: type[TailraceError]) -> TailraceError:
         return cls("something is wrong: ü \x00")
     parameters = inspect.signature(cls).parameters
     build: Callable[..., TailraceError] = cls
-    return build(**{name: SAMPLES[parameters[name].annotation] for name in cls.fields})
+    return build(**{name: OF_FIELDS.get(name, SAMPLES[parameters[name].annotation]) for name in cls.fields})
 
 
 def test_table_has_each_code_and_no_other() -> None:

@@ -5,7 +5,7 @@ A frame is a header and then the bytes of the chunk:
 ======  ====  ==============================================================================
 offset  size  field, integers big-endian
 ======  ====  ==============================================================================
-0       1     version of this layout, 1
+0       1     layout: 1
 1       1     flags: bit 0 = first chunk of its transfer, bit 1 = checkpoint; others zero
 2       2     zero
 4       4     request number
@@ -27,17 +27,17 @@ from tailrace_impl_common.messages import Chunk
 
 _HEADER = struct.Struct(">BBHIQ8s8s")
 _CHECKPOINT = struct.Struct(">Q16s")
-_ROUTE = struct.Struct(">BxxxI")
 HEADER_SIZE = _HEADER.size
 """Bytes before those of the chunk, without a checkpoint."""
 CHECKPOINT_SIZE = _CHECKPOINT.size
 """Bytes of a checkpoint, between the header and the bytes of the chunk."""
 MAX_FRAME_SIZE = HEADER_SIZE + CHECKPOINT_SIZE + MAX_CHUNK_SIZE
-"""Largest binary frame in bytes."""
-_LAYOUT = 1
+"""Largest binary frame of any layout, in bytes: what servers accept anyway, below 4 MiB."""
+CHUNK_LAYOUT = 1
 _IS_FIRST = 1
-_HAS_CHECKPOINT = 2
-_KNOWN_FLAGS = _IS_FIRST | _HAS_CHECKPOINT
+HAS_CHECKPOINT = 2
+"""Flag of a frame that has a checkpoint."""
+_KNOWN_FLAGS = _IS_FIRST | HAS_CHECKPOINT
 _NO_HASH = bytes(8)
 
 
@@ -48,30 +48,9 @@ def frame_chunk(request: int, chunk: Chunk) -> bytes:
     if not previous:
         flags, previous = _IS_FIRST, _NO_HASH
     if checkpoint is None:
-        return b"".join((_HEADER.pack(_LAYOUT, flags, 0, request, offset, digest, previous), data))
-    header = _HEADER.pack(_LAYOUT, flags | _HAS_CHECKPOINT, 0, request, offset, digest, previous)
+        return b"".join((_HEADER.pack(CHUNK_LAYOUT, flags, 0, request, offset, digest, previous), data))
+    header = _HEADER.pack(CHUNK_LAYOUT, flags | HAS_CHECKPOINT, 0, request, offset, digest, previous)
     return b"".join((header, _CHECKPOINT.pack(checkpoint.newlines, checkpoint.head), data))
-
-
-def frame_request(frame: bytes) -> int:
-    """Return the request that a frame belongs to; looks no further.
-
-    Raises:
-        ProtocolError: The frame names none.
-    """
-    if len(frame) < HEADER_SIZE:
-        raise ProtocolError(f"a binary frame of {len(frame)} bytes; its header has {HEADER_SIZE}")
-    layout, request = _ROUTE.unpack_from(frame)
-    if layout != _LAYOUT:
-        raise Unsupported(f"binary frames of version {layout} are unknown")
-    if not request:
-        raise ProtocolError("a binary frame of request 0")
-    return int(request)
-
-
-def data_size(frame: bytes) -> int:
-    """Return how many bytes a frame that names its request holds beside its header."""
-    return len(frame) - (HEADER_SIZE + CHECKPOINT_SIZE if frame[1] & _HAS_CHECKPOINT else HEADER_SIZE)
 
 
 def parse_chunk(frame: bytes) -> Chunk:
@@ -85,14 +64,16 @@ def parse_chunk(frame: bytes) -> Chunk:
         raise MessageTooLarge(size=size, maximum=MAX_FRAME_SIZE)
     if size <= HEADER_SIZE:
         raise ProtocolError("a chunk without bytes")
-    _, flags, reserved, _, offset, digest, previous = _HEADER.unpack_from(frame)
+    layout, flags, reserved, _, offset, digest, previous = _HEADER.unpack_from(frame)
+    if layout != CHUNK_LAYOUT:
+        raise ProtocolError(f"a frame of layout {layout} where only layout {CHUNK_LAYOUT} belongs")
     if flags & ~_KNOWN_FLAGS or reserved:
         raise Unsupported("a chunk with unknown flags")
     if offset > MAX_OFFSET - size:
         raise ProtocolError(f"a chunk at offset {offset}, which is too large")
     if flags & _IS_FIRST:
         previous = b""
-    if not flags & _HAS_CHECKPOINT:
+    if not flags & HAS_CHECKPOINT:
         return Chunk(offset, memoryview(frame)[HEADER_SIZE:], digest, previous)
     start = HEADER_SIZE + CHECKPOINT_SIZE
     if size <= start:

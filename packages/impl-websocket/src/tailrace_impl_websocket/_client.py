@@ -61,8 +61,8 @@ class WebSocketConnection(Connection):
     """Conversations over one WebSocket.
 
     A lost connection ends all of them with ``ConnectionLost``; the next request makes a new connection. A download
-    that asks for no window gets one of 4 MiB, since on a shared connection a reader that takes nothing would otherwise
-    hold up every other conversation.
+    or a query that asks for no window gets one of 4 MiB, since on a shared connection a reader that takes nothing would
+    otherwise hold up every other conversation.
     """
 
     def __init__(self, url: str, settings: ClientSettings) -> None:

@@ -37,7 +37,23 @@ from tailrace_impl_common.messages import (
     Watched,
     Window,
 )
-from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE, data_size, frame_chunk, frame_request, parse_chunk
+from tailrace_impl_common.record_messages import (
+    BulkCommitted,
+    BulkOpened,
+    Credit,
+    CreditSet,
+    Deliveries,
+    Left,
+    Query,
+    QueryEnd,
+    QueryStarted,
+    RecordBatch,
+    Settle,
+    Settled,
+    Work,
+)
+from tailrace_impl_websocket._binary_frame import data_size, frame_of, frame_request, parse_frame
+from tailrace_impl_websocket._chunk_frame import CHUNK_LAYOUT, MAX_FRAME_SIZE
 from tailrace_impl_websocket._codec import (
     MAX_REQUEST,
     Cancel,
@@ -48,6 +64,7 @@ from tailrace_impl_websocket._codec import (
     decode_from_server,
     encode_from_client,
 )
+from tailrace_impl_websocket._record_frame import DELIVERIES_LAYOUT, RECORDS_LAYOUT, delivery_figures
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +76,8 @@ class WebSocketClientStream(ClientStream):
     """One conversation: what arrived and was not taken yet.
 
     A reader always has a window, so that one that takes nothing holds up no other conversation on the connection. Where
-    the request asks for none, the stream has one of its own and renews it as its chunks are taken.
+    the request asks for none, the stream has one of its own and renews it as its data is taken. What a consumer may be
+    sent is its credit.
     """
 
     def __init__(self, link: Link, number: int, request: Request, window: int) -> None:
@@ -68,11 +86,24 @@ class WebSocketClientStream(ClientStream):
         self._number = number
         self._own_window: ReceiveWindow | None = None
         self._own_size = 0
+        self._taken = 0
         self._first_window = 0
         self._room = 0
         self._until = 0
+        self._credit = (0, 0)
+        self._held = [0, 0]
+        self._unsettled = 0
+        # Of the binary frames that the server may send; 0: of none.
+        self._layout = 0
         if isinstance(request, DOWNLOAD_REQUESTS):
+            self._layout = CHUNK_LAYOUT
             request = self._with_window(request, window)
+        elif isinstance(request, Query):
+            self._layout = RECORDS_LAYOUT
+            request = self._with_window(request, window)
+        elif isinstance(request, Work):
+            self._layout = DELIVERIES_LAYOUT
+            self._credit = (request.records, request.bytes)
         self.request = request
         """First message of the conversation, as it is sent."""
         self._unary = isinstance(request, UNARY_REQUESTS)
@@ -83,7 +114,7 @@ class WebSocketClientStream(ClientStream):
         self._failure: TailraceError | None = None
         self._complete = False
 
-    def _with_window(self, request: DownloadRequest, window: int) -> DownloadRequest:
+    def _with_window(self, request: DownloadRequest | Query, window: int) -> DownloadRequest | Query:
         if not request.window:
             self._own_size = window
             request = replace(request, window=window)
@@ -97,11 +128,18 @@ class WebSocketClientStream(ClientStream):
             raise self._failure
         if self._complete:
             raise ConnectionLost("the conversation has ended")
-        if type(message) is Chunk:
-            await self._link.send(frame_chunk(self._number, message))
+        if isinstance(message, Chunk | RecordBatch):
+            await self._link.send(frame_of(self._number, message))
             return
+        # Each before it is sent: the answer may be there before the call returns.
         if isinstance(message, Window):
             self._grant(message.until)
+        elif isinstance(message, Credit):
+            records, size = self._credit
+            # What is taken back may be on its way.
+            self._credit = (max(records, message.records), max(size, message.bytes))
+        elif isinstance(message, Settle):
+            self._unsettled += 1
         await self._link.send(encode_from_client(self._number, message))
 
     async def receive(self) -> ServerMessage | None:
@@ -116,13 +154,17 @@ class WebSocketClientStream(ClientStream):
             finally:
                 self._waiter = None
         message = self._inbound.popleft()
-        if isinstance(message, bytes):
-            chunk = parse_chunk(message)
-            if self._own_window is not None:
-                await self._renew(self._own_window, chunk.end)
-            return chunk
-        self._control -= 1
-        return message
+        if not isinstance(message, bytes):
+            if not isinstance(message, Settled):
+                self._control -= 1
+            return message
+        content = parse_frame(message)
+        if isinstance(content, Deliveries):
+            self._hold(message, -1)
+        elif self._own_window is not None:
+            self._taken += data_size(message)
+            await self._renew(self._own_window, self._taken)
+        return content
 
     async def close(self) -> None:
         if self._failure is None:
@@ -142,7 +184,6 @@ class WebSocketClientStream(ClientStream):
             await self._link.send(encode_from_client(self._number, Window(until)))
 
     def _grant(self, until: int) -> None:
-        # Before it is sent: the answer may be there before the call returns.
         self._room += max(0, until - self._until)
         self._until = max(self._until, until)
 
@@ -152,15 +193,36 @@ class WebSocketClientStream(ClientStream):
         """Take a binary frame of the server."""
         if self._failure is not None or self._complete:
             return
-        if self._room <= 0:
-            self._refuse(ProtocolError(f"a chunk where the window was used up {-self._room} bytes ago"))
+        if frame[0] != self._layout:
+            self._refuse(ProtocolError(f"a binary frame of layout {frame[0]} in {type(self.request).__name__}"))
         elif len(frame) > MAX_FRAME_SIZE:
             self._refuse(MessageTooLarge(size=len(frame), maximum=MAX_FRAME_SIZE))
+        elif self._layout == DELIVERIES_LAYOUT:
+            self._put_deliveries(frame)
+        elif self._room <= 0:
+            self._refuse(ProtocolError(f"data where the window was used up {-self._room} bytes ago"))
         else:
-            # The last chunk may go beyond the window.
+            # The last frame may go beyond the window.
             self._room -= data_size(frame)
             self._inbound.append(frame)
             self._wake()
+
+    def _put_deliveries(self, frame: bytes) -> None:
+        held = self._held[0]
+        self._hold(frame, 1)
+        records, size = self._credit
+        # A record that is larger than the credit comes when nothing else is here.
+        if self._held[0] > records or (held and self._held[1] > size):
+            self._refuse(ProtocolError(f"deliveries beyond the credit of {records} records and {size} bytes"))
+            return
+        self._inbound.append(frame)
+        self._wake()
+
+    def _hold(self, frame: bytes, sign: int) -> None:
+        """Count the deliveries of a frame that nobody has taken."""
+        records, size = delivery_figures(frame)
+        self._held[0] += sign * records
+        self._held[1] += sign * size
 
     def put_message(self, message: ServerMessage) -> None:
         """Take a control message of the server."""
@@ -168,16 +230,25 @@ class WebSocketClientStream(ClientStream):
             return
         if isinstance(message, Started):
             self._until = message.offset + self._first_window
+            self._taken = message.offset
             if self._own_size:
                 self._own_window = ReceiveWindow(self._own_size, offset=message.offset)
+        elif isinstance(message, QueryStarted):
+            self._until = self._first_window
+            if self._own_size:
+                self._own_window = ReceiveWindow(self._own_size)
+        elif isinstance(message, Settled):
+            self._put_settled(message)
+            return
         if (
             self._unary
-            or isinstance(message, Finished | End | Watched)
+            or isinstance(message, Finished | End | Watched | BulkCommitted | QueryEnd | Left)
             or (isinstance(message, Opened) and message.status.state.terminal)
+            or (isinstance(message, BulkOpened) and message.result is not None)
         ):
             self._complete = True
             self._link.forget(self._number)
-        if self._inbound and isinstance(message, Status | Checkpoint | Window):
+        if self._inbound and isinstance(message, Status | Checkpoint | Window | CreditSet):
             # The newest of these says all that an older one said.
             last = self._inbound[-1]
             if type(last) is type(message):
@@ -191,6 +262,14 @@ class WebSocketClientStream(ClientStream):
             self._inbound.popleft()
             self._control -= 1
         self._control += 1
+        self._inbound.append(message)
+        self._wake()
+
+    def _put_settled(self, message: Settled) -> None:
+        if not self._unsettled:
+            self._refuse(ProtocolError("an answer to deliveries was confirmed that nobody gave"))
+            return
+        self._unsettled -= 1
         self._inbound.append(message)
         self._wake()
 

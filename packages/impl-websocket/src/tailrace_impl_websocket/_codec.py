@@ -52,6 +52,28 @@ from tailrace_impl_common.messages import (
     Watched,
     Window,
 )
+from tailrace_impl_common.record_messages import (
+    RECORD_STREAM_REQUESTS,
+    BulkCommitted,
+    BulkOpened,
+    CommitBulk,
+    Credit,
+    CreditSet,
+    Deliveries,
+    GetQueue,
+    Leave,
+    Left,
+    OpenBulk,
+    Query,
+    QueryEnd,
+    QueryStarted,
+    QueueFigures,
+    RecordBatch,
+    Settle,
+    Settled,
+    Work,
+    WorkOpened,
+)
 from tailrace_impl_websocket._codec_connection import (
     PROTOCOL_VERSION,
     Authenticate,
@@ -78,6 +100,12 @@ from tailrace_impl_websocket._codec_download import (
     download_request_to_json,
     download_response_to_json,
 )
+from tailrace_impl_websocket._codec_records import (
+    RECORD_REQUEST_READERS,
+    RECORD_RESPONSE_READERS,
+    record_request_to_json,
+    record_response_to_json,
+)
 from tailrace_impl_websocket._codec_status import (
     STATUS_REQUEST_READERS,
     STATUS_RESPONSE_READERS,
@@ -103,7 +131,7 @@ MAX_REQUEST = 2**32 - 1
 MAX_CLOSE_REASON = 123
 """Longest close reason in bytes (RFC 6455, section 5.5)."""
 
-REQUESTS = (*UPLOAD_REQUESTS, *DOWNLOAD_REQUESTS, *WATCH_REQUESTS, *UNARY_REQUESTS)
+REQUESTS = (*UPLOAD_REQUESTS, *DOWNLOAD_REQUESTS, *WATCH_REQUESTS, *RECORD_STREAM_REQUESTS, *UNARY_REQUESTS)
 """Messages that begin a conversation."""
 
 _TRACE_KEYS = ("traceparent", "tracestate")
@@ -150,7 +178,7 @@ def encode_from_client(
     message: ClientMessage | Cancel | Authenticate | Ping,
     trace: Mapping[str, str] = _NO_TRACE,
 ) -> str:
-    """Return the text frame of a message that is no chunk.
+    """Return the text frame of a message that has one.
 
     Args:
         request: Number of the request; ``None`` for a message that belongs to none.
@@ -160,6 +188,7 @@ def encode_from_client(
 
     Raises:
         MessageTooLarge: It does not fit into a control message.
+        InvalidArgument: The argument of a query cannot be said in JSON.
     """
     name, fields = _client_fields(message)
     if trace:
@@ -177,10 +206,12 @@ def _client_fields(message: ClientMessage | Cancel | Authenticate | Ping) -> tup
             return status_request_to_json(message)
         case CreateContext() | GetContext() | CloseContext() | WatchContext():
             return context_request_to_json(message)
+        case OpenBulk() | CommitBulk() | Query() | Work() | Credit() | Settle() | Leave() | GetQueue():
+            return record_request_to_json(message)
         case Authenticate() | Cancel() | Ping():
             return connection_request_to_json(message)
-        case Chunk():
-            raise TypeError("a chunk is no text frame")
+        case Chunk() | RecordBatch():
+            raise TypeError(f"{type(message).__name__} is no text frame")
 
 
 _CLIENT_READERS: Mapping[str, Callable[[Fields], ClientMessage | Cancel]] = {
@@ -188,6 +219,7 @@ _CLIENT_READERS: Mapping[str, Callable[[Fields], ClientMessage | Cancel]] = {
     **DOWNLOAD_REQUEST_READERS,
     **STATUS_REQUEST_READERS,
     **CONTEXT_REQUEST_READERS,
+    **RECORD_REQUEST_READERS,
     "cancel": lambda _: Cancel(),
 }
 
@@ -225,7 +257,7 @@ def _only_trace(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def encode_from_server(request: int | None, message: ServerMessage | Hello | Pong | Failure) -> str:
-    """Return the text frame of a message that is no chunk.
+    """Return the text frame of a message that has one.
 
     Raises:
         MessageTooLarge: It does not fit into a control message; never raised for an error.
@@ -246,10 +278,14 @@ def _server_fields(message: ServerMessage | Hello | Pong | Failure) -> tuple[str
             return status_response_to_json(message)
         case Context() | ContextEvent():
             return context_response_to_json(message)
+        case BulkOpened() | BulkCommitted() | QueryStarted() | QueryEnd():
+            return record_response_to_json(message)
+        case WorkOpened() | CreditSet() | Settled() | Left() | QueueFigures():
+            return record_response_to_json(message)
         case Hello() | Pong() | Failure():
             return connection_response_to_json(message)
-        case Chunk():
-            raise TypeError("a chunk is no text frame")
+        case Chunk() | RecordBatch() | Deliveries():
+            raise TypeError(f"{type(message).__name__} is no text frame")
 
 
 _SERVER_READERS: Mapping[str, Callable[[Fields], ServerMessage | Failure]] = {
@@ -257,6 +293,7 @@ _SERVER_READERS: Mapping[str, Callable[[Fields], ServerMessage | Failure]] = {
     **DOWNLOAD_RESPONSE_READERS,
     **STATUS_RESPONSE_READERS,
     **CONTEXT_RESPONSE_READERS,
+    **RECORD_RESPONSE_READERS,
     "error": read_failure,
 }
 

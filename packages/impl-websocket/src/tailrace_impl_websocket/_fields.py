@@ -225,6 +225,25 @@ class Fields:
                 raise self._bad(name, "holds something other than strings, numbers, booleans and null")
         return dict(values)
 
+    def argument_mapping(self, name: str) -> dict[str, WireValue]:
+        """Return an object of strings that have UTF-8, numbers within 64 bits, booleans and ``null``."""
+        values = self.scalar_mapping(name)
+        for key, value in values.items():
+            self._text(name, key)
+            if isinstance(value, str):
+                self._text(name, value)
+            elif isinstance(value, int) and not -_MAX_INTEGER - 1 <= value <= _MAX_INTEGER:
+                raise self._bad(name, "holds an integer of more than 64 bits")
+        return values
+
+    def flags(self, name: str) -> tuple[bool, ...]:
+        values = []
+        for value in self._array(name):
+            if not isinstance(value, bool):
+                raise self._bad(name, "holds something other than booleans")
+            values.append(value)
+        return tuple(values)
+
     def _nested(self, name: str, value: object) -> Fields:
         if not isinstance(value, dict):
             raise self._bad(name, "is not an object")

@@ -13,6 +13,7 @@ from typing import Any
 from starlette.types import Message, Receive, Scope, Send
 
 from tailrace_common_api import (
+    MEBIBYTE,
     ConnectionLost,
     GoingAway,
     MessageTooLarge,
@@ -33,7 +34,9 @@ from tailrace_impl_common.messages import (
     ServerMessage,
     Window,
 )
-from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE, data_size, frame_chunk, frame_request, parse_chunk
+from tailrace_impl_common.record_messages import BulkOpened, Deliveries, OpenBulk, RecordBatch, Settle
+from tailrace_impl_websocket._binary_frame import BinaryMessage, data_size, frame_of, frame_request, parse_frame
+from tailrace_impl_websocket._chunk_frame import CHUNK_LAYOUT, MAX_FRAME_SIZE
 from tailrace_impl_websocket._codec import (
     MAX_TEXT_SIZE,
     PROTOCOL_VERSION,
@@ -53,12 +56,17 @@ from tailrace_impl_websocket._codec import (
 )
 from tailrace_impl_websocket._error_table import wire_status
 from tailrace_impl_websocket._origins import Origins
+from tailrace_impl_websocket._record_frame import RECORDS_LAYOUT
 from tailrace_server_api import Credentials, ResourceManager
 
 logger = logging.getLogger(__name__)
 
 _MOST_CONTROL = 1024
 """Control messages of one conversation that may wait; a client that obeys the protocol needs a handful."""
+_MOST_ANSWERS = 8 * MEBIBYTE
+"""Answers to deliveries that may wait, in bytes: each counts for its reason and for 64 more. A consumer that obeys the
+protocol has that many only where it answers a hundred thousand deliveries one by one without waiting."""
+_ANSWER_SIZE = 64
 _MOST_REPLIES = 256
 """Answers of the connection itself that may wait for a client that does not read."""
 _BATCH = 64
@@ -88,11 +96,12 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
     """One conversation: what arrived and was not taken yet, and how much more may arrive."""
 
     __slots__ = (
+        "_answers",
         "_connection",
         "_control",
         "_failure",
         "_inbound",
-        "_is_upload",
+        "_layout",
         "_number",
         "_room",
         "_until",
@@ -123,20 +132,30 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
         self._waiter: asyncio.Future[None] | None = None
         self._failure: TailraceError | None = None
         self._control = 0
-        self._is_upload = isinstance(request, UPLOAD_REQUESTS)
+        self._answers = 0
+        # Of the binary frames that the client may send; 0: of none.
+        self._layout = (
+            CHUNK_LAYOUT
+            if isinstance(request, UPLOAD_REQUESTS)
+            else RECORDS_LAYOUT
+            if isinstance(request, OpenBulk)
+            else 0
+        )
         self._room = 0
         self._until = 0
 
     # The conversation's side
 
     async def send(self, message: ServerMessage) -> None:
-        if type(message) is Chunk:
-            await self._connection.send_chunk(self._number, message)
+        if isinstance(message, Chunk | RecordBatch | Deliveries):
+            await self._connection.send_binary(self._number, message)
             return
         # Granted before it is sent: the client may answer before the call returns.
         if isinstance(message, Opened):
             self._until = message.until
             self._room = message.until - message.offset
+        elif isinstance(message, BulkOpened):
+            self._until = self._room = 0 if message.result is not None else message.until
         elif isinstance(message, Window):
             self._room += max(0, message.until - self._until)
             self._until = max(self._until, message.until)
@@ -152,13 +171,17 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
             finally:
                 self._waiter = None
         message = self._inbound.popleft()
-        if not isinstance(message, bytes):
+        if isinstance(message, bytes):
+            content = parse_frame(message)
+            assert not isinstance(content, Deliveries)
+            if isinstance(content, Chunk) and content.checkpoint is not None:
+                raise ProtocolError("a checkpoint in a chunk of an upload")
+            return content
+        if isinstance(message, Settle):
+            self._answers -= _answers_size(message)
+        else:
             self._control -= 1
-            return message
-        chunk = parse_chunk(message)
-        if chunk.checkpoint is not None:
-            raise ProtocolError("a checkpoint in a chunk of an upload")
-        return chunk
+        return message
 
     # The connection's side
 
@@ -168,8 +191,8 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
             return
         # Counted by size and not by what the frame says of its offset: what is held must be what was granted.
         self._room -= data_size(frame)
-        if not self._is_upload:
-            self.fail(ProtocolError("a chunk in a request that is no upload"))
+        if frame[0] != self._layout:
+            self.fail(ProtocolError(f"a binary frame of layout {frame[0]} in {type(self.request).__name__}"))
         elif len(frame) > MAX_FRAME_SIZE:
             self.fail(MessageTooLarge(size=len(frame), maximum=MAX_FRAME_SIZE))
         elif self._room < 0:
@@ -185,6 +208,14 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
         if isinstance(message, Window) and self._inbound and type(self._inbound[-1]) is Window:
             # The later grant includes the earlier one.
             self._inbound[-1] = message
+            return
+        if isinstance(message, Settle):
+            self._answers += _answers_size(message)
+            if self._answers > _MOST_ANSWERS:
+                self.fail(ProtocolError("more answers to deliveries than anyone has, without waiting for what counts"))
+                return
+            self._inbound.append(message)
+            self._wake()
             return
         if self._control >= _MOST_CONTROL:
             self.fail(ProtocolError(f"more than {_MOST_CONTROL} messages without waiting for an answer"))
@@ -217,6 +248,10 @@ class _ServerStream(MessageStream[ServerMessage, ClientMessage]):
             self._waiter.set_result(None)
 
 
+def _answers_size(message: Settle) -> int:
+    return sum(_ANSWER_SIZE + len(settlement.reason) for settlement in message.settlements)
+
+
 class ServerConnection:
     """One WebSocket: a task that reads and hands out, and a task for each request.
 
@@ -247,7 +282,7 @@ class ServerConnection:
         self._replies: deque[str] = deque()
         self._replying = False
         self._closed = False
-        self._sending_chunk = asyncio.Lock()
+        self._sending_frame = asyncio.Lock()
         self._going_away: GoingAway | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -322,18 +357,18 @@ class ServerConnection:
 
     # Sending
 
-    async def send_chunk(self, request: int, chunk: Chunk) -> None:
-        """Send a chunk; waits for the transport.
+    async def send_binary(self, request: int, message: BinaryMessage) -> None:
+        """Send a binary frame; waits for the transport.
 
         Raises:
             ConnectionLost: The client is gone.
         """
         if len(self._streams) < 2:
-            await self._transmit({"type": "websocket.send", "bytes": frame_chunk(request, chunk)})
+            await self._transmit({"type": "websocket.send", "bytes": frame_of(request, message)})
             return
         # What many conversations want to send to a client that does not read is not encoded before it is its turn.
-        async with self._sending_chunk:
-            await self._transmit({"type": "websocket.send", "bytes": frame_chunk(request, chunk)})
+        async with self._sending_frame:
+            await self._transmit({"type": "websocket.send", "bytes": frame_of(request, message)})
 
     async def send_text(self, text: str) -> None:
         """Send a text frame; waits for the transport.
