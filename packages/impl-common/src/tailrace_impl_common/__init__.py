@@ -34,6 +34,7 @@ from tailrace_impl_common._message_chain import MessageChainReceiver, MessageCha
 from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
 from tailrace_impl_common._process_exit import ProcessExit
 from tailrace_impl_common._reconnecting import ServerLink
+from tailrace_impl_common._record_digest import RecordDigest
 from tailrace_impl_common._request_log import counted_refusals, current_caller, log_failure, set_caller
 from tailrace_impl_common._retry import Reconnection, Retry, RetrySchedule, is_retried
 from tailrace_impl_common._saving import save_resource
@@ -94,6 +95,7 @@ __all__ = [
     "ProcessExit",
     "ReceiveWindow",
     "Reconnection",
+    "RecordDigest",
     "Resumption",
     "Retry",
     "RetrySchedule",
