@@ -96,7 +96,7 @@ class Manager(ResourceManager):
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._limits = settings.limits
-        self._records = RecordStreams(records or RecordEnds())
+        self._records = RecordStreams(records or RecordEnds(), settings)
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
         follower, quotas, tasks = CatalogFollower(catalog), Quotas(settings), RunningTasks()
@@ -166,6 +166,7 @@ class Manager(ResourceManager):
             return
         self._parts.closing = True
         self._uploads.go_away()
+        self._records.go_away()
         self._parts.context_events.go_away()
         for live in self._registry:
             live.go_away()

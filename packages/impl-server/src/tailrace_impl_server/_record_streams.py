@@ -2,24 +2,140 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from typing import Protocol
 
-from tailrace_common_api import Argument, QueueFigures, RecordEndNotFound, Reporting
-from tailrace_server_api import BulkIngest, QueryResults, RecordEnds, RecordService, WorkSession
+from tailrace_common_api import (
+    Argument,
+    BulkConflict,
+    BulkResult,
+    Fenced,
+    GoingAway,
+    InvalidArgument,
+    Overloaded,
+    QueueFigures,
+    RecordEndNotFound,
+    Reporting,
+    TailraceError,
+    check_priority,
+)
+from tailrace_impl_common import IdGenerator, Signal
+from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
+from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
+from tailrace_impl_server._query_arguments import read_arguments
+from tailrace_impl_server._query_batches import QueryBatches
+from tailrace_impl_server._record_validation import validator_for
+from tailrace_impl_server._running_tasks import RunningTasks
+from tailrace_impl_server._settings import ServerSettings
+from tailrace_impl_server._staging_sweeper import StagingSweeper
+from tailrace_server_api import (
+    BulkIngest,
+    BulkOrigin,
+    Collection,
+    QueryResults,
+    Queue,
+    RecordEnds,
+    RecordService,
+    RecordSink,
+    WorkSession,
+)
+
+logger = logging.getLogger(__name__)
+
+DEAD = ".dead"
+"""Behind the name of a queue: that of its dead-letter queue, which can be worked and not fed."""
+_RETRY_AFTER = 1.0
+_LONGEST_KEY = 255
+
+
+class _End(Protocol):
+    """What is started and closed."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
 
 
 class RecordStreams(RecordService):
     """Record streams over the ends that a server has, for a caller without bounds."""
 
-    def __init__(self, ends: RecordEnds) -> None:
+    def __init__(self, ends: RecordEnds, settings: ServerSettings) -> None:
         """Use ``ends``, which are started and closed with this object."""
         self._ends = ends
+        self._settings = settings
+        self._targets: dict[str, tuple[Collection | Queue, RecordSink]] = {
+            name: (collection, collection.sink) for name, collection in ends.collections.items()
+        }
+        for name, queue in ends.queues.items():
+            if not (name.endswith(DEAD) and name.removesuffix(DEAD) in ends.queues):
+                self._targets[name] = (queue, queue.queue.sink)
+        self._validators = {
+            name: validator_for(target.validator, target.content_type) for name, (target, _) in self._targets.items()
+        }
+        self._sweeper = StagingSweeper(
+            [(name, sink) for name, (_, sink) in self._targets.items()],
+            retention=settings.staging_retention,
+            interval=settings.sweep_interval,
+        )
+        self._ids = IdGenerator()
+        self._tasks = RunningTasks()
+        self._started: list[_End] = []
+        self._bulks: dict[str, StagedBulk] = {}
+        self._beginning = 0
+        self._keys: dict[tuple[str, str], tuple[str, str, int]] = {}
+        """By principal and key of a bulk that runs: its id, its collection, and its priority."""
+        self._queries: set[QueryBatches] = set()
+        self._changed = Signal()
+        self._closing = False
 
     async def start(self) -> None:
-        """Start all ends; called once."""
+        """Start all ends; called once. When one cannot be started, the others are closed again.
+
+        Raises:
+            ConfigurationError: A target is not there, or is not what the settings say.
+            StorageFailure: A database does not work.
+        """
+        ends: list[_End] = [collection.sink for collection in self._ends.collections.values()]
+        ends.extend(source.source for source in self._ends.sources.values())
+        ends.extend(queue.queue for queue in self._ends.queues.values())
+        try:
+            for end in ends:
+                await end.start()
+                self._started.append(end)
+        except BaseException:
+            await self._close_ends()
+            raise
+        self._sweeper.start()
+
+    def go_away(self) -> None:
+        """Tell everyone ``GoingAway`` and take nothing new; bulks that are being committed go on."""
+        self._closing = True
+        for bulk in list(self._bulks.values()):
+            bulk.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
+        for query in self._queries:
+            query.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
 
     async def close(self) -> None:
-        """End what runs and close all ends; idempotent."""
+        """Wait for commits that run, roll everything else back, and close all ends; idempotent."""
+        self.go_away()
+        await self._sweeper.close()
+        while self._bulks or self._beginning:
+            await self._changed.wait()
+        await self._tasks.wait()
+        for query in list(self._queries):
+            await query.ended()
+        await self._close_ends()
+
+    async def _close_ends(self) -> None:
+        while self._started:
+            end = self._started.pop()
+            try:
+                await end.close()
+            except TailraceError:
+                logger.exception("closing an end of record streams failed")
+
+    # Bulks.
 
     async def begin_bulk(
         self,
@@ -31,13 +147,104 @@ class RecordStreams(RecordService):
         priority: int = 0,
         principal: str = "",
     ) -> BulkIngest:
-        raise RecordEndNotFound(kind="collection or queue", id=collection)
+        self._refuse_when_closing()
+        if collection not in self._targets:
+            raise RecordEndNotFound(kind="collection or queue", id=collection)
+        target, sink = self._targets[collection]
+        _check_bulk(target, content_type, key, priority)
+        bulk_id, _ = self._ids.next()
+        if key is not None:
+            # Of two at the same time with one key and different targets, no database sees both.
+            _, other, others = self._keys.get((principal, key), ("", collection, priority))
+            if (other, others) != (collection, priority):
+                raise BulkConflict(id=self._keys[principal, key][0])
+        if len(self._bulks) + self._beginning >= self._settings.max_bulks:
+            raise Overloaded(what="bulks", retry_after=_RETRY_AFTER)
+        origin = BulkOrigin(id=bulk_id, principal=principal, key=key, priority=priority)
+        self._beginning += 1
+        try:
+            result = await self._begin(sink, origin)
+            if result is not None:
+                return self._repeated(bulk_id, collection, result)
+            bulk = StagedBulk(
+                bulk_id,
+                sink,
+                self._validators[collection],
+                self._settings,
+                self._tasks,
+                reporting=reporting,
+                ended=lambda bulk, outcome: self._bulk_ended(bulk, outcome, principal, key),
+                staged=lambda count: None,
+            )
+        finally:
+            self._beginning -= 1
+            self._changed.notify()
+        self._bulks[bulk_id] = bulk
+        if key is not None:
+            if (before := self._keys.get((principal, key))) is not None and before[0] in self._bulks:
+                # The sink has fenced it; this way its client hears of it now.
+                self._bulks[before[0]].fail(Fenced(epoch=0))
+            self._keys[principal, key] = (bulk_id, collection, priority)
+        if self._closing:
+            bulk.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
+            raise GoingAway(retry_after=GOING_AWAY_RETRY)
+        return bulk
+
+    async def _begin(self, sink: RecordSink, origin: BulkOrigin) -> BulkResult | None:
+        try:
+            return await sink.begin(origin)
+        except BaseException:
+            # It may have begun all the same.
+            self._tasks.start(self._forget(sink, origin.id), "tailrace-bulk-end")
+            raise
+
+    async def _forget(self, sink: RecordSink, id: str) -> None:
+        try:
+            await sink.rollback(id)
+        except TailraceError as error:
+            logger.warning("a bulk could not be purged; it is later: %s", error, extra={"bulk": id})
+
+    def _repeated(self, id: str, collection: str, result: BulkResult) -> BulkIngest:
+        if result.collection != collection:
+            raise BulkConflict(id=result.id)
+        return RepeatedBulk(id, self._settings.record_limits, result)
+
+    def _bulk_ended(self, bulk: StagedBulk, outcome: Outcome, principal: str, key: str | None) -> None:
+        self._bulks.pop(bulk.id, None)
+        if key is not None and self._keys.get((principal, key), ("",))[0] == bulk.id:
+            del self._keys[principal, key]
+        self._changed.notify()
+
+    # Queries.
 
     async def query(self, source: str, arguments: Mapping[str, Argument]) -> QueryResults:
-        raise RecordEndNotFound(kind="source", id=source)
+        self._refuse_when_closing()
+        found = self._ends.sources.get(source)
+        if found is None:
+            raise RecordEndNotFound(kind="source", id=source)
+        known, most = read_arguments(found.source, arguments)
+        batches = QueryBatches(source, found.source.query(known), most=most, running=self._queries)
+        return QueryResults(content_type=found.content_type, batches=batches.batches())
+
+    # Work.
 
     async def work(self, queue: str) -> WorkSession:
+        self._refuse_when_closing()
         raise RecordEndNotFound(kind="queue", id=queue)
 
     async def queue_figures(self, queue: str) -> QueueFigures:
         raise RecordEndNotFound(kind="queue", id=queue)
+
+    def _refuse_when_closing(self) -> None:
+        if self._closing:
+            raise GoingAway(retry_after=GOING_AWAY_RETRY)
+
+
+def _check_bulk(target: Collection | Queue, content_type: str | None, key: str | None, priority: int) -> None:
+    if content_type is not None and content_type != target.content_type:
+        problem = f"{content_type[:80]!a} where the records are {target.content_type!a}"
+        raise InvalidArgument(field="content_type", problem=problem)
+    if key is not None and not (1 <= len(key) <= _LONGEST_KEY and key.isprintable()):
+        raise InvalidArgument(field="idempotency_key", problem=f"not 1 to {_LONGEST_KEY} printable characters")
+    if check_priority(priority) and isinstance(target, Collection):
+        raise InvalidArgument(field="priority", problem="a collection has no priorities")

@@ -1,0 +1,59 @@
+"""What becomes of records that were staged and that nobody ended: they are purged when time has passed."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from tailrace_common_api import TailraceError
+from tailrace_impl_common import cancel_and_wait
+from tailrace_server_api import RecordSink
+
+logger = logging.getLogger(__name__)
+
+_LOOKS = 20
+"""How often is looked within one retention, where the interval allows it."""
+
+
+class StagingSweeper:
+    """Sweeps all sinks, one after the other, by one task. Belongs to one event loop."""
+
+    def __init__(self, sinks: Sequence[tuple[str, RecordSink]], *, retention: float, interval: float) -> None:
+        """Purge what is older than ``retention``; between two looks pass at least ``interval``, both in seconds."""
+        self._sinks = sinks
+        self._retention = retention
+        self._interval = max(interval, retention / _LOOKS)
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; does nothing without sinks."""
+        if self._sinks:
+            self._task = asyncio.create_task(self._run(), name="tailrace-staging-sweeper")
+
+    async def close(self) -> None:
+        """Stop. Idempotent."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            await cancel_and_wait(task)
+
+    async def sweep(self) -> int:
+        """Sweep every sink once and return how many records were purged; one that fails has its next time."""
+        total = 0
+        for name, sink in self._sinks:
+            try:
+                purged = await sink.sweep(self._retention)
+            except TailraceError as error:
+                logger.warning("what is staged for %s could not be swept: %s", name, error)
+            except Exception:
+                logger.exception("what is staged for %s could not be swept", name)
+            else:
+                total += purged
+                if purged:
+                    logger.info("purged %d staged records of %s that nobody committed", purged, name)
+        return total
+
+    async def _run(self) -> None:
+        while True:
+            await self.sweep()
+            await asyncio.sleep(self._interval)
