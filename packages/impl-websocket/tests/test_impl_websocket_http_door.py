@@ -13,7 +13,7 @@ from impl_websocket_server import Raw, Running, frame, head, raw, running_server
 
 from tailrace_common_api import MAX_OFFSET, error_from_wire
 from tailrace_impl_common import chunk_hash
-from tailrace_impl_websocket import _http_door
+from tailrace_impl_websocket._http_bodies import Bodies
 
 DATA = b"zero\none\r\ntwo\n\nfour"
 UNKNOWN = "0" * 32
@@ -403,7 +403,7 @@ async def test_head_of_a_followed_resource_does_not_wait(server: Running) -> Non
 
 async def test_client_that_leaves_ends_its_reader(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = asyncio.Event()
-    send_body = _http_door.HttpDoor._send_body
+    send_body = Bodies.send
 
     async def observed(*arguments: Any, **named: Any) -> None:
         try:
@@ -411,7 +411,7 @@ async def test_client_that_leaves_ends_its_reader(server: Running, monkeypatch: 
         finally:
             closed.set()
 
-    monkeypatch.setattr(_http_door.HttpDoor, "_send_body", observed)
+    monkeypatch.setattr(Bodies, "send", observed)
     async with growing(server, b"so far") as upload:
         async with browser(server) as client, client.stream("GET", f"/r/{upload.id}?follow") as response:
             assert await anext(response.aiter_raw()) == b"so far"

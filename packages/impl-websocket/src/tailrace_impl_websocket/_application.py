@@ -15,7 +15,9 @@ from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, Tailr
 from tailrace_impl_common import Endpoint, counted_refusals
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
 from tailrace_impl_websocket._credentials import credentials_of, offered_token, says_anonymous
+from tailrace_impl_websocket._http_bodies import Bodies
 from tailrace_impl_websocket._http_door import HttpDoor
+from tailrace_impl_websocket._http_query import QueryDoor
 from tailrace_impl_websocket._operations import Operations
 from tailrace_impl_websocket._origins import OriginGuard, Origins, parse_origins
 from tailrace_impl_websocket._refusal import deny, send_error
@@ -29,12 +31,14 @@ _RETRY_AFTER = 1.0
 
 
 class Endpoints:
-    """The WebSocket endpoint and the HTTP door of one server, with all that runs in them."""
+    """The WebSocket endpoint and the HTTP doors of one server, with all that runs in them."""
 
     def __init__(self, context: ServerContext) -> None:
         """Serve the manager of ``context``."""
         self._context = context
-        self._door = HttpDoor(context)
+        self._bodies = Bodies(context.max_connections)
+        self._door = HttpDoor(context, self._bodies)
+        self._query_door = QueryDoor(context, self._bodies)
         self._connections: dict[ServerConnection, asyncio.Future[None]] = {}
         self._going_away: GoingAway | None = None
 
@@ -44,6 +48,7 @@ class Endpoints:
             routes=[
                 WebSocketRoute(prefix + PATH, _WebSocketEndpoint(self)),
                 Route(prefix + "/r/{id}", self._door),
+                Route(prefix + "/query/{name}", self._query_door),
                 *Operations(self._context, lambda: self._going_away is not None).routes(prefix),
             ],
             middleware=[Middleware(OriginGuard, self._context.origins, self._context.endpoint)],
@@ -87,12 +92,12 @@ class Endpoints:
     async def close(self, grace: float) -> None:
         """Refuse what is new, tell streaming conversations, and end what is left after ``grace`` seconds."""
         self._going_away = GoingAway(retry_after=_RETRY_AFTER)
-        running: set[asyncio.Task[None]] = self._door.go_away(self._going_away)
+        running: set[asyncio.Task[None]] = self._bodies.go_away(self._going_away)
         for connection in self._connections:
             running |= connection.go_away(self._going_away)
         if running:
             await asyncio.wait(running, timeout=grace)
-        for task in self._door.go_away(self._going_away):
+        for task in self._bodies.go_away(self._going_away):
             task.cancel()
         ended = tuple(self._connections.values())
         await asyncio.gather(*(connection.end(self._going_away) for connection in tuple(self._connections)))

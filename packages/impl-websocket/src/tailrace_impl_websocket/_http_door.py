@@ -18,9 +18,8 @@ origin of this server, and browsers keep to its declared type.
 from __future__ import annotations
 
 import asyncio
-import logging
 import re
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qsl, quote
@@ -30,11 +29,8 @@ from starlette.types import Receive, Scope, Send
 
 from tailrace_common_api import (
     MAX_OFFSET,
-    ConnectionLost,
-    GoingAway,
     InvalidArgument,
     LineRangeNotSatisfiable,
-    Overloaded,
     RangeNotSatisfiable,
     ResourceFailed,
     ResourceState,
@@ -42,17 +38,12 @@ from tailrace_common_api import (
     TailraceError,
     Unsupported,
 )
-from tailrace_impl_common import cancel_and_wait, counted_refusals, log_failure, traced
+from tailrace_impl_common import counted_refusals, log_failure, traced
 from tailrace_impl_websocket._credentials import credentials_of
+from tailrace_impl_websocket._http_bodies import Bodies
 from tailrace_impl_websocket._refusal import send_error, send_start
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
-
-logger = logging.getLogger(__name__)
-
-ABORT_EXTENSION = "tailrace.http.abort"
-"""ASGI extension of this package's own server: ``scope["extensions"][…]["abort"]()`` ends the connection behind what
-was sent. Where it is missing, the exception that leaves the application does the same, and the server logs it."""
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:(\d{1,1000})-(\d{0,1000})|-(\d{1,1000}))[ \t]*\Z", re.ASCII | re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
@@ -61,10 +52,6 @@ _ENTITY_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 _FALSE = frozenset({"0", "false", "no"})
 _UNSAFE_IN_NAME = re.compile(r'[^\x20-\x7e]|["\\/%]')
 _CONTENT_TYPE = re.compile(r"[\x20-\x7e]+\Z")
-
-
-class ResponseAborted(Exception):
-    """Leaves the application to make the ASGI server cut a response off."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +77,11 @@ class _Selection:
 class HttpDoor:
     """The ASGI application behind ``/r/{id}``."""
 
-    def __init__(self, context: ServerContext) -> None:
-        """Read from the manager of ``context``."""
+    def __init__(self, context: ServerContext, bodies: Bodies) -> None:
+        """Read from the manager of ``context``; ``bodies`` counts what is answered."""
         self._context = context
         self._endpoint = replace(context.endpoint, transport="http")
-        self._going_away: GoingAway | None = None
-        self._bodies: dict[asyncio.Task[None], bool] = {}
+        self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -105,7 +91,8 @@ class HttpDoor:
                 return
             credentials = credentials_of(scope)
             with counted_refusals(self._endpoint, credentials.peer):
-                self._admit()
+                self._bodies.admit()
+                self._context.manager.admit()
                 service = await self._context.manager.authenticate(credentials)
             query = _parse_query(scope["query_string"])
         except TailraceError as error:
@@ -139,21 +126,6 @@ class HttpDoor:
         except Exception as error:
             if error is not cut_off:
                 raise
-
-    def _admit(self) -> None:
-        if self._going_away is not None:
-            raise self._going_away
-        if len(self._bodies) >= self._context.max_connections:
-            raise Overloaded(what="requests", retry_after=1.0)
-        self._context.manager.admit()
-
-    def go_away(self, error: GoingAway) -> set[asyncio.Task[None]]:
-        """Refuse new requests, cut followers off, and return the responses that still run."""
-        self._going_away = error
-        for body, follows in self._bodies.items():
-            if follows:
-                body.cancel()
-        return set(self._bodies)
 
     async def _answer(
         self,
@@ -193,26 +165,8 @@ class HttpDoor:
             await send({"type": "http.response.body", "body": b""})
             return None
         pieces = _pieces(reader, selection, self._context.endpoint.chunk_size)
-        body = asyncio.create_task(_copy(pieces, send, telemetry))
-        return await self._send_body(scope, receive, body, follows=selection.end is None)
-
-    async def _send_body(
-        self, scope: Scope, receive: Receive, body: asyncio.Task[None], *, follows: bool
-    ) -> BaseException | None:
-        """Let the body be sent until its end, or until the client leaves; return why it was cut off."""
-        departure = asyncio.create_task(_disconnected(receive))
-        self._bodies[body] = follows
-        try:
-            await asyncio.wait((body, departure), return_when=asyncio.FIRST_COMPLETED)
-            if departure.done() and not body.done():
-                return ConnectionLost("the client left")
-            reason = self._going_away if body.cancelled() else body.exception()
-            if reason is not None:
-                await _abort(scope, reason, departure)
-            return reason
-        finally:
-            del self._bodies[body]
-            await cancel_and_wait(body, departure)
+        body = _copy(pieces, send, telemetry)
+        return await self._bodies.send(scope, receive, body, endless=selection.end is None)
 
 
 async def _copy(pieces: AsyncGenerator[bytes, None], send: Send, telemetry: RequestTelemetry) -> None:
@@ -225,26 +179,6 @@ async def _copy(pieces: AsyncGenerator[bytes, None], send: Send, telemetry: Requ
             # A server that takes everything at once must not keep other tasks from running.
             await asyncio.sleep(0)
     await send({"type": "http.response.body", "body": b""})
-
-
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-async def _abort(scope: Scope, reason: BaseException, departure: asyncio.Task[None]) -> None:
-    """Cut the response off behind what was sent.
-
-    Raises:
-        ResponseAborted: The server has to do it.
-    """
-    if not isinstance(reason, TailraceError):
-        logger.error("a response failed", exc_info=reason)
-    abort: Callable[[], None] | None = scope.get("extensions", {}).get(ABORT_EXTENSION, {}).get("abort")
-    if abort is None:
-        raise ResponseAborted(str(reason))
-    abort()
-    await asyncio.wait((departure,))
 
 
 async def _pieces(reader: ResourceReader, selection: _Selection, size: int) -> AsyncGenerator[bytes, None]:

@@ -9,7 +9,7 @@ import socket
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from tailrace_common_api import DeadlineExceeded, MessageTooLarge, TailraceError
-from tailrace_impl_websocket._http_door import ABORT_EXTENSION
+from tailrace_impl_websocket._http_bodies import ABORT_EXTENSION
 
 LINGER = 10.0
 """Time that a client may take to read the end of a connection, in seconds; then it is cut."""

@@ -11,8 +11,10 @@ from tailrace_impl_websocket._codec_values import error_to_json
 from tailrace_impl_websocket._error_table import wire_status
 
 
-async def send_error(send: Send, error: TailraceError, *, http_status: int | None = None) -> None:
-    """Answer with an error as JSON ``{code, message, details}``."""
+async def send_error(
+    send: Send, error: TailraceError, *, http_status: int | None = None, allow: str = "GET, HEAD"
+) -> None:
+    """Answer with an error as JSON ``{code, message, details}``; to a method that is not allowed, say which are."""
     body = json.dumps(error_to_json(error)).encode()
     headers = {"content-type": "application/json", "content-length": str(len(body)), "cache-control": "no-store"}
     if isinstance(error, RangeNotSatisfiable):
@@ -22,7 +24,7 @@ async def send_error(send: Send, error: TailraceError, *, http_status: int | Non
     if isinstance(error, Unauthenticated):
         headers["www-authenticate"] = "Bearer"
     if http_status == 405:
-        headers["allow"] = "GET, HEAD"
+        headers["allow"] = allow
     await send_start(send, http_status or wire_status(error).http_status, headers)
     await send({"type": "http.response.body", "body": body})
 
