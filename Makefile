@@ -72,6 +72,11 @@ soak: setup ## Faults, hostile clients, mutated frames and models at full size, 
 bench: setup ## Measure upload, download and follow latency against a raw loopback socket.
 	$(PYTHON_BIN) benchmarks/run.py
 
+.PHONY: load
+load: setup ## Let users of Locust at streamed and plain services side by side; writes benchmarks/LOAD.md.
+	UV_PROJECT_ENVIRONMENT=.tools/load .tools/bin/uv sync --quiet --all-packages --all-extras --all-groups --locked
+	.tools/load/bin/python benchmarks/load.py
+
 .PHONY: clean
 clean: ## Remove everything that make and the tools made.
 	rm -rf .venv .tools build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache tailrace-data

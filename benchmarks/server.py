@@ -28,14 +28,17 @@ class Usage:
 class ServerProcess:
     """`tailrace serve` on a scratch folder and free ports."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, *, config: Path | None = None) -> None:
+        """Describe the server: its folder, and its settings file if it has one."""
         self._data = data
+        self._config = config
         self.urls: dict[str, str] = {}
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-m", "tailrace", "serve", "--data", str(self._data), "--json"]
         command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        more = {} if self._config is None else {"TAILRACE_CONFIG": str(self._config)}
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **more})
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -54,6 +57,11 @@ class ServerProcess:
             self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
+
+    @property
+    def pid(self) -> int:
+        """Id of the process."""
+        return self._process.pid
 
     def usage(self) -> Usage:
         """Return what the server has used up to now."""

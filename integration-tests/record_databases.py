@@ -5,10 +5,11 @@ The tables are a user's own: made before any server runs, with rules of their ow
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,14 @@ CONTACT_SCHEMA = {
 def contact(number: int, **more: object) -> dict[str, object]:
     """Return a contact that may be in the table beside those of other numbers."""
     return {"name": f"Name {number}", "email": f"{number}@example.org", "city": 1 + number % 2, **more}
+
+
+async def eventually(count: Callable[[], Awaitable[int]], wanted: int) -> None:
+    """Wait until a count in a database is what is wanted."""
+    async with asyncio.timeout(20):
+        # There is nothing else to wait for: what is counted is not this process's.
+        while await count() != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
 
 
 class RecordDatabase(ABC):

@@ -23,8 +23,8 @@ class TcpProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self._passing = {direction: asyncio.Event() for direction in Direction}
+        self.release()
         self.fault: MessageFault | None = None
         """What happens to one message of the connections that begin from now on."""
         self.cut_after: dict[Direction, int] = {}
@@ -41,9 +41,15 @@ class TcpProxy:
         """Stand in front of another server from now on; connections that are there stay where they are."""
         self._target = _address(url)
 
-    def stall(self) -> None:
-        """Let no byte through any more, in either direction, and say nothing of it."""
-        self._passing.clear()
+    def stall(self, *directions: Direction) -> None:
+        """Let no byte through any more, in these directions, or in both if none is named, and say nothing of it."""
+        for direction in directions or Direction:
+            self._passing[direction].clear()
+
+    def release(self) -> None:
+        """Let bytes through again."""
+        for passing in self._passing.values():
+            passing.set()
 
     def cut(self) -> None:
         """Break every connection."""
@@ -76,19 +82,22 @@ class TcpProxy:
             writer.transport.abort()
             return
         self._writers.add(server_writer)
-        self._spawn(self._pass_on(self._carried(reader, Direction.TO_SERVER, writer), server_writer))
-        self._spawn(self._pass_on(self._carried(server_reader, Direction.TO_CLIENT, server_writer), writer))
+        to_server, to_client = Direction.TO_SERVER, Direction.TO_CLIENT
+        self._spawn(self._pass_on(self._carried(reader, to_server, writer), server_writer, to_server))
+        self._spawn(self._pass_on(self._carried(server_reader, to_client, server_writer), writer, to_client))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _pass_on(self, carried: AsyncGenerator[bytes, None], writer: asyncio.StreamWriter) -> None:
+    async def _pass_on(
+        self, carried: AsyncGenerator[bytes, None], writer: asyncio.StreamWriter, direction: Direction
+    ) -> None:
         try:
             async with aclosing(carried):
                 async for data in carried:
-                    await self._passing.wait()
+                    await self._passing[direction].wait()
                     writer.write(data)
                     await writer.drain()
             writer.write_eof()

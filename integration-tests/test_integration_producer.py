@@ -44,7 +44,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 def pass_on(proxy: TcpProxy) -> None:
     """Let a network that stalls go on."""
-    proxy._passing.set()
+    proxy.release()
 
 
 # While the server is away
