@@ -93,6 +93,7 @@ class StagedBulk(BulkIngest):
         settings: ServerSettings,
         tasks: RunningTasks,
         *,
+        content_type: str,
         reporting: Reporting,
         ended: Callable[[StagedBulk, Outcome], None],
         staged: Callable[[int], None],
@@ -105,6 +106,7 @@ class StagedBulk(BulkIngest):
             validator: What checks its records.
             settings: Limits, window and groups.
             tasks: Holds what goes on in the background.
+            content_type: Content type of its records.
             reporting: Which problems are told.
             ended: Called once, when nothing more happens to the bulk.
             staged: Called with a number of records each time when so many were staged.
@@ -114,6 +116,7 @@ class StagedBulk(BulkIngest):
         self._validator = validator
         self._settings = settings
         self._tasks = tasks
+        self._content_type = content_type
         self._reporting = reporting
         self._ended = ended
         self._staged = staged
@@ -152,6 +155,10 @@ class StagedBulk(BulkIngest):
     @property
     def id(self) -> str:
         return self._id
+
+    @property
+    def content_type(self) -> str:
+        return self._content_type
 
     @property
     def limits(self) -> RecordLimits:
@@ -462,14 +469,19 @@ class StagedBulk(BulkIngest):
 class RepeatedBulk(BulkIngest):
     """A bulk whose key has committed before: it has its result and takes nothing."""
 
-    def __init__(self, id: str, limits: RecordLimits, result: BulkResult) -> None:
+    def __init__(self, id: str, content_type: str, limits: RecordLimits, result: BulkResult) -> None:
         self._id = id
+        self._content_type = content_type
         self._limits = limits
         self._result = result
 
     @property
     def id(self) -> str:
         return self._id
+
+    @property
+    def content_type(self) -> str:
+        return self._content_type
 
     @property
     def limits(self) -> RecordLimits:

@@ -172,6 +172,7 @@ class RecordStreams(RecordService):
                 self._validators[collection],
                 self._settings,
                 self._tasks,
+                content_type=target.content_type,
                 reporting=reporting,
                 ended=lambda bulk, outcome: self._bulk_ended(bulk, outcome, principal, key),
                 staged=lambda count: None,
@@ -207,7 +208,8 @@ class RecordStreams(RecordService):
     def _repeated(self, id: str, collection: str, result: BulkResult) -> BulkIngest:
         if result.collection != collection:
             raise BulkConflict(id=result.id)
-        return RepeatedBulk(id, self._settings.record_limits, result)
+        target, _ = self._targets[collection]
+        return RepeatedBulk(id, target.content_type, self._settings.record_limits, result)
 
     def _bulk_ended(self, bulk: StagedBulk, outcome: Outcome, principal: str, key: str | None) -> None:
         self._bulks.pop(bulk.id, None)

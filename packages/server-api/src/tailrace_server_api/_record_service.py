@@ -32,6 +32,11 @@ class BulkIngest(ABC):
 
     @property
     @abstractmethod
+    def content_type(self) -> str:
+        """Content type of the records."""
+
+    @property
+    @abstractmethod
     def limits(self) -> RecordLimits:
         """What is accepted."""
 
