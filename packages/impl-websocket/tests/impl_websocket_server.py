@@ -16,7 +16,7 @@ from tailrace_common_api import TailraceError, error_from_wire
 from tailrace_impl_common import HeadHasher, chunk_hash
 from tailrace_impl_server import create_manager
 from tailrace_impl_websocket import WebSocketServer
-from tailrace_server_api import ResourceManager, TransportServerSettings
+from tailrace_server_api import RecordEnds, ResourceManager, TransportServerSettings
 
 HEADER = 32
 
@@ -51,9 +51,13 @@ class Running:
 
 @asynccontextmanager
 async def running_server(
-    options: Mapping[str, str] | None = None, *, manager_options: Mapping[str, object] | None = None, **settings: Any
+    options: Mapping[str, str] | None = None,
+    *,
+    manager_options: Mapping[str, object] | None = None,
+    records: RecordEnds | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Running]:
-    async with create_manager(None, manager_options or {}) as managed:
+    async with create_manager(None, manager_options or {}, records=records) as managed:
         transport = WebSocketServer()
         await transport.start(managed.manager, TransportServerSettings(options=options or {}, **settings))
         try:

@@ -149,18 +149,18 @@ def _arguments(query_string: bytes) -> dict[str, str]:
         InvalidArgument: They are no UTF-8, too many, or one is there twice.
     """
     try:
-        pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=_MOST_PARAMETERS)
+        pairs = parse_qsl(
+            query_string.decode(), keep_blank_values=True, errors="strict", max_num_fields=_MOST_PARAMETERS
+        )
+    except UnicodeDecodeError:
+        raise InvalidArgument(field="arguments", problem="not UTF-8") from None
     except ValueError:
         raise InvalidArgument(field="arguments", problem=f"more than {_MOST_PARAMETERS}") from None
     arguments: dict[str, str] = {}
-    for key, value in pairs:
-        try:
-            name, text = key.decode(), value.decode()
-        except UnicodeDecodeError:
-            raise InvalidArgument(field="arguments", problem="not UTF-8") from None
+    for name, value in pairs:
         if name in arguments:
             raise InvalidArgument(field=name[:80], problem="more than once")
-        arguments[name] = text
+        arguments[name] = value
     return arguments
 
 
