@@ -5,7 +5,9 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from tailrace_common_api import (
+    MAX_KEY_SIZE,
     MAX_OFFSET,
+    BulkResult,
     Checkpoint,
     ContextEventKind,
     ContextState,
@@ -17,11 +19,19 @@ from tailrace_common_api import (
     Metadata,
     Page,
     Position,
+    QueuedRecord,
+    QueueFigures,
+    RecordBatch,
+    RecordLimits,
+    Reporting,
     ResourceState,
+    Settlement,
     Status,
+    Verdict,
     Visibility,
 )
 from tailrace_impl_common import messages as m
+from tailrace_impl_common import record_messages as r
 
 offsets = st.integers(0, MAX_OFFSET)
 amounts = st.integers(1, MAX_OFFSET)
@@ -199,6 +209,100 @@ context_events = st.builds(
     message=st.none() | texts,
 )
 
+digests = heads
+record_data = st.binary(max_size=40) | st.binary(min_size=70000, max_size=70000)
+keys = st.none() | st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MAX_KEY_SIZE // 4)
+
+
+@st.composite
+def batches_of(draw: st.DrawFn) -> RecordBatch:
+    data = draw(st.lists(record_data, min_size=1, max_size=50))
+    found = draw(st.just([]) | st.lists(keys, min_size=len(data), max_size=len(data)))
+    # Keys that nobody has are none, however that is said.
+    return RecordBatch(data, found if any(found) else ())
+
+
+batches = batches_of()
+deliveries = st.lists(
+    st.builds(
+        QueuedRecord,
+        id=offsets,
+        attempt=st.integers(1, 2**32 - 1),
+        priority=st.integers(-1000, 1000),
+        data=record_data,
+        key=keys,
+    ),
+    min_size=1,
+    max_size=50,
+).map(lambda records: r.Deliveries(tuple(records)))
+settlements = st.builds(
+    Settlement,
+    id=offsets,
+    attempt=st.integers(1, 2**32 - 1),
+    verdict=st.sampled_from(Verdict),
+    seconds=st.just(0.0) | times,
+    reason=texts,
+)
+record_limits = st.builds(
+    RecordLimits, record_bytes=offsets, bulk_records=offsets, bulk_bytes=offsets, bulk_idle=times, window=offsets
+)
+results = st.builds(
+    BulkResult,
+    id=ids,
+    collection=names,
+    records=offsets,
+    size=offsets,
+    digest=digests,
+    committed_at=times,
+    repeated=st.booleans(),
+)
+arguments = st.dictionaries(
+    texts, st.none() | st.booleans() | places | st.floats(allow_nan=False, allow_infinity=False) | texts, max_size=4
+)
+
+bulk_openings = st.builds(
+    r.OpenBulk,
+    collection=names,
+    content_type=st.none() | texts,
+    idempotency_key=st.none() | texts,
+    reporting=st.sampled_from(Reporting),
+    priority=places,
+)
+bulk_commits = st.builds(r.CommitBulk, offsets, digests)
+queries = st.builds(r.Query, source=names, arguments=arguments, window=offsets)
+works = st.builds(r.Work, queue=names, records=offsets, bytes=offsets)
+credits_ = st.builds(r.Credit, sequence=offsets, records=offsets, bytes=offsets)
+settles = st.builds(r.Settle, st.lists(settlements, min_size=1, max_size=5).map(tuple))
+queue_requests = st.builds(r.GetQueue, queue=names)
+record_requests = (
+    bulk_openings | bulk_commits | queries | works | credits_ | settles | st.builds(r.Leave) | queue_requests
+)
+
+bulks_opened = st.builds(
+    r.BulkOpened, id=ids, content_type=texts, limits=record_limits, until=offsets, result=st.none() | results
+)
+figures = st.builds(
+    QueueFigures,
+    queue=names,
+    ready=offsets,
+    delayed=offsets,
+    in_flight=offsets,
+    dead=offsets,
+    consumers=offsets,
+    stalled=offsets,
+)
+record_answers = (
+    bulks_opened
+    | st.builds(r.BulkCommitted, results)
+    | st.builds(r.QueryStarted, texts)
+    | st.builds(r.QueryEnd, offsets, digests)
+    | st.builds(r.WorkOpened, consumer=ids, content_type=texts, lease=times)
+    | st.builds(r.CreditSet, offsets, offsets, st.booleans())
+    | st.builds(r.Settled, st.lists(st.booleans(), max_size=5).map(tuple), texts)
+    | st.builds(r.Left)
+    | figures
+)
+
 client_messages = (
     uploader_messages
     | reads
@@ -215,6 +319,7 @@ client_messages = (
     | context_requests
     | context_closings
     | context_watches
+    | record_requests
 )
 server_messages = (
     messages_to_uploader
@@ -227,4 +332,5 @@ server_messages = (
     | st.builds(m.Done)
     | contexts
     | context_events
+    | record_answers
 )

@@ -332,8 +332,16 @@ def test_hello_of_another_version_is_unsupported() -> None:
 
 @pytest.mark.parametrize(
     "frame",
-    [b"", b"\x01" * 31, b"\x00" * 40, b"\x02" + b"\x00" * 40, b"\x01" + b"\x00" * 40],
-    ids=["empty", "short", "layout 0", "layout 2", "request 0"],
+    [
+        b"",
+        b"\x01" * 31,
+        b"\x02" * 15,
+        b"\x03" * 15,
+        b"\x00" * 40,
+        b"\x04" + b"\x01" * 40,
+        *(bytes((layout,)) + bytes(40) for layout in (1, 2, 3)),
+    ],
+    ids=["empty", *(f"short {layout}" for layout in (1, 2, 3)), "layout 0", "layout 4", *(f"0 {n}" for n in (1, 2, 3))],
 )
 def test_frame_that_names_no_request(frame: bytes) -> None:
     with pytest.raises(ProtocolError):

@@ -188,7 +188,7 @@ def encode_from_client(
 
     Raises:
         MessageTooLarge: It does not fit into a control message.
-        InvalidArgument: The argument of a query cannot be said in JSON.
+        InvalidArgument: A value of a message about records cannot be said in JSON.
     """
     name, fields = _client_fields(message)
     if trace:

@@ -60,7 +60,7 @@ def record_request_to_json(message: RecordControlRequest) -> tuple[str, dict[str
     """Return the name and the fields of a message.
 
     Raises:
-        InvalidArgument: The argument of a query cannot be said in JSON.
+        InvalidArgument: A value cannot be said in JSON.
     """
     match message:
         case OpenBulk():
@@ -109,6 +109,8 @@ def _sayable(name: str, value: Argument) -> Argument:
 
 def _settlement_to_json(settlement: Settlement) -> dict[str, object]:
     id_, attempt, verdict, seconds, reason = settlement
+    if not math.isfinite(seconds):
+        raise InvalidArgument(field="seconds", problem=f"{seconds} is no finite number")
     fields: dict[str, object] = {"id": id_, "attempt": attempt, "verdict": verdict.value}
     if seconds:
         fields["seconds"] = seconds

@@ -24,7 +24,15 @@ import struct
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 
-from tailrace_common_api import MAX_KEY_SIZE, MessageTooLarge, ProtocolError, QueuedRecord, RecordBatch, Unsupported
+from tailrace_common_api import (
+    MAX_KEY_SIZE,
+    MAX_OFFSET,
+    MessageTooLarge,
+    ProtocolError,
+    QueuedRecord,
+    RecordBatch,
+    Unsupported,
+)
 from tailrace_impl_common.record_messages import MESSAGE_RECORDS, Deliveries
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 
@@ -89,8 +97,8 @@ def parse_deliveries(frame: bytes) -> Deliveries:
     entries = _DELIVERY.iter_unpack(memoryview(frame)[RECORD_HEADER_SIZE:start])
     ids, attempts, priorities, data_lengths, key_lengths = zip(*entries, strict=True)
     data, keys = _contents(frame, start, data_lengths, key_lengths)
-    if not all(attempts):
-        raise ProtocolError("a delivery with attempt 0")
+    if not all(attempts) or max(ids) > MAX_OFFSET:
+        raise ProtocolError("a delivery with attempt 0, or an id that no answer can hold")
     return Deliveries(tuple(map(QueuedRecord, ids, attempts, priorities, data, keys or (None,) * count)))
 
 
