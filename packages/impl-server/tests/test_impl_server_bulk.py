@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from impl_server_recording_sink import RecordingSink, Sender, Streams, objects
@@ -34,7 +35,7 @@ from tailrace_common_api import (
 from tailrace_impl_server._record_validation import JsonSchemaValidator
 
 WINDOW = 64 * 1024
-SMALL = {"bulk_window": WINDOW, "max_record_size": WINDOW // 2}
+SMALL: dict[str, Any] = {"bulk_window": WINDOW, "max_record_size": WINDOW // 2}
 
 
 @pytest.fixture
@@ -297,7 +298,7 @@ async def test_a_key_that_is_none_is_refused(bench: Streams, key: str) -> None:
         ({"max_bulk_bytes": 250}, "bytes per bulk", 2),
     ],
 )
-async def test_limits_hold(options: dict[str, int], limit: str, accepted: int) -> None:
+async def test_limits_hold(options: dict[str, Any], limit: str, accepted: int) -> None:
     async with Streams(**options) as bench:
         record = b'{"text":"%s"}' % (b"x" * 89)
         assert len(record) == 100

@@ -68,6 +68,11 @@ def _read(name: str, value: str | int | float | bool, kind: type) -> Argument:
             read = None
         read = read if read is not None and math.isfinite(read) else None
     if read is None:
-        shown = ascii(value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "...")
-        raise InvalidArgument(field=name, problem=f"{shown} is not {_WORDS[kind]}")
+        raise InvalidArgument(field=name, problem=f"{_shown(value)} is not {_WORDS[kind]}")
     return read
+
+
+def _shown(value: str | int | float | bool) -> str:
+    if isinstance(value, int) and not -_LARGEST <= value <= _LARGEST:
+        return "a number of more than 64 bits"
+    return ascii(value if not isinstance(value, str) or len(value) <= 80 else value[:77] + "...")
