@@ -1,6 +1,6 @@
 """Interfaces for uploading."""
 
-from tailrace_client_upload_api._bulk import BulkClient, BulkUpload, RecordContent
+from tailrace_client_upload_api._bulk import BulkClient, BulkUpload
 from tailrace_client_upload_api._client import (
     WAIT,
     Buffer,
@@ -13,6 +13,7 @@ from tailrace_client_upload_api._client import (
     Wait,
     WhileAway,
 )
+from tailrace_client_upload_api._record_encoding import RecordContent, encode_record, key_size
 
 __all__ = [
     "WAIT",
@@ -28,4 +29,6 @@ __all__ = [
     "UploadSession",
     "Wait",
     "WhileAway",
+    "encode_record",
+    "key_size",
 ]

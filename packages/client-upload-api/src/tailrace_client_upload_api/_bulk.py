@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterable, Iterable, Mapping
+from collections.abc import AsyncIterable, Iterable
 from types import TracebackType
 from typing import Self
 
-from tailrace_common_api import BulkResult, Record, RecordLimits, Reporting
-
-RecordContent = Record | Mapping[str, object] | bytes | bytearray | memoryview | str
-"""A record to send: a mapping becomes one JSON object, text becomes UTF-8, a :class:`Record` has its key with it."""
+from tailrace_client_upload_api._record_encoding import RecordContent
+from tailrace_common_api import BulkResult, RecordLimits, Reporting
 
 
 class BulkUpload(ABC):

@@ -5,7 +5,9 @@ from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
 from tailrace_impl_common._clear_text import warn_of_clear_text
 from tailrace_impl_common._client import ConnectedClient
+from tailrace_impl_common._client_bulk import ConnectedBulk
 from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResource
+from tailrace_impl_common._client_query import ConnectedQuery
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
@@ -71,7 +73,9 @@ __all__ = [
     "ChainSender",
     "ChainVerifier",
     "ClientStream",
+    "ConnectedBulk",
     "ConnectedClient",
+    "ConnectedQuery",
     "ConnectedResource",
     "ConnectedUpload",
     "Connection",

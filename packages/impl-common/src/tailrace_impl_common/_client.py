@@ -7,11 +7,25 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_client_download_api import EVERYTHING, NO_ATTRIBUTES, DownloadClient, ResourceClient
-from tailrace_client_upload_api import ReopenRequest, UploadClient, UploadRequest, UploadSession
-from tailrace_common_api import ClientSettings, ListFilter, Page, Reference, Status, check_attributes, check_id
+from tailrace_client_upload_api import BulkClient, ReopenRequest, UploadClient, UploadRequest, UploadSession
+from tailrace_common_api import (
+    Argument,
+    ClientSettings,
+    ListFilter,
+    Page,
+    QueueFigures,
+    Reference,
+    Reporting,
+    Status,
+    check_attributes,
+    check_end_name,
+    check_id,
+)
 from tailrace_impl_common._buffered_upload import with_policy
+from tailrace_impl_common._client_bulk import ConnectedBulk
 from tailrace_impl_common._client_contexts import context_events
 from tailrace_impl_common._client_download import ConnectedResource
+from tailrace_impl_common._client_query import ConnectedQuery
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common._lasting_upload import SpooledUpload
 from tailrace_impl_common._reconnecting import ServerLink
@@ -31,9 +45,10 @@ from tailrace_impl_common.messages import (
     OpenUpload,
     ReopenUpload,
 )
+from tailrace_impl_common.record_messages import GetQueue, OpenBulk
 
 
-class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
+class ConnectedClient(UploadClient, DownloadClient, ResourceClient, BulkClient):
     """All that a client can do, over one connection. Belongs to one event loop.
 
     Connects when it is first used. Leaving the context manager ends every conversation that still runs.
@@ -95,6 +110,30 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient):
 
     def context_events(self, id: str, *, after: int = 0) -> AsyncGenerator[ContextEvent, None]:
         return context_events(self._link, id, after)
+
+    def bulk(
+        self,
+        collection: str,
+        *,
+        idempotency_key: str | None = None,
+        content_type: str | None = None,
+        reporting: Reporting = Reporting.FIRST,
+        priority: int = 0,
+    ) -> ConnectedBulk:
+        request = OpenBulk(
+            collection=collection,
+            content_type=content_type,
+            idempotency_key=idempotency_key,
+            reporting=reporting,
+            priority=priority,
+        )
+        return ConnectedBulk(self._link, request)
+
+    def query(self, source: str, /, **arguments: Argument) -> ConnectedQuery:
+        return ConnectedQuery(self._link, source, arguments)
+
+    async def queue_figures(self, queue: str) -> QueueFigures:
+        return await self._link.ask(GetQueue(queue=check_end_name(queue)), QueueFigures)
 
     async def close(self) -> None:
         """End every conversation and release the connection; idempotent."""

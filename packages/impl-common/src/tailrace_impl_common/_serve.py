@@ -10,7 +10,9 @@ from types import MappingProxyType
 from tailrace_common_api import InternalError, Page, Position, ProtocolError, TailraceError
 from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._request_log import log_failure
+from tailrace_impl_common._serve_bulk import serve_bulk
 from tailrace_impl_common._serve_download import serve_download
+from tailrace_impl_common._serve_query import serve_query
 from tailrace_impl_common._serve_upload import serve_upload
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
@@ -40,6 +42,7 @@ from tailrace_impl_common.messages import (
     WatchContext,
     Watched,
 )
+from tailrace_impl_common.record_messages import GetQueue, OpenBulk, Query
 from tailrace_server_api import RequestTelemetry, ResourceService
 
 logger = logging.getLogger(__name__)
@@ -80,6 +83,10 @@ async def serve_conversation(
                     await _serve_watch(request, stream, service=service, base=endpoint.base)
                 case WatchContext():
                     await _serve_context_events(request, stream, service=service)
+                case OpenBulk():
+                    await serve_bulk(request, stream, service=service, telemetry=telemetry)
+                case Query():
+                    await serve_query(request, stream, service=service, telemetry=telemetry)
                 case _:
                     raise ProtocolError(f"{type(request).__name__} does not begin a stream")
         except TailraceError:
@@ -141,6 +148,8 @@ async def _answer(request: UnaryRequest, manager: ResourceService, base: str) ->
                 return await manager.get_context(request.id)
             case CloseContext():
                 return await manager.close_context(request.id)
+            case GetQueue():
+                return await manager.records.queue_figures(request.queue)
             case _:
                 raise ProtocolError(f"{type(request).__name__} has no single answer")
     except TailraceError:
