@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
 from tailrace_common_api import ConfigurationError, StorageFailure, StorageFull
+from tailrace_impl_server._postgres_bulks import Presence
 
 try:
     import asyncpg
@@ -41,19 +42,26 @@ class PostgresDatabase:
     Several ends share one: each starts and closes it, and it is open from the first start to the last close.
     """
 
-    def __init__(self, name: str, url: str, *, max_connections: int = 10) -> None:
+    def __init__(self, name: str, url: str, *, max_connections: int = 10, max_queries: int = 20) -> None:
         """Describe the database; nothing is connected before :meth:`start`.
 
         Args:
             name: What errors call it.
             url: ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, with the options that libpq knows.
             max_connections: Most connections of the pool; who needs one more waits.
+            max_queries: Most connections beside it, for queries: slow readers keep them, and nobody else waits for it.
         """
         self.name = name
         """What errors call it."""
         self._url = url
         self._max_connections = max_connections
+        self._max_queries = max_queries
+        self.moves = asyncio.Semaphore(max(1, max_connections // 2))
+        """Held by what keeps a connection for long, so that others find one."""
+        self.presence = Presence(self)
+        """Tells other servers on the database that this one is alive."""
         self._pool: asyncpg.Pool | None = None
+        self._readers: asyncpg.Pool | None = None
         self._starts = 0
         self._changing = asyncio.Lock()
 
@@ -66,7 +74,9 @@ class PostgresDatabase:
         """
         async with self._changing:
             if self._pool is None:
-                self._pool = await self._open()
+                self._pool = await self._open(1, self._max_connections)
+                # None is connected before there is a query.
+                self._readers = await self._open(0, self._max_queries)
             self._starts += 1
 
     async def close(self) -> None:
@@ -77,22 +87,25 @@ class PostgresDatabase:
         async with self._changing:
             if self._starts:
                 self._starts -= 1
-            pool = self._pool
-            if self._starts or pool is None:
+            pools = self._pool, self._readers
+            if self._starts:
                 return
-            self._pool = None
-            try:
-                async with asyncio.timeout(_CLOSE_SECONDS):
-                    await pool.close()
-            except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-                pool.terminate()
+            self._pool = self._readers = None
+            for pool in pools:
+                if pool is None:
+                    continue
+                try:
+                    async with asyncio.timeout(_CLOSE_SECONDS):
+                        await pool.close()
+                except (TimeoutError, OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    pool.terminate()
 
-    async def _open(self) -> asyncpg.Pool:
+    async def _open(self, min_size: int, max_size: int) -> asyncpg.Pool:
         try:
             return await asyncpg.create_pool(
                 self._url,
-                min_size=1,
-                max_size=self._max_connections,
+                min_size=min_size,
+                max_size=max_size,
                 timeout=_CONNECT_SECONDS,
                 server_settings=_SETTINGS,
                 reset=_reset,
@@ -121,6 +134,25 @@ class PostgresDatabase:
         with self.errors():
             async with self._pool.acquire() as connection:
                 yield connection
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[Connection]:
+        """Lend a connection for a query that may last as long as its reader wants; else as :meth:`connection`.
+
+        Raises:
+            StorageFailure: Also when there are too many queries, after some seconds.
+        """
+        if self._readers is None:
+            raise StorageFailure(f"the database {self.name} is not open")
+        with self.errors():
+            try:
+                connection = await self._readers.acquire(timeout=_CONNECT_SECONDS)
+            except TimeoutError as error:
+                raise StorageFailure(f"the database {self.name} has too many queries that last") from error
+            try:
+                yield connection
+            finally:
+                await self._readers.release(connection)
 
     async def connect(self) -> asyncpg.Connection:
         """Return a connection outside the pool, for what lasts: listening, cursors. Who asks closes it.

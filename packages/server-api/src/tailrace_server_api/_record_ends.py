@@ -124,10 +124,11 @@ class RecordSink(ABC):
         """Purge what was staged of bulk ``id``, unless it has committed. Idempotent; harmless for unknown ids."""
 
     @abstractmethod
-    async def sweep(self, older_than: float) -> int:
-        """Purge what was staged at least ``older_than`` seconds ago and not committed, and forget results that old.
+    async def sweep(self, older_than: float, *, results_older_than: float | None = None) -> int:
+        """Purge bulks that have not committed, and nothing of which was staged for ``older_than`` seconds.
 
-        Bulks of other processes that are alive are left alone. Returns how many records were purged.
+        Bulks of other processes that are alive are left alone. Results that are ``results_older_than`` seconds old are
+        forgotten; ``None``: none are. Returns how many records were purged.
         """
 
 
