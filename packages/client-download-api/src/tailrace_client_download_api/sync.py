@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_client_download_api import _client as asynchronous
+from tailrace_client_download_api._blocking_query import RecordStream
+from tailrace_client_download_api._blocking_records import RecordClient
 from tailrace_client_download_api._client import EVERYTHING, FROM_START, NO_ATTRIBUTES, DataChunk
 from tailrace_client_download_api._file import ResourceFile, open_file
 from tailrace_client_download_api._line_splitter import LineSplitter
@@ -31,7 +33,14 @@ from tailrace_common_api import (
 )
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
-__all__ = ["DownloadClient", "RemoteResource", "ResourceClient", "ResourceFile"]
+__all__ = [
+    "DownloadClient",
+    "RecordClient",
+    "RecordStream",
+    "RemoteResource",
+    "ResourceClient",
+    "ResourceFile",
+]
 
 # Bytes fetched in front of the reader, so that receiving and using overlap.
 _AHEAD = MEBIBYTE

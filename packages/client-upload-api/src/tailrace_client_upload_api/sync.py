@@ -15,11 +15,12 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_client_upload_api import _client as asynchronous
+from tailrace_client_upload_api._blocking_bulk import BulkClient, BulkUpload
 from tailrace_client_upload_api._client import WAIT, Buffer, ReopenRequest, UploadRequest, WhileAway
 from tailrace_common_api import KIBIBYTE, Checkpoint, Limits, Status, TailraceError, Visibility
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
-__all__ = ["UploadClient", "UploadSession"]
+__all__ = ["BulkClient", "BulkUpload", "UploadClient", "UploadSession"]
 
 # Writes below this size are copied and gathered while the loop is busy with the ones before; larger ones are worth a
 # thread switch each, and are not copied.
