@@ -13,6 +13,8 @@ import asyncpg
 from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, Verdict
 from tailrace_impl_server import _postgres_queue_statements as statements
 from tailrace_impl_server._postgres import Connection, PostgresDatabase
+from tailrace_impl_server._postgres_bulks import MAKING_TABLES
+from tailrace_impl_server._postgres_sink import PostgresSink
 from tailrace_impl_server._queue_rules import DEAD_SUFFIX, DEFAULT_LEASE, Answers, Assignment, Candidate
 from tailrace_server_api import Claim, Depth, RecordQueue, RecordSink
 
@@ -62,6 +64,7 @@ class PostgresQueue(RecordQueue):
         self._uncounted = 0
         self._upkeep_due = asyncio.Event()
         self._upkeep: asyncio.Task[None] | None = None
+        self._sink = PostgresSink(name, database, into=statements.fed(name), committed=self.wake)
         self._dead = (
             self if letters_of else PostgresQueue(f"{name}{DEAD_SUFFIX}", database, lease=lease, letters_of=self)
         )
@@ -73,7 +76,7 @@ class PostgresQueue(RecordQueue):
 
     @property
     def sink(self) -> RecordSink:
-        raise NotImplementedError
+        return self._sink
 
     @property
     def lease(self) -> float:
@@ -83,8 +86,12 @@ class PostgresQueue(RecordQueue):
         await self._database.start()
         try:
             async with self._database.connection() as connection, connection.transaction():
-                await connection.execute(statements.LOCK)
-                await connection.execute(statements.TABLES)
+                await connection.execute("SELECT pg_advisory_xact_lock($1)", MAKING_TABLES)
+                # Making what is there already would wait for all who write to it, and have all others wait.
+                if not await connection.fetchval(statements.ARE_MADE):
+                    await connection.execute(statements.TABLES)
+            if self._dead is not self:
+                await self._sink.start()
         except BaseException:
             await self._database.close()
             raise
@@ -97,6 +104,8 @@ class PostgresQueue(RecordQueue):
         upkeep.cancel()
         with suppress(asyncio.CancelledError):
             await upkeep
+        if self._dead is not self:
+            await self._sink.close()
         await self._database.close()
 
     def subscribe(self, wake: Callable[[], None]) -> None:
