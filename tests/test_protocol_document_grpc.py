@@ -29,6 +29,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import (
     MessageChainSender,
     messages,
+    record_messages,
 )
 from tailrace_impl_grpc import _client as grpc_client
 from tailrace_impl_grpc import _codec as grpc_codec
@@ -68,7 +69,7 @@ def test_grpc_methods() -> None:
     }
     for row in table("4.1", "service"):
         for request in quoted(row["begins with"]):
-            method = grpc_codec._METHODS[getattr(messages, request)]
+            method = grpc_codec._METHODS[getattr(messages, request, None) or getattr(record_messages, request)]
             assert [f"`{method.service}`", f"`{method.name}`"] == [row["service"], row["method"]]
     assert f"without a port, {grpc_client.DEFAULT_PORT} is" in prose("4.1")
 

@@ -7,13 +7,18 @@ import grpc
 import pytest
 
 from tailrace_common_api import (
+    BulkRefused,
     ConnectionLost,
     InternalError,
     InvalidReference,
+    ProblemKind,
     RangeNotSatisfiable,
+    RecordProblem,
     TailraceError,
     WireValue,
     error_classes,
+    record_problems,
+    refused_records,
 )
 from tailrace_impl_grpc._error_table import ERROR_KEY, ERROR_TABLE, error_from_status, error_to_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
@@ -24,6 +29,10 @@ SAMPLES: dict[str, WireValue] = {
     "float": 1.5,
     "str": "with \x1b control, ü and \U0001f600",
 }
+OF_FIELDS: dict[str, WireValue] = {
+    # JSON in itself, which the error reads.
+    "problems": '[[3,"duplicate","e-mail","with \\u001b control, \u00fc"]]',
+}
 
 
 def sample(cls: type[TailraceError]) -> TailraceError:
@@ -32,7 +41,7 @@ def sample(cls: type[TailraceError]) -> TailraceError:
     if not cls.fields:
         return cls("something is wrong")
     build: Callable[..., TailraceError] = cls
-    return build(**{name: SAMPLES[parameters[name].annotation] for name in cls.fields})
+    return build(**{name: OF_FIELDS.get(name, SAMPLES[parameters[name].annotation]) for name in cls.fields})
 
 
 def travelled(error: TailraceError) -> TailraceError:
@@ -70,6 +79,34 @@ def test_large_and_odd_values_still_fit_into_the_metadata_of_a_call() -> None:
     assert rebuilt.reference.startswith("ü?ü?")
     huge = travelled(RangeNotSatisfiable(start=-(2**80), end=None, size=5))
     assert huge.details() == {"start": -(2**63), "end": None, "size": 5}
+
+
+def test_long_lists_of_problems_are_cut_between_two_of_them() -> None:
+    problems = [
+        RecordProblem(index=i, kind=ProblemKind.INVALID, field="ü" * (i % 7), problem="\x00 \ud800 x" * i)
+        for i in range(100)
+    ]
+    error = refused_records(problems, 5000)
+    _, message, metadata = error_to_status(error)
+    assert len(message.encode()) * 3 + len(metadata[0][1]) * 4 / 3 < 8000
+    rebuilt = travelled(error)
+    assert isinstance(rebuilt, BulkRefused)
+    assert rebuilt.total == 5000
+    found = record_problems(rebuilt)
+    assert 10 <= len(found) < 100
+    assert [problem.index for problem in found] == list(range(len(found)))
+    assert found[2] == problems[2]
+    for one, other in zip(found, problems, strict=False):
+        assert (one.kind, one.field) == (other.kind, other.field)
+        assert other.problem.startswith(one.problem.removesuffix("…"))
+
+
+def test_one_endless_problem_still_says_which_record_it_is() -> None:
+    endless = RecordProblem(index=7, kind=ProblemKind.DUPLICATE, field="a" * 100_000, problem="\x00" * 100_000)
+    rebuilt = travelled(refused_records([endless], 1))
+    assert isinstance(rebuilt, BulkRefused)
+    (found,) = record_problems(rebuilt)
+    assert (found.index, found.kind) == (7, ProblemKind.DUPLICATE)
 
 
 def test_codes_of_a_later_version_are_internal_errors_with_their_text() -> None:

@@ -12,6 +12,7 @@ import grpc.aio
 from tailrace_common_api import ConnectionLost, ProtocolError, TailraceError
 from tailrace_impl_common import ClientStream
 from tailrace_impl_common.messages import ClientMessage, End, Finished, Opened, ServerMessage, Watched
+from tailrace_impl_common.record_messages import BulkCommitted, BulkOpened, Left, QueryEnd
 from tailrace_impl_grpc._call_status import STATUS_TIMEOUT, CallStatus
 from tailrace_impl_grpc._codec import WATCHES, Method
 from tailrace_impl_grpc._error_table import error_from_status
@@ -70,7 +71,7 @@ class GrpcClientStream(ClientStream):
         except TailraceError:
             self._call.cancel()
             raise
-        if isinstance(message, End | Finished) or (isinstance(message, Opened) and message.status.state.terminal):
+        if _is_last(message):
             self._finished = True
         return message
 
@@ -142,6 +143,19 @@ class GrpcClientStream(ClientStream):
         """Return the server's error, for which grpc.aio may have set a placeholder; ``None`` if there was none."""
         exc = await self._status.behind(exc)
         return None if exc.code() is grpc.StatusCode.OK else error_of(exc, self._address)
+
+
+def _is_last(message: ServerMessage) -> bool:
+    """Return whether the server ends the conversation behind this message."""
+    match message:
+        case End() | Finished() | BulkCommitted() | QueryEnd() | Left():
+            return True
+        case Opened(status=status):
+            return status.state.terminal
+        case BulkOpened(result=result):
+            return result is not None
+        case _:
+            return False
 
 
 def error_of(exc: grpc.aio.AioRpcError, address: str) -> TailraceError:

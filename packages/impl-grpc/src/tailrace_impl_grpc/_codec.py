@@ -7,11 +7,12 @@ text and a code, and not a failure inside gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tailrace_common_api import InvalidArgument, ProtocolError
 from tailrace_impl_common.messages import (
+    UPLOAD_REQUESTS,
     ClientMessage,
     CloseContext,
     CreateContext,
@@ -31,6 +32,7 @@ from tailrace_impl_common.messages import (
     Watch,
     WatchContext,
 )
+from tailrace_impl_common.record_messages import GetQueue, OpenBulk, Query, Work
 from tailrace_impl_grpc._codec_contexts import (
     decode_close_context_request,
     decode_context,
@@ -54,6 +56,24 @@ from tailrace_impl_grpc._codec_download import (
     encode_follow_request,
     encode_read_lines_request,
     encode_read_request,
+)
+from tailrace_impl_grpc._codec_records import (
+    decode_bulk_request,
+    decode_bulk_response,
+    decode_get_queue_request,
+    decode_query_request,
+    decode_query_response,
+    decode_queue_figures,
+    decode_work_request,
+    decode_work_response,
+    encode_bulk_request,
+    encode_bulk_response,
+    encode_get_queue_request,
+    encode_query_request,
+    encode_query_response,
+    encode_queue_figures,
+    encode_work_request,
+    encode_work_response,
 )
 from tailrace_impl_grpc._codec_status import (
     decode_delete_request,
@@ -140,7 +160,8 @@ def _from_server(decode: Callable[[bytes], ServerMessage]) -> Callable[[bytes], 
 
 
 UPLOADS, RESOURCES, CONTEXTS = "tailrace.v1.Uploads", "tailrace.v1.Resources", "tailrace.v1.Contexts"
-SERVICES = (UPLOADS, RESOURCES, CONTEXTS)
+RECORDS = "tailrace.v1.Records"
+SERVICES = (UPLOADS, RESOURCES, CONTEXTS, RECORDS)
 """Full names of the services."""
 
 
@@ -235,12 +256,28 @@ WATCH_CONTEXT = _method(
     encode_context_event,
     decode_context_event,
 )
+BULK = _method(RECORDS, "Bulk", encode_bulk_request, decode_bulk_request, encode_bulk_response, decode_bulk_response)
+QUERY = _method(
+    RECORDS, "Query", encode_query_request, decode_query_request, encode_query_response, decode_query_response
+)
+WORK = _method(RECORDS, "Work", encode_work_request, decode_work_request, encode_work_response, decode_work_response)
+GET_QUEUE = _method(
+    RECORDS, "GetQueue", encode_get_queue_request, decode_get_queue_request, encode_queue_figures, decode_queue_figures
+)
 
-CONVERSATIONS = (UPLOAD, READ, FOLLOW, READ_LINES)
-"""Methods in which both sides stream."""
+CONVERSATIONS: Mapping[Method, tuple[type[Request], ...]] = {
+    UPLOAD: UPLOAD_REQUESTS,
+    READ: (Read,),
+    FOLLOW: (Follow,),
+    READ_LINES: (ReadLines,),
+    BULK: (OpenBulk,),
+    QUERY: (Query,),
+    WORK: (Work,),
+}
+"""Methods in which both sides stream, with the requests that begin each."""
 WATCHES = (WATCH, WATCH_CONTEXT)
 """Methods with one request, in which only the server streams."""
-ANSWERS = (GET_STATUS, HEADS, LOCATE, LIST, DELETE, CREATE_CONTEXT, GET_CONTEXT, CLOSE_CONTEXT)
+ANSWERS = (GET_STATUS, HEADS, LOCATE, LIST, DELETE, CREATE_CONTEXT, GET_CONTEXT, CLOSE_CONTEXT, GET_QUEUE)
 """Methods with one request and one answer."""
 
 _METHODS: dict[type[Request], Method] = {
@@ -259,6 +296,10 @@ _METHODS: dict[type[Request], Method] = {
     GetContext: GET_CONTEXT,
     CloseContext: CLOSE_CONTEXT,
     WatchContext: WATCH_CONTEXT,
+    OpenBulk: BULK,
+    Query: QUERY,
+    Work: WORK,
+    GetQueue: GET_QUEUE,
 }
 
 

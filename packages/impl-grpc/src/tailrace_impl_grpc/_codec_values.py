@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -10,6 +12,7 @@ from google.protobuf.message import DecodeError, Message
 from tailrace_common_api import (
     HEAD_SIZE,
     MEBIBYTE,
+    BulkRefused,
     Checkpoint,
     ContextEventKind,
     ContextState,
@@ -41,6 +44,8 @@ MAX_CONTROL_MESSAGE = MEBIBYTE
 
 # gRPC lets an answer's metadata have 8 KiB by default: three texts of this length, and the frame around them, fit.
 _MAX_ERROR_TEXT = 1024
+# In their place, for the error with a list.
+_MAX_PROBLEMS, _MAX_PROBLEM_TEXT = 3072, 160
 _SMALLEST_INT, _LARGEST_INT = -(2**63), 2**63 - 1
 
 _STATES = {
@@ -375,7 +380,10 @@ def encode_error(error: TailraceError) -> bytes:
     """Encode an error for the trailing metadata of a call; long texts in it are cut."""
     message = pb.Error(code=error.code, message=clean_text(error.message, _MAX_ERROR_TEXT))
     for name, value in error.details().items():
-        _set_value(message.details[name], value)
+        if isinstance(error, BulkRefused) and name == "problems":
+            message.details[name].string_value = _cut_problems(error.problems)
+        else:
+            _set_value(message.details[name], value)
     return message.SerializeToString()
 
 
@@ -385,8 +393,25 @@ def decode_error(data: bytes) -> TailraceError:
         message = parse(pb.Error, data)
     except ProtocolError as exc:
         return InternalError(f"the call failed and its error cannot be read: {exc}")
-    details: Mapping[str, WireValue] = {name: _value(value) for name, value in message.details.items()}
+    details: Mapping[str, WireValue] = {name: value_from_proto(value) for name, value in message.details.items()}
     return error_from_wire(message.code, message.message, details)
+
+
+def _cut_problems(problems: str) -> str:
+    """Return the problems of a bulk as JSON that fits into an error: long texts are cut, and then the list is."""
+    clean = clean_text(problems)
+    if len(clean.encode()) <= _MAX_PROBLEMS:
+        return clean
+    listed = [[index, kind, _cut(field), _cut(problem)] for index, kind, field, problem in json.loads(problems)]
+    encoded = [json.dumps(problem, ensure_ascii=True, separators=(",", ":")) for problem in listed]
+    # Each with a comma behind it, or a bracket; another one stands in front of all.
+    sizes = accumulate((len(text) + 1 for text in encoded), initial=1)
+    fitting = sum(size <= _MAX_PROBLEMS for size in sizes) - 1
+    return f"[{','.join(encoded[:fitting])}]"
+
+
+def _cut(text: str | None) -> str | None:
+    return text if text is None or len(text) <= _MAX_PROBLEM_TEXT else text[: _MAX_PROBLEM_TEXT - 1] + "…"
 
 
 def _set_value(target: pb.Value, value: WireValue) -> None:
@@ -403,7 +428,8 @@ def _set_value(target: pb.Value, value: WireValue) -> None:
         target.SetInParent()
 
 
-def _value(message: pb.Value) -> WireValue:
+def value_from_proto(message: pb.Value) -> WireValue:
+    """Decode the attribute of an error, or the argument of a query."""
     match message.WhichOneof("kind"):
         case "string_value":
             return message.string_value

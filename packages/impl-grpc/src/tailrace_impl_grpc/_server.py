@@ -25,16 +25,9 @@ from tailrace_common_api import (
     url_scheme,
 )
 from tailrace_impl_common import Endpoint, answer_request, counted_refusals, serve_conversation
-from tailrace_impl_common.messages import (
-    DOWNLOAD_REQUESTS,
-    UNARY_REQUESTS,
-    UPLOAD_REQUESTS,
-    WATCH_REQUESTS,
-    ClientMessage,
-    Request,
-)
+from tailrace_impl_common.messages import UNARY_REQUESTS, WATCH_REQUESTS, ClientMessage, Request
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
-from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, UPLOAD, WATCHES, Method
+from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, WATCHES, Method
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._library_log import hide_undecodable_metadata
@@ -159,7 +152,7 @@ class GrpcServer(TransportServer):
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 
     def _conversing(self, method: Method) -> Callable[[object, Context], Awaitable[None]]:
-        expected = UPLOAD_REQUESTS if method is UPLOAD else DOWNLOAD_REQUESTS
+        expected = CONVERSATIONS[method]
 
         async def handle(_messages: object, context: Context) -> None:
             stream = GrpcServerStream(method, context)

@@ -34,6 +34,20 @@ class ContextEventKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     CONTEXT_EVENT_KIND_REFUSED: _ClassVar[ContextEventKind]
     CONTEXT_EVENT_KIND_DELETED: _ClassVar[ContextEventKind]
     CONTEXT_EVENT_KIND_CLOSED: _ClassVar[ContextEventKind]
+
+class Reporting(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    REPORTING_UNSPECIFIED: _ClassVar[Reporting]
+    REPORTING_FIRST: _ClassVar[Reporting]
+    REPORTING_ALL: _ClassVar[Reporting]
+
+class Verdict(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = []
+    VERDICT_UNSPECIFIED: _ClassVar[Verdict]
+    VERDICT_ACKNOWLEDGE: _ClassVar[Verdict]
+    VERDICT_REQUEUE: _ClassVar[Verdict]
+    VERDICT_DEAD_LETTER: _ClassVar[Verdict]
+    VERDICT_EXTEND: _ClassVar[Verdict]
 RESOURCE_STATE_UNSPECIFIED: ResourceState
 RESOURCE_STATE_INITIATED: ResourceState
 RESOURCE_STATE_IN_PROGRESS: ResourceState
@@ -51,6 +65,14 @@ CONTEXT_EVENT_KIND_STATUS_CHANGED: ContextEventKind
 CONTEXT_EVENT_KIND_REFUSED: ContextEventKind
 CONTEXT_EVENT_KIND_DELETED: ContextEventKind
 CONTEXT_EVENT_KIND_CLOSED: ContextEventKind
+REPORTING_UNSPECIFIED: Reporting
+REPORTING_FIRST: Reporting
+REPORTING_ALL: Reporting
+VERDICT_UNSPECIFIED: Verdict
+VERDICT_ACKNOWLEDGE: Verdict
+VERDICT_REQUEUE: Verdict
+VERDICT_DEAD_LETTER: Verdict
+VERDICT_EXTEND: Verdict
 
 class UploadRequest(_message.Message):
     __slots__ = ["open", "reopen", "chunk", "finish", "abort"]
@@ -452,6 +474,297 @@ class ContextEvent(_message.Message):
     code: str
     message: str
     def __init__(self, sequence: _Optional[int] = ..., at: _Optional[float] = ..., kind: _Optional[_Union[ContextEventKind, str]] = ..., id: _Optional[str] = ..., state: _Optional[_Union[ResourceState, str]] = ..., size: _Optional[int] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class RecordBatch(_message.Message):
+    __slots__ = ["data", "keys"]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    data: _containers.RepeatedScalarFieldContainer[bytes]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, data: _Optional[_Iterable[bytes]] = ..., keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class BulkRequest(_message.Message):
+    __slots__ = ["open", "records", "commit"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    open: OpenBulk
+    records: RecordBatch
+    commit: CommitBulk
+    def __init__(self, open: _Optional[_Union[OpenBulk, _Mapping]] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., commit: _Optional[_Union[CommitBulk, _Mapping]] = ...) -> None: ...
+
+class BulkResponse(_message.Message):
+    __slots__ = ["opened", "window", "committed"]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    opened: BulkOpened
+    window: Window
+    committed: BulkCommitted
+    def __init__(self, opened: _Optional[_Union[BulkOpened, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ..., committed: _Optional[_Union[BulkCommitted, _Mapping]] = ...) -> None: ...
+
+class OpenBulk(_message.Message):
+    __slots__ = ["collection", "content_type", "idempotency_key", "reporting", "priority"]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    REPORTING_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    collection: str
+    content_type: str
+    idempotency_key: str
+    reporting: Reporting
+    priority: int
+    def __init__(self, collection: _Optional[str] = ..., content_type: _Optional[str] = ..., idempotency_key: _Optional[str] = ..., reporting: _Optional[_Union[Reporting, str]] = ..., priority: _Optional[int] = ...) -> None: ...
+
+class BulkOpened(_message.Message):
+    __slots__ = ["id", "content_type", "limits", "until", "result"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LIMITS_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    content_type: str
+    limits: RecordLimits
+    until: int
+    result: BulkResult
+    def __init__(self, id: _Optional[str] = ..., content_type: _Optional[str] = ..., limits: _Optional[_Union[RecordLimits, _Mapping]] = ..., until: _Optional[int] = ..., result: _Optional[_Union[BulkResult, _Mapping]] = ...) -> None: ...
+
+class CommitBulk(_message.Message):
+    __slots__ = ["records", "digest"]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    records: int
+    digest: bytes
+    def __init__(self, records: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class BulkCommitted(_message.Message):
+    __slots__ = ["result"]
+    RESULT_FIELD_NUMBER: _ClassVar[int]
+    result: BulkResult
+    def __init__(self, result: _Optional[_Union[BulkResult, _Mapping]] = ...) -> None: ...
+
+class BulkResult(_message.Message):
+    __slots__ = ["id", "collection", "records", "size", "digest", "committed_at", "repeated"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    COLLECTION_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_AT_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    collection: str
+    records: int
+    size: int
+    digest: bytes
+    committed_at: float
+    repeated: bool
+    def __init__(self, id: _Optional[str] = ..., collection: _Optional[str] = ..., records: _Optional[int] = ..., size: _Optional[int] = ..., digest: _Optional[bytes] = ..., committed_at: _Optional[float] = ..., repeated: bool = ...) -> None: ...
+
+class RecordLimits(_message.Message):
+    __slots__ = ["record_bytes", "bulk_records", "bulk_bytes", "bulk_idle", "window"]
+    RECORD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BULK_RECORDS_FIELD_NUMBER: _ClassVar[int]
+    BULK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BULK_IDLE_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    record_bytes: int
+    bulk_records: int
+    bulk_bytes: int
+    bulk_idle: float
+    window: int
+    def __init__(self, record_bytes: _Optional[int] = ..., bulk_records: _Optional[int] = ..., bulk_bytes: _Optional[int] = ..., bulk_idle: _Optional[float] = ..., window: _Optional[int] = ...) -> None: ...
+
+class QueryRequest(_message.Message):
+    __slots__ = ["open", "window"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    open: OpenQuery
+    window: Window
+    def __init__(self, open: _Optional[_Union[OpenQuery, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
+
+class OpenQuery(_message.Message):
+    __slots__ = ["source", "arguments", "window"]
+    class ArgumentsEntry(_message.Message):
+        __slots__ = ["key", "value"]
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: Value
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[_Union[Value, _Mapping]] = ...) -> None: ...
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    ARGUMENTS_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    source: str
+    arguments: _containers.MessageMap[str, Value]
+    window: int
+    def __init__(self, source: _Optional[str] = ..., arguments: _Optional[_Mapping[str, Value]] = ..., window: _Optional[int] = ...) -> None: ...
+
+class QueryResponse(_message.Message):
+    __slots__ = ["started", "records", "end"]
+    STARTED_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    started: QueryStarted
+    records: RecordBatch
+    end: QueryEnd
+    def __init__(self, started: _Optional[_Union[QueryStarted, _Mapping]] = ..., records: _Optional[_Union[RecordBatch, _Mapping]] = ..., end: _Optional[_Union[QueryEnd, _Mapping]] = ...) -> None: ...
+
+class QueryStarted(_message.Message):
+    __slots__ = ["content_type"]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    content_type: str
+    def __init__(self, content_type: _Optional[str] = ...) -> None: ...
+
+class QueryEnd(_message.Message):
+    __slots__ = ["records", "digest"]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    records: int
+    digest: bytes
+    def __init__(self, records: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class WorkRequest(_message.Message):
+    __slots__ = ["open", "credit", "settle", "leave"]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
+    SETTLE_FIELD_NUMBER: _ClassVar[int]
+    LEAVE_FIELD_NUMBER: _ClassVar[int]
+    open: OpenWork
+    credit: Credit
+    settle: Settle
+    leave: Leave
+    def __init__(self, open: _Optional[_Union[OpenWork, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., settle: _Optional[_Union[Settle, _Mapping]] = ..., leave: _Optional[_Union[Leave, _Mapping]] = ...) -> None: ...
+
+class WorkResponse(_message.Message):
+    __slots__ = ["opened", "deliveries", "settled", "credit_set", "left"]
+    OPENED_FIELD_NUMBER: _ClassVar[int]
+    DELIVERIES_FIELD_NUMBER: _ClassVar[int]
+    SETTLED_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_SET_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
+    opened: WorkOpened
+    deliveries: Deliveries
+    settled: Settled
+    credit_set: CreditSet
+    left: Left
+    def __init__(self, opened: _Optional[_Union[WorkOpened, _Mapping]] = ..., deliveries: _Optional[_Union[Deliveries, _Mapping]] = ..., settled: _Optional[_Union[Settled, _Mapping]] = ..., credit_set: _Optional[_Union[CreditSet, _Mapping]] = ..., left: _Optional[_Union[Left, _Mapping]] = ...) -> None: ...
+
+class OpenWork(_message.Message):
+    __slots__ = ["queue", "records", "bytes"]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    records: int
+    bytes: int
+    def __init__(self, queue: _Optional[str] = ..., records: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class WorkOpened(_message.Message):
+    __slots__ = ["consumer", "content_type", "lease"]
+    CONSUMER_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_TYPE_FIELD_NUMBER: _ClassVar[int]
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    consumer: str
+    content_type: str
+    lease: float
+    def __init__(self, consumer: _Optional[str] = ..., content_type: _Optional[str] = ..., lease: _Optional[float] = ...) -> None: ...
+
+class Credit(_message.Message):
+    __slots__ = ["sequence", "records", "bytes"]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    RECORDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    records: int
+    bytes: int
+    def __init__(self, sequence: _Optional[int] = ..., records: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class CreditSet(_message.Message):
+    __slots__ = ["sequence", "outstanding", "stalled"]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    sequence: int
+    outstanding: int
+    stalled: bool
+    def __init__(self, sequence: _Optional[int] = ..., outstanding: _Optional[int] = ..., stalled: bool = ...) -> None: ...
+
+class Deliveries(_message.Message):
+    __slots__ = ["ids", "attempts", "priorities", "data", "keys"]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPTS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITIES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    attempts: _containers.RepeatedScalarFieldContainer[int]
+    priorities: _containers.RepeatedScalarFieldContainer[int]
+    data: _containers.RepeatedScalarFieldContainer[bytes]
+    keys: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., attempts: _Optional[_Iterable[int]] = ..., priorities: _Optional[_Iterable[int]] = ..., data: _Optional[_Iterable[bytes]] = ..., keys: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Settle(_message.Message):
+    __slots__ = ["settlements"]
+    SETTLEMENTS_FIELD_NUMBER: _ClassVar[int]
+    settlements: _containers.RepeatedCompositeFieldContainer[Settlement]
+    def __init__(self, settlements: _Optional[_Iterable[_Union[Settlement, _Mapping]]] = ...) -> None: ...
+
+class Settlement(_message.Message):
+    __slots__ = ["id", "attempt", "verdict", "seconds", "reason"]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    attempt: int
+    verdict: Verdict
+    seconds: float
+    reason: str
+    def __init__(self, id: _Optional[int] = ..., attempt: _Optional[int] = ..., verdict: _Optional[_Union[Verdict, str]] = ..., seconds: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Settled(_message.Message):
+    __slots__ = ["counted", "failed"]
+    COUNTED_FIELD_NUMBER: _ClassVar[int]
+    FAILED_FIELD_NUMBER: _ClassVar[int]
+    counted: _containers.RepeatedScalarFieldContainer[bool]
+    failed: str
+    def __init__(self, counted: _Optional[_Iterable[bool]] = ..., failed: _Optional[str] = ...) -> None: ...
+
+class Leave(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
+class Left(_message.Message):
+    __slots__ = []
+    def __init__(self) -> None: ...
+
+class GetQueueRequest(_message.Message):
+    __slots__ = ["queue"]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    def __init__(self, queue: _Optional[str] = ...) -> None: ...
+
+class QueueFigures(_message.Message):
+    __slots__ = ["queue", "ready", "delayed", "in_flight", "dead", "consumers", "stalled"]
+    QUEUE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    DELAYED_FIELD_NUMBER: _ClassVar[int]
+    IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    DEAD_FIELD_NUMBER: _ClassVar[int]
+    CONSUMERS_FIELD_NUMBER: _ClassVar[int]
+    STALLED_FIELD_NUMBER: _ClassVar[int]
+    queue: str
+    ready: int
+    delayed: int
+    in_flight: int
+    dead: int
+    consumers: int
+    stalled: int
+    def __init__(self, queue: _Optional[str] = ..., ready: _Optional[int] = ..., delayed: _Optional[int] = ..., in_flight: _Optional[int] = ..., dead: _Optional[int] = ..., consumers: _Optional[int] = ..., stalled: _Optional[int] = ...) -> None: ...
 
 class Metadata(_message.Message):
     __slots__ = ["name", "content_type", "lines", "labels", "context"]

@@ -577,3 +577,184 @@ class Contexts(object):
             tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.ContextEvent.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+
+class RecordsStub(object):
+    """Streams of records: bulks into collections and queues, results of queries, work out of queues.
+
+    A record counts for its data, its key in UTF-8, and 8 bytes, in windows and credits. A message holds at most 8,192 of
+    them, and at most 262,144 such bytes unless it holds one record only.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Bulk = channel.stream_stream(
+                '/tailrace.v1.Records/Bulk',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkResponse.FromString,
+                )
+        self.Query = channel.stream_stream(
+                '/tailrace.v1.Records/Query',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryResponse.FromString,
+                )
+        self.Work = channel.stream_stream(
+                '/tailrace.v1.Records/Work',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkResponse.FromString,
+                )
+        self.GetQueue = channel.unary_unary(
+                '/tailrace.v1.Records/GetQueue',
+                request_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetQueueRequest.SerializeToString,
+                response_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueueFigures.FromString,
+                )
+
+
+class RecordsServicer(object):
+    """Streams of records: bulks into collections and queues, results of queries, work out of queues.
+
+    A record counts for its data, its key in UTF-8, and 8 bytes, in windows and credits. A message holds at most 8,192 of
+    them, and at most 262,144 such bytes unless it holds one record only.
+    """
+
+    def Bulk(self, request_iterator, context):
+        """One bulk: everything that is sent becomes visible at once, or nothing.
+
+        The client sends `open` and waits for `opened`; it then sends `records` below the granted window, and `commit` as its
+        last message. The server sends `window` messages meanwhile, and `committed` as its last. A call that ends in any other
+        way has committed nothing, unless it was lost behind `commit`: the same idempotency key then tells.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Query(self, request_iterator, context):
+        """Sends the records of a source as they are produced. The first message of the client is `open`, later ones are
+        `window`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Work(self, request_iterator, context):
+        """Consumes a queue under credit. The first message of the client is `open`, the last one `leave`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetQueue(self, request, context):
+        """Returns how much work there is in a queue.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RecordsServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Bulk': grpc.stream_stream_rpc_method_handler(
+                    servicer.Bulk,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkResponse.SerializeToString,
+            ),
+            'Query': grpc.stream_stream_rpc_method_handler(
+                    servicer.Query,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryResponse.SerializeToString,
+            ),
+            'Work': grpc.stream_stream_rpc_method_handler(
+                    servicer.Work,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkResponse.SerializeToString,
+            ),
+            'GetQueue': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetQueue,
+                    request_deserializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetQueueRequest.FromString,
+                    response_serializer=tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueueFigures.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'tailrace.v1.Records', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Records(object):
+    """Streams of records: bulks into collections and queues, results of queries, work out of queues.
+
+    A record counts for its data, its key in UTF-8, and 8 bytes, in windows and credits. A message holds at most 8,192 of
+    them, and at most 262,144 such bytes unless it holds one record only.
+    """
+
+    @staticmethod
+    def Bulk(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/tailrace.v1.Records/Bulk',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.BulkResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Query(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/tailrace.v1.Records/Query',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueryResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def Work(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(request_iterator, target, '/tailrace.v1.Records/Work',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.WorkResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetQueue(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/tailrace.v1.Records/GetQueue',
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.GetQueueRequest.SerializeToString,
+            tailrace__impl__grpc_dot___proto_dot_v1_dot_tailrace__pb2.QueueFigures.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
