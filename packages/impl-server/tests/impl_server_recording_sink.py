@@ -37,7 +37,7 @@ class RecordingSink(RecordSink):
         self.results: dict[tuple[str, str], BulkResult] = {}
         self.committed: set[str] = set()
         self.fenced: set[str] = set()
-        self.swept: list[float] = []
+        self.swept: list[tuple[float, float | None]] = []
         self.failures: defaultdict[str, list[BaseException]] = defaultdict(list)
         """Errors that the next calls of a method raise, each once."""
         self._gates: dict[str, asyncio.Event] = {}
@@ -136,9 +136,9 @@ class RecordingSink(RecordSink):
             assert id not in self.committed
             self.staged.pop(id, None)
 
-    async def sweep(self, older_than: float) -> int:
+    async def sweep(self, older_than: float, *, results_older_than: float | None = None) -> int:
         await self._called("sweep")
-        self.swept.append(older_than)
+        self.swept.append((older_than, results_older_than))
         return 0
 
 

@@ -678,9 +678,9 @@ async def test_many_bulks_at_the_same_time_stay_apart(bench: Streams) -> None:
 async def test_what_nobody_commits_is_swept() -> None:
     sink, other = RecordingSink(), RecordingSink("others")
     sink.failures["sweep"].extend([StorageFailure("gone"), ValueError("odd")])
-    async with Streams(sink, other, staging_retention=0.2, sweep_interval=0.01):
+    async with Streams(sink, other, staging_retention=0.2, bulk_result_retention=5, sweep_interval=0.01):
         async with asyncio.timeout(10):
             # A sink that fails keeps neither itself nor others from being swept later.
             while len(sink.swept) < 2 or len(other.swept) < 2:  # noqa: ASYNC110  # nothing tells of it
                 await asyncio.sleep(0.01)
-    assert set(sink.swept + other.swept) == {0.2}
+    assert set(sink.swept + other.swept) == {(0.2, 5)}

@@ -22,18 +22,7 @@ def load_named(reference: str, kind: type[_T], *, field: str) -> _T:
         ConfigurationError: There is no such module or name, it cannot be called, the call fails, or what it returns is
             of another kind.
     """
-    module_name, colon, name = reference.partition(":")
-    if not (colon and module_name and name):
-        raise ConfigurationError(field=field, problem=f"{reference!a} is not of the form MODULE:NAME")
-    try:
-        found: object = importlib.import_module(module_name)
-    except Exception as error:
-        raise ConfigurationError(field=field, problem=f"cannot import {module_name!a}: {_shown(error)}") from error
-    for part in name.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise ConfigurationError(field=field, problem=f"{module_name!a} has no {name!a}") from None
+    found = find_named(reference, field=field)
     if not callable(found):
         raise ConfigurationError(field=field, problem=f"{reference!a} is {type(found).__name__}, which is no callable")
     try:
@@ -46,6 +35,27 @@ def load_named(reference: str, kind: type[_T], *, field: str) -> _T:
         problem = f"{reference!a} returns {type(made).__name__}, which is no {kind.__name__}"
         raise ConfigurationError(field=field, problem=problem)
     return made
+
+
+def find_named(reference: str, *, field: str) -> object:
+    """Import what a setting names, ``MODULE:NAME``, and return it.
+
+    Raises:
+        ConfigurationError: There is no such module or name; ``field`` is the name of the setting.
+    """
+    module_name, colon, name = reference.partition(":")
+    if not (colon and module_name and name):
+        raise ConfigurationError(field=field, problem=f"{reference!a} is not of the form MODULE:NAME")
+    try:
+        found: object = importlib.import_module(module_name)
+    except Exception as error:
+        raise ConfigurationError(field=field, problem=f"cannot import {module_name!a}: {_shown(error)}") from error
+    for part in name.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise ConfigurationError(field=field, problem=f"{module_name!a} has no {name!a}") from None
+    return found
 
 
 def _shown(error: Exception) -> str:

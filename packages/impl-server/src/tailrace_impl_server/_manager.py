@@ -96,7 +96,6 @@ class Manager(ResourceManager):
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._limits = settings.limits
-        self._records = RecordStreams(records or RecordEnds(), settings)
         self._bases = Bases()
         self._descriptors = DescriptorBudget()
         follower, quotas, tasks = CatalogFollower(catalog), Quotas(settings), RunningTasks()
@@ -104,6 +103,7 @@ class Manager(ResourceManager):
         bookkeeper = Bookkeeper(quotas, context_events, follower, tasks)
         self._registry = Registry(storage, events, self._bases, settings, bookkeeper)
         telemetry = PrometheusTelemetry(self._figures)
+        self._records = RecordStreams(records or RecordEnds(), settings, telemetry.records)
         self._parts = parts = ServerParts(
             settings=settings,
             storage=storage,

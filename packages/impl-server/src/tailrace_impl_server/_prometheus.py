@@ -28,6 +28,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from prometheus_client.registry import Collector
 
 from tailrace_common_api import QuotaExceeded, ResourceState, TailraceError, error_classes
+from tailrace_impl_server._record_counts import RecordCounts
 from tailrace_server_api import RequestTelemetry, Telemetry
 
 _CODES = frozenset(cls.code for cls in error_classes())
@@ -131,6 +132,9 @@ class PrometheusTelemetry(Telemetry):
         registry.register(_LookedUp(figures))
         self._operations: dict[tuple[str, str], _Operation] = {}
         registry.register(_Bytes(self._operations))
+        self.records = RecordCounts()
+        """Counts record streams."""
+        registry.register(self.records)
         self._shown = _WithoutTimesOfCreation(registry)
         self._limits: set[str] = set()
         self._measuring: asyncio.TimerHandle | None = None

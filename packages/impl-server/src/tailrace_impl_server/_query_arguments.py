@@ -36,7 +36,7 @@ def read_arguments(source: RecordSource, given: Mapping[str, Argument]) -> tuple
             known = ", ".join(sorted({*parameters, MAX_RESULTS}))
             raise InvalidArgument(field=name, problem=f"unknown; known are {known}")
         if value is not None:
-            arguments[name] = _read(name, value, kind)
+            arguments[name] = read_value(name, value, kind)
     for name in sorted(source.required - arguments.keys()):
         raise InvalidArgument(field=name, problem=f"missing; it is {_WORDS[parameters[name]]}")
     most = arguments.get(MAX_RESULTS)
@@ -47,7 +47,12 @@ def read_arguments(source: RecordSource, given: Mapping[str, Argument]) -> tuple
     return arguments, most
 
 
-def _read(name: str, value: str | int | float | bool, kind: type) -> Argument:
+def read_value(name: str, value: str | int | float | bool, kind: type) -> Argument:
+    """Return a value as the type of its parameter; see :func:`read_arguments`.
+
+    Raises:
+        InvalidArgument: It cannot be one; the field is ``name``.
+    """
     read: Argument = None
     if kind is str:
         read = value if isinstance(value, str) else None

@@ -25,6 +25,7 @@ from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
 from tailrace_impl_server._query_batches import QueryBatches
+from tailrace_impl_server._record_counts import RecordCounts
 from tailrace_impl_server._record_validation import validator_for
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._settings import ServerSettings
@@ -60,9 +61,10 @@ class _End(Protocol):
 class RecordStreams(RecordService):
     """Record streams over the ends that a server has, for a caller without bounds."""
 
-    def __init__(self, ends: RecordEnds, settings: ServerSettings) -> None:
-        """Use ``ends``, which are started and closed with this object."""
+    def __init__(self, ends: RecordEnds, settings: ServerSettings, counts: RecordCounts | None = None) -> None:
+        """Use ``ends``, which are started and closed with this object; tell ``counts`` what happens."""
         self._ends = ends
+        self._counts = counts = counts or RecordCounts()
         self._settings = settings
         self._targets: dict[str, tuple[Collection | Queue, RecordSink]] = {
             name: (collection, collection.sink) for name, collection in ends.collections.items()
@@ -76,6 +78,7 @@ class RecordStreams(RecordService):
         self._sweeper = StagingSweeper(
             [(name, sink) for name, (_, sink) in self._targets.items()],
             retention=settings.staging_retention,
+            result_retention=settings.bulk_result_retention,
             interval=settings.sweep_interval,
         )
         self._ids = IdGenerator()
@@ -174,13 +177,14 @@ class RecordStreams(RecordService):
                 self._tasks,
                 content_type=target.content_type,
                 reporting=reporting,
-                ended=lambda bulk, outcome: self._bulk_ended(bulk, outcome, principal, key),
-                staged=lambda count: None,
+                ended=lambda bulk, outcome: self._bulk_ended(collection, bulk, outcome, (principal, key)),
+                staged=lambda records: self._counts.staged(collection, records),
             )
         finally:
             self._beginning -= 1
             self._changed.notify()
         self._bulks[bulk_id] = bulk
+        self._counts.bulk_began(collection)
         if key is not None:
             if (before := self._keys.get((principal, key))) is not None and before[0] in self._bulks:
                 # The sink has fenced it; this way its client hears of it now.
@@ -211,10 +215,12 @@ class RecordStreams(RecordService):
         target, _ = self._targets[collection]
         return RepeatedBulk(id, target.content_type, self._settings.record_limits, result)
 
-    def _bulk_ended(self, bulk: StagedBulk, outcome: Outcome, principal: str, key: str | None) -> None:
-        self._bulks.pop(bulk.id, None)
+    def _bulk_ended(self, collection: str, bulk: StagedBulk, outcome: Outcome, keyed: tuple[str, str | None]) -> None:
+        del self._bulks[bulk.id]
+        principal, key = keyed
         if key is not None and self._keys.get((principal, key), ("",))[0] == bulk.id:
             del self._keys[principal, key]
+        self._counts.bulk_ended(collection, outcome.value)
         self._changed.notify()
 
     # Queries.
@@ -225,7 +231,14 @@ class RecordStreams(RecordService):
         if found is None:
             raise RecordEndNotFound(kind="source", id=source)
         known, most = read_arguments(found.source, arguments)
-        batches = QueryBatches(source, found.source.query(known), most=most, running=self._queries)
+        self._counts.query_began(source)
+        batches = QueryBatches(
+            source,
+            found.source.query(known),
+            most=most,
+            running=self._queries,
+            sent=lambda records: self._counts.sent(source, records),
+        )
         return QueryResults(content_type=found.content_type, batches=batches.batches())
 
     # Work.

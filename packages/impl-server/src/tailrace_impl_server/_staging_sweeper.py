@@ -19,10 +19,25 @@ _LOOKS = 20
 class StagingSweeper:
     """Sweeps all sinks, one after the other, by one task. Belongs to one event loop."""
 
-    def __init__(self, sinks: Sequence[tuple[str, RecordSink]], *, retention: float, interval: float) -> None:
-        """Purge what is older than ``retention``; between two looks pass at least ``interval``, both in seconds."""
+    def __init__(
+        self,
+        sinks: Sequence[tuple[str, RecordSink]],
+        *,
+        retention: float,
+        result_retention: float,
+        interval: float,
+    ) -> None:
+        """Look after ``sinks``, each with the name of its collection or queue; times are in seconds.
+
+        Args:
+            sinks: The sinks.
+            retention: Age from which on what is staged is purged.
+            result_retention: Age from which on results are forgotten.
+            interval: Least time between two looks.
+        """
         self._sinks = sinks
         self._retention = retention
+        self._result_retention = result_retention
         self._interval = max(interval, retention / _LOOKS)
         self._task: asyncio.Task[None] | None = None
 
@@ -42,7 +57,7 @@ class StagingSweeper:
         total = 0
         for name, sink in self._sinks:
             try:
-                purged = await sink.sweep(self._retention)
+                purged = await sink.sweep(self._retention, results_older_than=self._result_retention)
             except TailraceError as error:
                 logger.warning("what is staged for %s could not be swept: %s", name, error)
             except Exception:
