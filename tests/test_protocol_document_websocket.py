@@ -25,20 +25,34 @@ from protocol_document import (
 )
 
 from tailrace_common_api import (
+    MAX_KEY_SIZE,
+    MAX_RECORD_SIZE,
+    RECORD_OVERHEAD,
+    BulkResult,
     Checkpoint,
     Limits,
     Metadata,
+    QueuedRecord,
+    RecordBatch,
+    RecordLimits,
+    Settlement,
     Status,
 )
-from tailrace_impl_common import (
-    messages,
-)
+from tailrace_impl_common import RecordDigest, messages, record_messages
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_websocket import _chunk_frame as websocket_frames
 from tailrace_impl_websocket import _codec as websocket_codec
+from tailrace_impl_websocket import _codec_records as websocket_records
 from tailrace_impl_websocket import _error_table as websocket_errors
+from tailrace_impl_websocket._record_frame import (
+    RECORD_HEADER_SIZE,
+    frame_deliveries,
+    frame_records,
+    parse_deliveries,
+    parse_records,
+)
 
-_HEX = {"hash": 16, "head": 32, "sha256": 64}
+_HEX = {"hash": 16, "head": 32, "digest": 32, "sha256": 64}
 _WRONG: dict[str, list[Any]] = {
     "uint": [-1, 2**53, 1.0, "1", True],
     "int": [2**63, 1.0, "1", True],
@@ -49,7 +63,10 @@ _WRONG: dict[str, list[Any]] = {
     "visibility": ["secret", 1],
     "context_state": ["GONE", 1],
     "event_kind": ["LOST", 1],
+    "reporting": ["some", 1],
+    "verdict": ["ignore", 1],
     "labels": [[], {"a": 1}],
+    "arguments": [[], {"a": []}, {"a": 2**63}, {"a": "\ud800"}],
     "details": [[], {"a": []}],
     **{name: ["0" * (digits - 1), "A" * digits, 1] for name, digits in _HEX.items()},
 }
@@ -63,7 +80,10 @@ _RIGHT: dict[str, Any] = {
     "visibility": "atomic",
     "context_state": "OPEN",
     "event_kind": "CREATED",
+    "reporting": "all",
+    "verdict": "requeue",
     "labels": {"a": "b"},
+    "arguments": {"a": "b", "c": 1, "d": 1.5, "e": True, "f": None},
     "details": {"id": "x"},
     **{name: "0a" * (digits // 2) for name, digits in _HEX.items()},
 }
@@ -182,9 +202,15 @@ _SPREAD = {
 @pytest.mark.parametrize(("side", "row"), NAMED_MESSAGES)
 def test_websocket_table_has_every_field_of_the_message(side: str, row: Row) -> None:
     name = quoted(row["message"])[0]
-    hints = typing.get_type_hints(Checkpoint if name == "Checkpoint" else getattr(messages, name))
+    named = Checkpoint if name == "Checkpoint" else getattr(record_messages, name, None) or getattr(messages, name)
+    hints = typing.get_type_hints(named)
     expected = [wire for field in hints for wire in _SPREAD.get((name, field), [field])]
     assert list(field_types(row["fields"])) == (["status"] if name == "Status" else expected)
+
+
+def test_websocket_objects_of_records() -> None:
+    for cls in (RecordLimits, BulkResult, Settlement):
+        assert list(objects()[cls.__name__]) == list(typing.get_type_hints(cls))
 
 
 @pytest.mark.parametrize(("name", "cls"), [("Metadata", Metadata), ("Status", Status), ("Limits", Limits)])
@@ -280,6 +306,70 @@ def test_examples_of_binary_messages() -> None:
     chunks = ((1, FIRST_CHUNK), (1, SECOND_CHUNK), (2, SECOND_CHUNK_READ))
     assert dumps == [websocket_frames.frame_chunk(request, chunk) for request, chunk in chunks]
     assert [websocket_frames.parse_chunk(dump) for dump in dumps] == [chunk for _, chunk in chunks]
+
+
+RECORDS = RecordBatch([b'{"n":10}', b'{"n":20}', b'{"n":333}'], [None, "k2", None])
+DELIVERY = QueuedRecord(id=41, attempt=1, priority=5, data=b'{"n":10}')
+
+
+def test_layouts_of_records() -> None:
+    header = table("5.8", "offset")
+    entries = [rows for rows in tables(section("5.8")) if next(iter(rows[0])) == "at"]
+    of_record, of_delivery = ([(int(row["at"]), int(row["size"])) for row in rows] for rows in entries)
+    record = frame_records(0x01020304, RecordBatch([b"data"], ["key"]))
+    delivery = frame_deliveries(0x01020304, record_messages.Deliveries((QueuedRecord(7, 8, -9, b"data", "key"),)))
+    lengths = [bytes((0, 0, 0, 4)), bytes((0, 0, 0, 3))]
+    for layout, frame, entry, values in (
+        (2, record, of_record, lengths),
+        (
+            3,
+            delivery,
+            of_delivery,
+            [(7).to_bytes(8, "big"), (8).to_bytes(4, "big"), (-9).to_bytes(4, "big", signed=True), *lengths],
+        ),
+    ):
+        expected = [bytes((layout,)), b"\0", bytes(2), bytes.fromhex("01020304"), (1).to_bytes(4, "big"), bytes(4)]
+        position = 0
+        for row, value in zip(header, expected, strict=False):
+            assert int(row["offset"]) == position
+            assert frame[position : position + int(row["size"])] == value
+            position += int(row["size"])
+        assert int(header[-1]["offset"]) == position == RECORD_HEADER_SIZE
+        for (at, size), value in zip(entry, values, strict=True):
+            assert frame[position + at : position + at + size] == value
+        assert frame[position + sum(entry[-1]) :] == b"datakey"
+    assert sum(of_record[-1]) == RECORD_OVERHEAD
+
+
+def test_examples_of_binary_messages_of_records() -> None:
+    records, delivery = (from_hex(block) for block in blocks(section("5.8"), "hex"))
+    assert frame_records(17, RECORDS) == records
+    assert parse_records(records) == RECORDS
+    assert frame_deliveries(19, record_messages.Deliveries((DELIVERY,))) == delivery
+    assert parse_deliveries(delivery).records == (DELIVERY,)
+
+
+def test_bounds_of_records() -> None:
+    text = prose("5.8")
+    assert f"1 to {record_messages.MESSAGE_RECORDS:,}" in text
+    assert f"at most {record_messages.MESSAGE_BYTES:,} bytes" in text
+    assert f"at most {MAX_KEY_SIZE};" in text
+    assert f"1 to {record_messages.MESSAGE_RECORDS:,} settlements" in prose("5.3")
+    assert f"at most {websocket_records.MAX_REASON:,} characters" in prose("5.3")
+    assert len(frame_records(1, RecordBatch([bytes(MAX_RECORD_SIZE)]))) < websocket_frames.MAX_FRAME_SIZE
+
+
+def test_examples_of_records_agree_with_one_another() -> None:
+    said = {
+        message["type"]: message
+        for block in blocks(section("5.3"), "json")
+        for message in map(json.loads, block.splitlines())
+    }
+    digest = RecordDigest()
+    digest.update(RECORDS)
+    for end in (said["commit_bulk"], said["query_end"], said["bulk_committed"]["result"]):
+        assert (end["records"], end["digest"]) == (len(RECORDS.data), digest.digest().hex())
+    assert said["bulk_committed"]["result"]["size"] == RECORDS.size - RECORD_OVERHEAD * len(RECORDS.data)
 
 
 def test_names_on_the_wire_have_the_version() -> None:
