@@ -51,6 +51,7 @@ from tailrace_impl_common import (
     chunk_hash,
     head_of,
     messages,
+    record_messages,
 )
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS
 from tailrace_impl_common._retry import is_retried
@@ -243,7 +244,7 @@ def test_every_message_with_all_its_fields() -> None:
 def test_every_request_and_its_answers() -> None:
     rows = table("2", "request")
     assert [quoted(row["request"])[0] for row in rows] == [cls.__name__ for cls in (*websocket_codec.REQUESTS,)]
-    known = {*messages.__all__}
+    known = {*messages.__all__, *record_messages.__all__}
     for row in rows:
         assert set(quoted(" ".join(row.values()))) <= known
 
