@@ -80,7 +80,7 @@ async def _list(request: Request) -> Response:
 async def serve_plain() -> None:
     """Serve the plain service until killed; print where."""
     server = grpc.aio.server()
-    handlers = {"Page": grpc.unary_unary_rpc_method_handler(_page)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Page": grpc.unary_unary_rpc_method_handler(_page)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("load.People", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -165,8 +165,8 @@ def table(rows: dict[str, Row], arguments: argparse.Namespace) -> str:
         f"Made by `python benchmarks/load.py --users {arguments.users} --seconds {arguments.seconds:g} "
         f"--records {arguments.records} --rounds {arguments.rounds}` on {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores, everything on one machine. Users read results of {arguments.records:,} records of "
-        "about 100 bytes, one after the other. Time to the first record over all results; records per second of all users, "
-        "median of the rounds; largest resident memory of the server and of all users together.",
+        "about 100 bytes, one after the other. Time to the first record over all results; records per second of all "
+        "users, median of the rounds; largest resident memory of the server and of all users together.",
         "",
         "| users | first record p50 / p99, ms | records/s (min to max) | server, MiB | users, MiB |",
         "|---|---|---|---|---|",

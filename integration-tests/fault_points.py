@@ -50,6 +50,17 @@ CLIENT_POINTS = (
 )
 """Points of a client that uploads."""
 
+BULK_POINTS = (
+    "before bulk opened",
+    "before staging",
+    "after staging",
+    "before bulk commit",
+    "in bulk commit",
+    "after bulk commit",
+    "after bulk answer",
+)
+"""Points of a server while it takes a bulk, in their order."""
+
 ACTIONS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "terminate": signal.SIGTERM}
 """What a process does to itself."""
 

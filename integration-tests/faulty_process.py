@@ -62,6 +62,7 @@ def break_server(injection: Injection) -> None:
     points = _Points(injection.faults)
     _put_storage_points(points)
     _put_upload_points(points)
+    _put_bulk_points(points)
     if injection.disk is not None:
         control = None if injection.control is None else Path(injection.control)
         make_disk_faulty(injection.disk, injection.disk_after, control)
@@ -204,6 +205,63 @@ def _put_upload_points(points: _Points) -> None:
     put(conversation, "run", watched_run)
     put(conversation, "_tell", watched_tell)
     put(conversation, "_complete", watched_complete)
+
+
+def _put_bulk_points(points: _Points) -> None:
+    from tailrace_impl_server._sqlite_sink import SqliteSink
+
+    from tailrace_impl_common import MessageStream, _serve
+    from tailrace_impl_common.record_messages import BulkCommitted, BulkOpened
+    from tailrace_impl_server import _bulk_ingest
+    from tailrace_impl_server._postgres_sink import PostgresSink
+
+    stage_group = _bulk_ingest.StagedBulk._stage_group
+    serve = _serve.serve_bulk
+
+    async def watched_stage(self: Any) -> None:
+        points.reach("before staging")
+        await stage_group(self)
+        points.reach("after staging")
+
+    put(_bulk_ingest.StagedBulk, "_stage_group", watched_stage)
+
+    for sink in (SqliteSink, PostgresSink):
+        commit = sink.commit
+
+        async def watched_commit(self: Any, *arguments: Any, _commit: Any = commit, **named: Any) -> Any:
+            points.reach("before bulk commit")
+            action = points.due("in bulk commit")
+            if action is None:
+                result = await _commit(self, *arguments, **named)
+            else:
+                # Somewhere in the transaction: it runs in a thread, or in another process.
+                committing = asyncio.ensure_future(_commit(self, *arguments, **named))
+                await asyncio.wait((committing,), timeout=0.01)
+                act(action)
+                result = await committing
+            points.reach("after bulk commit")
+            return result
+
+        put(sink, "commit", watched_commit)
+
+    class WatchedStream(MessageStream[Any, Any]):
+        def __init__(self, inner: MessageStream[Any, Any]) -> None:
+            self._inner = inner
+
+        async def send(self, message: Any) -> None:
+            if isinstance(message, BulkOpened):
+                points.reach("before bulk opened")
+            await self._inner.send(message)
+            if isinstance(message, BulkCommitted):
+                points.reach("after bulk answer")
+
+        async def receive(self) -> Any:
+            return await self._inner.receive()
+
+    async def watched_serve(request: Any, stream: Any, **named: Any) -> None:
+        await serve(request, WatchedStream(stream), **named)
+
+    put(_serve, "serve_bulk", watched_serve)
 
 
 def _obey(control: Path) -> None:

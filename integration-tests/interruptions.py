@@ -140,4 +140,4 @@ class MovableProxy(TcpProxy):
 
     def resume(self) -> None:
         """Let everything through that was held up."""
-        self._passing.set()
+        self.release()

@@ -109,6 +109,16 @@ class RecordDatabase(ABC):
             declared[table] = {**declared[table], **{name: {**database, **end} for name, end in ends.items()}}
         return declared
 
+    def settings(self, folder: Path) -> Path:
+        """Write the tables into a settings file in ``folder`` and return it."""
+        lines = []
+        for table, ends in self.tables({}).items():
+            for name, values in ends.items():
+                lines += [f"[{table}.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+        path = folder / "tailrace.toml"
+        path.write_text("\n".join(lines) + "\n")
+        return path
+
     async def contacts(self) -> int:
         """Count the contacts that everyone sees."""
         return int((await self.rows("SELECT count(*) FROM contacts"))[0][0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ class LocalServer:
 
     async def start(self) -> None:
         """Take hold of the data."""
-        self._managed = create_manager(self.data, self._options, records=self._records)
+        self._managed = await asyncio.to_thread(create_manager, self.data, self._options, records=self._records)
         await self._managed.start()
 
     async def listen(self, *transports: Transport) -> None:

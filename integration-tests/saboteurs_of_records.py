@@ -1,0 +1,118 @@
+"""Defects of bulks, queries and work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sabotage import executed, put, saboteur
+
+
+@saboteur("REC-2", cell="in-process-postgresql")
+def bulks_that_end_are_not_purged() -> None:
+    from tailrace_impl_server import _postgres_sink
+
+    async def rollback(self: Any, id: str) -> None:
+        executed()
+
+    put(_postgres_sink.PostgresSink, "rollback", rollback)
+
+
+@saboteur("REC-2", cell="in-process-postgresql")
+def a_bulk_whose_client_leaves_is_committed() -> None:
+    from tailrace_impl_common import _serve_bulk
+    from tailrace_impl_common.record_messages import CommitBulk
+
+    receive = _serve_bulk._BulkConversation._receive
+
+    async def generous(self: Any) -> Any:
+        try:
+            return await receive(self)
+        finally:
+            executed()
+            ingest = self._ingest
+            if not ingest._flushing and ingest._records:
+                await ingest.commit(records=ingest._records, digest=ingest._digest.digest())
+
+    put(_serve_bulk._BulkConversation, "_receive", generous)
+    assert CommitBulk
+
+
+@saboteur("REC-1", cell="websocket-postgresql")
+def problems_are_counted_within_a_message() -> None:
+    from tailrace_impl_server import _bulk_ingest
+
+    take = _bulk_ingest.StagedBulk._take_problems
+
+    def within(self: Any, problems: Any, total: int, *, offset: int) -> None:
+        executed()
+        take(self, problems, total, offset=0)
+
+    put(_bulk_ingest.StagedBulk, "_take_problems", within)
+
+
+@saboteur("REC-1", cell="in-process-postgresql")
+def nothing_is_staged_before_a_group_is_full() -> None:
+    from tailrace_impl_server import _bulk_ingest
+
+    wait = _bulk_ingest.StagedBulk._group_wait
+
+    def patient(self: Any) -> float:
+        left: float = wait(self)
+        if left <= 0 and self._valid_records < self._settings.group_records and not self._flushing:
+            executed()
+            return 1.0
+        return left
+
+    put(_bulk_ingest.StagedBulk, "_group_wait", patient)
+
+
+@saboteur("REC-3", cell="grpc-postgresql")
+def nobody_sweeps() -> None:
+    from tailrace_impl_server import _staging_sweeper
+
+    async def sweep(self: Any) -> int:
+        executed()
+        return 0
+
+    put(_staging_sweeper.StagingSweeper, "sweep", sweep)
+
+
+@saboteur("REC-5", cell="grpc-postgresql")
+def records_under_a_repeated_key_are_not_compared() -> None:
+    from tailrace_impl_common import _client_bulk
+
+    def blind(self: Any, *_: Any, **__: Any) -> None:
+        executed()
+
+    put(_client_bulk.ConnectedBulk, "_check_repeated", blind)
+
+
+@saboteur("REC-6", cell="websocket-postgresql")
+def sources_run_on_when_their_reader_has_left() -> None:
+    from tailrace_impl_common import _serve_query
+
+    kept: list[Any] = []
+
+    class Open:
+        def __init__(self, generator: Any) -> None:
+            kept.append(generator)
+
+        async def __aenter__(self) -> None:
+            executed()
+
+        async def __aexit__(self, *_: object) -> None:
+            return
+
+    async def nothing() -> None:
+        return
+
+    put(_serve_query, "aclosing", Open)
+    put(_serve_query, "cancel_and_wait", lambda *_: nothing())
+
+
+@saboteur("REC-6", cell="in-process-postgresql")
+def results_wait_for_a_full_message() -> None:
+    from tailrace_impl_server import _record_batching
+
+    put(_record_batching, "_FIRST", 1000)
+    executed()
