@@ -73,10 +73,10 @@ class SqliteFiles:
 
     def thread(self, path: Path) -> SqliteThread:
         """Return the threads of a file."""
-        absolute = os.path.abspath(path)
-        if absolute not in self._threads:
-            self._threads[absolute] = SqliteThread(path, durability=self._durability)
-        return self._threads[absolute]
+        key = os.path.normpath(path)
+        if key not in self._threads:
+            self._threads[key] = SqliteThread(path, durability=self._durability)
+        return self._threads[key]
 
 
 class SqliteDatabase(DeclaredDatabase):

@@ -23,7 +23,13 @@ from tailrace_impl_server._function_source import FunctionSource
 from tailrace_impl_server._loading import find_named
 from tailrace_impl_server._query_arguments import read_value
 from tailrace_impl_server._queue_rules import DEAD_SUFFIX, DEFAULT_LEASE
-from tailrace_impl_server._record_validation import PROTOBUF, JsonSchemaValidator, ProtobufValidator, is_json
+from tailrace_impl_server._record_validation import (
+    PROTOBUF,
+    FileValidator,
+    JsonSchemaValidator,
+    ProtobufValidator,
+    is_json,
+)
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_server_api import Collection, Queue, RecordEnds, RecordSource, Source, Validator
 
@@ -41,7 +47,7 @@ _T = TypeVar("_T")
 
 
 def declared_ends(tables: Mapping[str, object], data: Path | None, settings: ServerSettings) -> RecordEnds:
-    """Return the ends that tables of settings declare; nothing is opened yet, but for files of schemas.
+    """Return the ends that tables of settings declare; nothing is opened yet.
 
     Relative paths are relative to the working directory.
 
@@ -128,18 +134,15 @@ class _Entry:
             raise self.error(key, f"{_shown(value)} is not a table")
         return value
 
-    def file(self, key: str) -> bytes | None:
-        """Return what is in the file that a key names; ``None`` without the key. Blocks for as long as that takes."""
-        named = self.text(key)
-        if named is None:
-            return None
+    def content(self, key: str, path: str) -> bytes:
+        """Return what is in the file that ``key`` names. Blocks."""
         try:
-            with open(named, "rb") as file:
+            with open(path, "rb") as file:
                 content = file.read(_LARGEST_FILE + 1)
         except OSError as error:
-            raise self.error(key, f"{named!a}: {error.strerror}") from None
+            raise self.error(key, f"{path!a}: {error.strerror}") from None
         if len(content) > _LARGEST_FILE:
-            raise self.error(key, f"{named!a} has more than {_LARGEST_FILE} bytes")
+            raise self.error(key, f"{path!a} has more than {_LARGEST_FILE} bytes")
         return content
 
     def end(self) -> None:
@@ -241,8 +244,7 @@ def _queue(entry: _Entry, databases: _Databases) -> dict[str, Queue]:
 def _validation(entry: _Entry) -> tuple[Validator | None, str]:
     """Return what checks the records of an end, if it is more than their content type, and that."""
     content_type, message = entry.text("content_type"), entry.text("message")
-    schema = entry.get("schema")
-    descriptors = entry.file("descriptors")
+    schema, descriptors = entry.get("schema"), entry.text("descriptors")
     if message is None:
         if descriptors is not None:
             raise entry.error("message", "missing: which message of the descriptors the records are")
@@ -250,27 +252,34 @@ def _validation(entry: _Entry) -> tuple[Validator | None, str]:
             return None, content_type or JSON
         if content_type is not None and not is_json(content_type):
             raise entry.error("schema", f"records of type {content_type!a} have no JSON Schema")
-        with entry.errors():
-            return JsonSchemaValidator(_schema(entry, schema)), content_type or JSON
+        if not isinstance(schema, Mapping):
+            file = entry.needed_text("schema")
+            return FileValidator(lambda: _schema_validator(entry, _read_schema(entry, file))), content_type or JSON
+        return _schema_validator(entry, schema), content_type or JSON
     if schema is not None:
         raise entry.error("schema", "not together with a message")
     if descriptors is None:
         raise entry.error("descriptors", "missing: a file with the set of file descriptors that has the message")
+    return FileValidator(lambda: _message_validator(entry, descriptors, message)), content_type or PROTOBUF
+
+
+def _schema_validator(entry: _Entry, schema: Mapping[str, object]) -> Validator:
     with entry.errors():
-        return ProtobufValidator(descriptors, message), content_type or PROTOBUF
+        return JsonSchemaValidator(schema)
 
 
-def _schema(entry: _Entry, value: object) -> Mapping[str, object]:
-    if isinstance(value, Mapping):
-        return value
-    content = entry.file("schema")
-    assert content is not None
+def _message_validator(entry: _Entry, descriptors: str, message: str) -> Validator:
+    with entry.errors():
+        return ProtobufValidator(entry.content("descriptors", descriptors), message)
+
+
+def _read_schema(entry: _Entry, path: str) -> Mapping[str, object]:
     try:
-        schema = json.loads(content)
+        schema = json.loads(entry.content("schema", path))
     except ValueError as error:
-        raise entry.error("schema", f"{value!a} is not JSON: {error}") from None
+        raise entry.error("schema", f"{path!a} is not JSON: {error}") from None
     if not isinstance(schema, dict):
-        raise entry.error("schema", f"{value!a} is not a JSON object")
+        raise entry.error("schema", f"{path!a} is not a JSON object")
     return schema
 
 

@@ -26,7 +26,7 @@ from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
 from tailrace_impl_server._query_batches import QueryBatches
 from tailrace_impl_server._record_counts import RecordCounts
-from tailrace_impl_server._record_validation import validator_for
+from tailrace_impl_server._record_validation import FileValidator, validator_for
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._staging_sweeper import StagingSweeper
@@ -96,13 +96,16 @@ class RecordStreams(RecordService):
         """Start all ends; called once. When one cannot be started, the others are closed again.
 
         Raises:
-            ConfigurationError: A target is not there, or is not what the settings say.
+            ConfigurationError: A target or the file of a schema is not there, or is not what the settings say.
             StorageFailure: A database does not work.
         """
         ends: list[_End] = [collection.sink for collection in self._ends.collections.values()]
         ends.extend(source.source for source in self._ends.sources.values())
         ends.extend(queue.queue for queue in self._ends.queues.values())
         try:
+            for validator in self._validators.values():
+                if isinstance(validator, FileValidator):
+                    await validator.load()
             for end in ends:
                 await end.start()
                 self._started.append(end)

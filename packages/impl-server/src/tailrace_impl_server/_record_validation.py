@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
@@ -143,6 +144,27 @@ class ProtobufValidator(Validator):
             return None, f"not such a message: {error}"
         missing = value.FindInitializationErrors()  # type: ignore[attr-defined]  # the stubs leave it out
         return (missing[0], "missing") if missing else None
+
+
+class FileValidator(Validator):
+    """What a file describes, which is not read before :meth:`load`."""
+
+    def __init__(self, read: Callable[[], Validator]) -> None:
+        """Have ``read`` called, which may block and raise ``ConfigurationError``."""
+        self._read = read
+        self._validator: Validator | None = None
+
+    async def load(self) -> None:
+        """Read the file; called before anything is validated.
+
+        Raises:
+            ConfigurationError: It cannot be read, or describes nothing that can be checked.
+        """
+        self._validator = await asyncio.to_thread(self._read)
+
+    def parse(self, batch: RecordBatch) -> Sequence[object]:
+        assert self._validator is not None
+        return self._validator.parse(batch)
 
 
 def validator_for(validator: Validator | None, content_type: str) -> Validator:
