@@ -122,7 +122,13 @@ class PostgresQueue(RecordQueue):
     async def _transaction(self) -> AsyncIterator[Connection]:
         async with self._database.connection() as connection:
             await connection.execute(statements.BEGIN)
-            yield connection
+            try:
+                yield connection
+            except BaseException:
+                # Without it the connection would be ended, and one more made.
+                if not connection.is_closed():
+                    await connection.execute("ROLLBACK")
+                raise
             await connection.execute("COMMIT")
 
     async def _in_transaction(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:
@@ -187,8 +193,10 @@ class PostgresQueue(RecordQueue):
         self._uncounted += 1
         if self._uncounted >= _COUNTS:
             self._upkeep_due.set()
-        if answers.by_verdict.keys() - {Verdict.ACKNOWLEDGE, Verdict.EXTEND}:
+        requeued, dead = Verdict.REQUEUE in answers.by_verdict, Verdict.DEAD_LETTER in answers.by_verdict
+        if requeued:
             self.wake()
+        if dead or (requeued and self._max_attempts):
             self._dead.wake()
         return counting
 

@@ -238,7 +238,7 @@ SELECT
     (SELECT coalesce(sum(change), 0)::bigint FROM tailrace_work_counts WHERE queue = $2) AS dead
 """
 
-COUNT = "INSERT INTO tailrace_work_counts SELECT $1, $2 UNION ALL SELECT $3, -$2"
+COUNT = "INSERT INTO tailrace_work_counts SELECT $1, $2::bigint UNION ALL SELECT $3, -$2::bigint"
 """Counts records that went from the queue $3 to the queue $1."""
 
 SUM_COUNTS = """

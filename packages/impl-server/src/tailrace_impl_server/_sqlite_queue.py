@@ -42,6 +42,7 @@ class SqliteQueue(RecordQueue):
         """Name of the queue."""
         self._thread = thread
         self._lease = lease
+        self._max_attempts = max_attempts
         self._wakes: list[Callable[[], None]] = []
         self._started = False
         self._epoch = time.time() - time.monotonic()
@@ -99,8 +100,10 @@ class SqliteQueue(RecordQueue):
         counting = await self._thread.run(
             lambda connection: self._terms.settle(connection, settlements, answers, self._now())
         )
-        if answers.by_verdict.keys() - {Verdict.ACKNOWLEDGE, Verdict.EXTEND}:
+        requeued, dead = Verdict.REQUEUE in answers.by_verdict, Verdict.DEAD_LETTER in answers.by_verdict
+        if requeued:
             self.wake()
+        if dead or (requeued and self._max_attempts):
             self._dead.wake()
         return counting
 

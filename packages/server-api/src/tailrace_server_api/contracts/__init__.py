@@ -2,6 +2,7 @@
 
 from tailrace_server_api.contracts.catalog import CatalogContract
 from tailrace_server_api.contracts.events import EventBusContract
+from tailrace_server_api.contracts.queue import RecordQueueContract
 from tailrace_server_api.contracts.storage import StorageContract
 
-__all__ = ["CatalogContract", "EventBusContract", "StorageContract"]
+__all__ = ["CatalogContract", "EventBusContract", "RecordQueueContract", "StorageContract"]
