@@ -1,8 +1,9 @@
 import { TailraceError } from 'tailrace-protocol';
 import { decodeChunk, encodeChunk } from './frame.js';
+import { RECORDS, decodeRecords, encodeRecords } from './record-frame.js';
 
 const WINDOW = 4 << 20;
-const LAST_MESSAGES = new Set(['finished', 'end']);
+const LAST_MESSAGES = new Set(['finished', 'end', 'bulk_committed', 'query_end']);
 
 // Connect to a server by its base, ws://HOST:PORT[/PREFIX] or the same with wss, http or https.
 //
@@ -63,14 +64,15 @@ class Connection {
   }
 
   #send(type, request, fields) {
-    const chunk = type === 'chunk';
-    this.#socket.send(chunk ? encodeChunk(request, fields) : JSON.stringify({ type, request, ...fields }));
+    if (type === 'chunk') this.#socket.send(encodeChunk(request, fields));
+    else if (type === 'records') this.#socket.send(encodeRecords(request, fields));
+    else this.#socket.send(JSON.stringify({ type, request, ...fields }));
   }
 
   #receive(data) {
     let message;
     try {
-      message = typeof data === 'string' ? JSON.parse(data) : decodeChunk(new Uint8Array(data));
+      message = typeof data === 'string' ? JSON.parse(data) : decode(new Uint8Array(data));
     } catch (error) {
       return this.#end(error);
     }
@@ -162,6 +164,10 @@ class Conversation {
     else return;
     this.#waiting = null;
   }
+}
+
+function decode(frame) {
+  return frame[0] === RECORDS ? decodeRecords(frame) : decodeChunk(frame);
 }
 
 function errorOf({ code, message, details }) {

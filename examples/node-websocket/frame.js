@@ -1,6 +1,6 @@
 import { TailraceError, fromHex, toHex } from 'tailrace-protocol';
 
-const VERSION = 1;
+const LAYOUT = 1;
 const FIRST = 1;
 const CHECKPOINT = 2;
 const HEADER = 32;
@@ -10,7 +10,7 @@ const HEADER_WITH_CHECKPOINT = 56;
 export function encodeChunk(request, { offset, hash, previous, data }) {
   const frame = new Uint8Array(HEADER + data.length);
   const view = new DataView(frame.buffer);
-  view.setUint8(0, VERSION);
+  view.setUint8(0, LAYOUT);
   view.setUint8(1, previous === null ? FIRST : 0);
   view.setUint32(4, request);
   view.setBigUint64(8, BigInt(offset));
@@ -23,7 +23,7 @@ export function encodeChunk(request, { offset, hash, previous, data }) {
 // The chunk of a download in a binary message, and the request that it belongs to. `data` lies within the frame.
 export function decodeChunk(frame) {
   const view = new DataView(frame.buffer, frame.byteOffset, frame.length);
-  const unknown = frame.length < HEADER || view.getUint8(0) !== VERSION || view.getUint8(1) > (FIRST | CHECKPOINT);
+  const unknown = frame.length < HEADER || view.getUint8(0) !== LAYOUT || view.getUint8(1) > (FIRST | CHECKPOINT);
   if (unknown) throw new TailraceError('unsupported', 'a binary message of an unknown layout');
   const flags = view.getUint8(1);
   const header = flags & CHECKPOINT ? HEADER_WITH_CHECKPOINT : HEADER;

@@ -1,5 +1,8 @@
+import { Bulk } from './bulk.js';
 import { Download } from './download.js';
 import { unsupportedError } from './errors.js';
+import { RecordDigest } from './record-digest.js';
+import { Results } from './results.js';
 import { Upload } from './upload.js';
 
 // Uploads and reads resources over a connection of any transport. A connection has
@@ -9,6 +12,7 @@ import { Upload } from './upload.js';
 //   close()                   ends all conversations
 //
 // Messages have the names and fields of the WebSocket binding in PROTOCOL.md; hashes and heads are hexadecimal.
+// Bulks and queries need a connection that also has the messages of records.
 // `receive` rejects with a TailraceError when there is no further message, and with `reason` once cancelled.
 export class Client {
   #connection;
@@ -36,6 +40,22 @@ export class Client {
   // The lines [first, first + count), or all from `first` on that there are now.
   readLines(id, { first = 0, count, signal } = {}) {
     return this.#download('read_lines', { id, first, count }, signal);
+  }
+
+  // Begin a bulk into a collection or a queue. Options: idempotency_key, reporting ('first' or 'all'), priority.
+  async bulk(collection, { signal, ...options } = {}) {
+    const digest = await RecordDigest.begin();
+    const [conversation, opened] = await this.#open('open_bulk', { collection, ...options }, 'bulk_opened', signal);
+    return new Bulk(conversation, opened, digest);
+  }
+
+  // The records of a source for these arguments, as they are produced.
+  async query(source, args = {}, { signal } = {}) {
+    const { window } = this.#connection;
+    const digest = await RecordDigest.begin();
+    const fields = { source, arguments: args, window };
+    const [conversation, started] = await this.#open('query', fields, 'query_started', signal);
+    return new Results(conversation, started, window, digest);
   }
 
   close() {

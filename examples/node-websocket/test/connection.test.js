@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
 import { once } from 'node:events';
 import { test } from 'node:test';
-import { Client, Head, chunkHash } from 'tailrace-protocol';
+import { Client, Head, RecordDigest, chunkHash } from 'tailrace-protocol';
 import { WebSocket, WebSocketServer } from 'ws';
 import { connect } from '../connection.js';
 import { decodeChunk, encodeChunk } from '../frame.js';
+import { RECORDS, decodeRecords, encodeRecords } from '../record-frame.js';
 
 const limits = { chunk_size: 4, upload_window: 6, max_download_window: 8, max_resource_size: 20 };
 const empty = { state: 'INITIATED', size: 0, head: new Head().value, reference: 'ws://h/r/id' };
@@ -16,7 +17,8 @@ async function play(script, use, options = {}) {
     const inbox = [];
     let wake = () => {};
     socket.on('message', (data, binary) => {
-      inbox.push(binary ? decodeChunk(data) : JSON.parse(data));
+      const decode = data[0] === RECORDS ? decodeRecords : decodeChunk;
+      inbox.push(binary ? decode(data) : JSON.parse(data));
       wake();
     });
     const send = (message) => socket.send(message instanceof Uint8Array ? message : JSON.stringify(message));
@@ -181,3 +183,158 @@ test('a token travels as a subprotocol', () => {
     { token: '~~~???a', server: { handleProtocols } },
   );
 });
+
+// Records
+
+const recordLimits = { record_bytes: 30, bulk_records: 100, bulk_bytes: 1000, bulk_idle: 60, window: 60 };
+const opened = { type: 'bulk_opened', id: 'b', content_type: 'application/json', limits: recordLimits, until: 60 };
+
+const texts = ({ records }) => records.map(({ data, key }) => [String(Buffer.from(data)), String(Buffer.from(key))]);
+const record = (data, key = '') => ({ data: Buffer.from(data), key: Buffer.from(key) });
+
+async function digestOf(...records) {
+  const digest = await RecordDigest.begin();
+  digest.update(records);
+  return digest.end();
+}
+
+test('a bulk is packed, waits for the window, and ends with its result', async () => {
+  const records = [record('{"n":1}'), record('{"n":2}', 'ü'), record('text'), record(Buffer.alloc(30))];
+  const digest = await digestOf(...records);
+  const result = { id: 'b', collection: 'contacts', records: 4, size: 50, digest, committed_at: 1, repeated: false };
+  await play(
+    async ({ send, receive }) => {
+      const { request, type, collection, reporting } = await receive();
+      assert.deepEqual([type, collection, reporting], ['open_bulk', 'contacts', 'all']);
+      send({ ...opened, request });
+      assert.deepEqual(texts(await receive()), [['{"n":1}', ''], ['{"n":2}', 'ü'], ['text', '']]);
+      send({ type: 'window', request, until: 120 });
+      assert.equal((await receive()).records[0].data.length, 30);
+      assert.deepEqual(await receive(), { type: 'commit_bulk', request, records: 4, digest });
+      send({ type: 'bulk_committed', request, result });
+    },
+    async (client) => {
+      const bulk = await client.bulk('contacts', { reporting: 'all' });
+      await bulk.send({ n: 1 });
+      await bulk.send({ n: 2 }, { key: 'ü' });
+      await bulk.send('text');
+      await bulk.send(new Uint8Array(30));
+      assert.deepEqual(await bulk.commit(), result);
+      assert.deepEqual(bulk.result, result);
+    },
+  );
+});
+
+test('a bulk that committed before sends nothing, and compares', async () => {
+  const digest = await digestOf(record('{}'));
+  const result = { id: 'a', collection: 'c', records: 1, size: 2, digest, committed_at: 1, repeated: true };
+  await play(
+    async ({ send, receive }) => {
+      for (let repeats = 0; repeats < 2; repeats++) {
+        const { request, idempotency_key } = await receive();
+        assert.equal(idempotency_key, 'key');
+        send({ ...opened, request, until: 0, result });
+        assert.equal((await receive()).type, 'cancel');
+      }
+    },
+    async (client) => {
+      const same = await client.bulk('c', { idempotency_key: 'key' });
+      await same.send({});
+      assert.deepEqual(await same.commit(), result);
+      const other = await client.bulk('c', { idempotency_key: 'key' });
+      await other.send({ n: 1 });
+      await assert.rejects(other.commit(), { code: 'bulk_conflict', details: { id: 'a' } });
+    },
+  );
+});
+
+test('a bulk that is refused or given up has no result', () =>
+  play(
+    async ({ send, receive }) => {
+      const { request } = await receive();
+      send({ ...opened, request });
+      assert.equal((await receive()).type, 'records');
+      assert.equal((await receive()).type, 'commit_bulk');
+      const details = { problems: '[[0,"invalid","name","missing"]]', total: 1 };
+      send({ type: 'error', request, code: 'bulk_refused', message: 'record 0', details });
+      const second = await receive();
+      send({ ...opened, request: second.request });
+      assert.deepEqual(await receive(), { type: 'cancel', request: second.request });
+    },
+    async (client) => {
+      const bulk = await client.bulk('contacts');
+      await bulk.send({});
+      await assert.rejects(bulk.commit(), { code: 'bulk_refused' });
+      await assert.rejects(bulk.send({}), { code: 'bulk_refused' });
+      (await client.bulk('contacts')).cancel();
+    },
+  ));
+
+test('what can be no record is refused before it is sent', () =>
+  play(
+    async ({ send, receive }) => {
+      const { request } = await receive();
+      send({ ...opened, request });
+      await receive();
+    },
+    async (client) => {
+      const bulk = await client.bulk('contacts');
+      await assert.rejects(bulk.send('x'.repeat(31)), { code: 'invalid_argument' });
+      await assert.rejects(bulk.send('', { key: 'ü'.repeat(128) }), { code: 'invalid_argument' });
+      bulk.cancel();
+    },
+  ));
+
+test('results are granted as they are consumed, and compared at their end', async () => {
+  const records = [record('one', 'k'), record('two')];
+  await play(
+    async ({ send, receive }) => {
+      const { request, source, arguments: args, window } = await receive();
+      assert.deepEqual([source, args, window], ['numbers', { count: 2 }, 8]);
+      send({ type: 'query_started', request, content_type: 'application/json' });
+      send(encodeRecords(request, records));
+      assert.deepEqual(await receive(), { type: 'window', request, until: 31 });
+      send({ type: 'query_end', request, records: 2, digest: await digestOf(...records) });
+    },
+    async (client) => {
+      const results = await client.query('numbers', { count: 2 });
+      assert.equal(results.contentType, 'application/json');
+      const found = [];
+      for await (const each of results) found.push(each);
+      assert.deepEqual(texts({ records: found }), [['one', 'k'], ['two', '']]);
+    },
+  );
+});
+
+test('results that are not those that were sent are an error', () =>
+  play(
+    async ({ send, receive }) => {
+      const { request } = await receive();
+      send({ type: 'query_started', request, content_type: 'application/json' });
+      send(encodeRecords(request, [record('one')]));
+      await receive();
+      send({ type: 'query_end', request, records: 1, digest: '0'.repeat(32) });
+    },
+    async (client) => {
+      const read = async () => {
+        for await (const each of await client.query('numbers')) assert.equal(String(Buffer.from(each.data)), 'one');
+      };
+      await assert.rejects(read(), { code: 'integrity' });
+    },
+  ));
+
+test('leaving the loop ends the query', () =>
+  play(
+    async ({ send, receive }) => {
+      const { request } = await receive();
+      send({ type: 'query_started', request, content_type: 'application/json' });
+      send(encodeRecords(request, [record('one')]));
+      assert.deepEqual(await receive(), { type: 'cancel', request });
+    },
+    async (client) => {
+      for await (const each of await client.query('numbers')) {
+        assert.equal(each.data.length, 3);
+        break;
+      }
+    },
+  ));
