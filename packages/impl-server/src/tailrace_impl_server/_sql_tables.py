@@ -300,20 +300,38 @@ UUID = ColumnKind([], _one_uuid)
 """UUIDs; in JSON as text."""
 
 
-def _one_sqlite(value: Any) -> object:
+def _one_anything(value: Any) -> object:
     if isinstance(value, int):
         return whole_number(64).one(int(value))
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise ValueError("it has half of a surrogate pair") from None
-        return value
     if isinstance(value, float):
         if math.isnan(value):
             raise ValueError("it is no number")
         return value
-    return value if isinstance(value, bytes) else _one_json(value)
+    if isinstance(value, bytes):
+        return value
+    return _one_sqlite_text(value if isinstance(value, str) else _one_json(value))
+
+
+def _one_sqlite_text(value: object) -> str:
+    if isinstance(value, list | dict):
+        return _one_json(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{_named(value)} is no text")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("it has half of a surrogate pair") from None
+    return value
+
+
+def _one_sqlite_integer(value: object) -> object:
+    return value if isinstance(value, bool) else whole_number(64).one(value)
+
+
+SQLITE_INTEGER = ColumnKind([int], _one_sqlite_integer, whole_number(64).whole)
+"""Integers as SQLite has them, truth values included."""
+SQLITE_TEXT = ColumnKind([str], _one_sqlite_text, _all_text)
+"""Text as SQLite has it; lists and objects as JSON."""
 
 
 def _named(value: object) -> str:
@@ -321,5 +339,5 @@ def _named(value: object) -> str:
     return names.get(type(value), f"a {type(value).__name__}")
 
 
-ANYTHING = ColumnKind([], _one_sqlite)
+ANYTHING = ColumnKind([], _one_anything)
 """Whatever SQLite can keep; lists and objects as JSON."""

@@ -31,14 +31,20 @@ _BUSY_SECONDS = 30.0
 class _Work:
     """A piece of work that waits for the writing thread."""
 
-    __slots__ = ("alone", "apply", "error", "future", "result")
+    __slots__ = ("alone", "apply", "attach", "error", "future", "result")
 
     def __init__(
-        self, apply: Callable[[sqlite3.Connection], object], future: asyncio.Future[object], *, alone: bool
+        self,
+        apply: Callable[[sqlite3.Connection], object],
+        future: asyncio.Future[object],
+        *,
+        alone: bool,
+        attach: Path | None,
     ) -> None:
         self.apply = apply
         self.future = future
         self.alone = alone
+        self.attach = attach
         self.result: object = None
         self.error: Exception | None = None
 
@@ -92,7 +98,9 @@ class SqliteThread:
             self._open = None
             await asyncio.to_thread(opened.end)
 
-    async def run(self, work: Callable[[sqlite3.Connection], _T], *, alone: bool = False) -> _T:
+    async def run(
+        self, work: Callable[[sqlite3.Connection], _T], *, alone: bool = False, attach: Path | None = None
+    ) -> _T:
         """Do ``work`` in the writing thread and return what it returns, when it has been committed.
 
         It shares a transaction with others and may be done again from its beginning when that cannot be committed; it
@@ -101,6 +109,7 @@ class SqliteThread:
         Args:
             work: Called with the connection.
             alone: Whether it has a transaction of its own, because it takes long: nothing waits for it that came first.
+            attach: Another file, which is there, for work that is alone: its tables can be read under ``attached``.
 
         Raises:
             StorageFull: The disk is full.
@@ -109,7 +118,7 @@ class SqliteThread:
         """
         if self._open is None:
             raise StorageFailure(f"the database {self.path} is not open")
-        change = _Work(work, asyncio.get_running_loop().create_future(), alone=alone)
+        change = _Work(work, asyncio.get_running_loop().create_future(), alone=alone, attach=attach)
         self._open.changes.put(change)
         result: _T = await change.future  # type: ignore[assignment]  # set to what the work returns
         return result
@@ -173,7 +182,13 @@ class _OpenFile:
     def _connect(self) -> sqlite3.Connection:
         # Made in one thread, used in one thread, closed in another when that one has ended.
         connection = sqlite3.connect(
-            self._path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=256
+            self._path.absolute().as_uri(),
+            timeout=_BUSY_SECONDS,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=256,
+            # For files that are attached.
+            uri=True,
         )
         synchronous = "FULL" if self._durability is Durability.FSYNC else "NORMAL"
         try:
@@ -233,7 +248,11 @@ class _OpenFile:
 
     def _committed(self, connection: sqlite3.Connection, batch: list[_Work]) -> None:
         """Do pieces of work in one transaction; when that fails, each in its own, so that each gets its own outcome."""
+        attach = batch[0].attach
         try:
+            if attach is not None:
+                # Nothing of it can be changed, and so no lock is taken on it: others write it meanwhile.
+                connection.execute("ATTACH ? AS attached", (f"{attach.absolute().as_uri()}?mode=ro",))
             connection.execute("BEGIN IMMEDIATE")
             for work in batch:
                 self._apply(connection, work, nested=len(batch) > 1)
@@ -248,6 +267,9 @@ class _OpenFile:
             if isinstance(error, sqlite3.Error):
                 error = self._failure(error, "change")
             batch[0].error = error
+        finally:
+            if attach is not None:
+                _detach(connection)
 
     def _apply(self, connection: sqlite3.Connection, work: _Work, *, nested: bool) -> None:
         work.error = None
@@ -273,6 +295,14 @@ class _OpenFile:
         failure = kind(f"cannot {doing} the database {self._path}: {error}")
         failure.__cause__ = error
         return failure
+
+
+def _detach(connection: sqlite3.Connection) -> None:
+    try:
+        connection.execute("DETACH attached")
+    except sqlite3.Error as error:
+        # It was not attached: who asked for it is told.
+        _log.debug("nothing to detach: %s", error)
 
 
 def _deliver(batch: list[_Work]) -> None:
