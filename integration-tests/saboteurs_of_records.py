@@ -20,21 +20,15 @@ def bulks_that_end_are_not_purged() -> None:
 @saboteur("REC-2", cell="in-process-postgresql")
 def a_bulk_whose_client_leaves_is_committed() -> None:
     from tailrace_impl_common import _serve_bulk
-    from tailrace_impl_common.record_messages import CommitBulk
 
-    receive = _serve_bulk._BulkConversation._receive
+    async def commit(ingest: Any) -> None:
+        executed()
+        if ingest._records:
+            await ingest.commit(records=ingest._records, digest=ingest._digest.digest())
+        else:
+            await ingest.rollback()
 
-    async def generous(self: Any) -> Any:
-        try:
-            return await receive(self)
-        finally:
-            executed()
-            ingest = self._ingest
-            if not ingest._flushing and ingest._records:
-                await ingest.commit(records=ingest._records, digest=ingest._digest.digest())
-
-    put(_serve_bulk._BulkConversation, "_receive", generous)
-    assert CommitBulk
+    put(_serve_bulk, "_purge", commit)
 
 
 @saboteur("REC-1", cell="websocket-postgresql")
@@ -79,12 +73,12 @@ def nobody_sweeps() -> None:
 
 @saboteur("REC-5", cell="grpc-postgresql")
 def records_under_a_repeated_key_are_not_compared() -> None:
-    from tailrace_impl_common import _client_bulk
+    from tailrace_impl_common import _bulk_machine
 
-    def blind(self: Any, *_: Any, **__: Any) -> None:
+    def compare(self: Any, result: Any) -> None:
         executed()
 
-    put(_client_bulk.ConnectedBulk, "_check_repeated", blind)
+    put(_bulk_machine.BulkSender, "compare", compare)
 
 
 @saboteur("REC-6", cell="websocket-postgresql")
@@ -112,7 +106,25 @@ def sources_run_on_when_their_reader_has_left() -> None:
 
 @saboteur("REC-6", cell="in-process-postgresql")
 def results_wait_for_a_full_message() -> None:
-    from tailrace_impl_server import _record_batching
+    from tailrace_impl_server import _query_batches
 
-    put(_record_batching, "_FIRST", 1000)
-    executed()
+    end = _query_batches.QueryBatches._end
+
+    class Patient(_query_batches.Signal):
+        def notify(self) -> None:
+            executed()
+
+    def last(self: Any, failure: Any) -> None:
+        super(Patient, self._filled).notify()
+        end(self, failure)
+        super(Patient, self._filled).notify()
+
+    prepare = _query_batches.QueryBatches.__init__
+
+    def prepared(self: Any, *arguments: Any, **named: Any) -> None:
+        prepare(self, *arguments, **named)
+        self._filled = Patient()
+        self._room = 1000
+
+    put(_query_batches.QueryBatches, "__init__", prepared)
+    put(_query_batches.QueryBatches, "_end", last)
