@@ -253,6 +253,42 @@ async def test_nothing_is_staged_any_more_behind_a_problem() -> None:
         assert "stage" not in bench.sink.calls
 
 
+async def test_records_behind_a_problem_are_looked_at_however_many_there_are() -> None:
+    async with Streams(group_records=1) as bench:
+        sender = await bench.begin(reporting=Reporting.ALL)
+        records = objects(8000)
+        records[10] = records[7999] = b"?"
+        await sender.send(*records)
+        with pytest.raises(BulkRefused) as caught:
+            await sender.commit()
+        assert [found.index for found in record_problems(caught.value)] == [10, 7999]
+
+
+async def test_no_more_is_validated_than_is_about_to_be_staged() -> None:
+    class Counting(JsonSchemaValidator):
+        parsed = 0
+
+        def parse(self, batch: RecordBatch) -> Sequence[object]:
+            Counting.parsed += len(batch.data)
+            return super().parse(batch)
+
+    async with Streams(validator=Counting({}), group_records=10) as bench:
+        bench.sink.pause("stage")
+        sender = await bench.begin()
+        for first in range(0, 20_000, 5000):
+            await sender.send(*objects(5000, first))
+        await bench.sink.reached("stage")
+        parsed = -1
+        while parsed != Counting.parsed:
+            parsed = Counting.parsed
+            for _ in range(20):
+                await asyncio.sleep(0)
+        # One slice may be larger than the groups.
+        assert parsed < 5000
+        bench.sink.resume("stage")
+        assert (await sender.commit()).records == 20_000
+
+
 @pytest.mark.parametrize("reporting", Reporting)
 async def test_what_the_database_cannot_hold_is_told(bench: Streams, reporting: Reporting) -> None:
     bench.sink.failures["stage"].append(refused_records([problem(1), problem(3)], 2))

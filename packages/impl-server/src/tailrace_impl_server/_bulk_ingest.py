@@ -188,7 +188,7 @@ class StagedBulk(BulkIngest):
         self._active_at = now = self._loop.time()
         self._digest.update(batch)
         self._arrived.append(_Waiting(first, batch, (), sizes, now))
-        if len(self._arrived) == 1:
+        if len(self._arrived) == 1 and self._wants_more():
             self._validate_slice()
             self._check_failure()
         self._moved.notify()
@@ -239,12 +239,16 @@ class StagedBulk(BulkIngest):
     async def _validate(self) -> None:
         """Validate what arrives; cancelled when the bulk ends."""
         while True:
-            if self._arrived:
+            if self._arrived and self._wants_more():
                 self._validate_slice()
                 # Others have their turn between two slices.
                 await asyncio.sleep(0)
             else:
                 await self._moved.wait()
+
+    def _wants_more(self) -> bool:
+        """Return whether records are to be validated: what they say can take far more memory than their bytes."""
+        return self._valid_records < 2 * self._settings.group_records
 
     def _validate_slice(self) -> None:
         """Validate as many records that have arrived as take about half a millisecond."""
@@ -301,6 +305,7 @@ class StagedBulk(BulkIngest):
 
     async def _stage_group(self) -> None:
         group, size = self._take_group()
+        self._moved.notify()
         try:
             await self._sink.stage(self._id, group)
         except BulkRefused as error:
@@ -346,6 +351,7 @@ class StagedBulk(BulkIngest):
         self._valid_offset = self._valid_records = self._valid_size = 0
         if size:
             self._release(size)
+            self._moved.notify()
 
     def _release(self, size: int) -> None:
         self._released += size

@@ -14,6 +14,8 @@ from urllib.parse import urlsplit
 from tailrace_common_api import Argument, ConfigurationError
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_queue import SqliteQueue
+from tailrace_impl_server._sqlite_sink import SqliteSink
+from tailrace_impl_server._sqlite_source import SqliteSource
 from tailrace_impl_server._sqlite_thread import SqliteThread
 from tailrace_server_api import RecordQueue, RecordSink, RecordSource
 
@@ -82,22 +84,18 @@ class SqliteFiles:
 class SqliteDatabase(DeclaredDatabase):
     """A file of SQLite."""
 
-    def __init__(self, files: SqliteFiles, settings: ServerSettings, path: Path) -> None:
+    def __init__(self, files: SqliteFiles, path: Path) -> None:
         """Use the file at ``path``; relative ones are relative to the working directory."""
         self._thread = files.thread(path)
         self._files = files
-        self._settings = settings
 
     def sink(self, name: str, target: Target) -> RecordSink:
-        return _sqlite_sink(name, self._thread, self._files, target, self._settings)
+        return _sqlite_sink(name, self._thread, self._files, target)
 
     def queue(self, name: str, *, lease: float, max_attempts: int) -> tuple[RecordQueue, RecordQueue]:
-        queue = SqliteQueue(name, self._thread, lease=lease, max_attempts=max_attempts)
-        return queue, queue.dead
+        return _sqlite_queue(name, self._thread, self._files, lease=lease, max_attempts=max_attempts)
 
     def source(self, name: str, statement: Statement) -> RecordSource:
-        from tailrace_impl_server._sqlite_source import SqliteSource
-
         return SqliteSource(
             name, self._thread, statement.sql, parameters=statement.parameters, defaults=statement.defaults
         )
@@ -106,9 +104,8 @@ class SqliteDatabase(DeclaredDatabase):
 class EmbeddedDatabase(DeclaredDatabase):
     """The files in the folder of the server: one for each collection, and one for all queues."""
 
-    def __init__(self, files: SqliteFiles, settings: ServerSettings, data: Path | None) -> None:
+    def __init__(self, files: SqliteFiles, data: Path | None) -> None:
         self._files = files
-        self._settings = settings
         self._data = data
 
     def _thread(self, end: str, file: str) -> SqliteThread:
@@ -122,12 +119,11 @@ class EmbeddedDatabase(DeclaredDatabase):
         if file == EMBEDDED_QUEUES or name.endswith(_STAGING):
             problem = "missing: the file of this name in the folder of the server is another one"
             raise ConfigurationError(field=f"collections.{name}.database", problem=problem)
-        return _sqlite_sink(name, self._thread(f"collections.{name}", file), self._files, target, self._settings)
+        return _sqlite_sink(name, self._thread(f"collections.{name}", file), self._files, target)
 
     def queue(self, name: str, *, lease: float, max_attempts: int) -> tuple[RecordQueue, RecordQueue]:
         thread = self._thread(f"queues.{name}", EMBEDDED_QUEUES)
-        queue = SqliteQueue(name, thread, lease=lease, max_attempts=max_attempts)
-        return queue, queue.dead
+        return _sqlite_queue(name, thread, self._files, lease=lease, max_attempts=max_attempts)
 
     def source(self, name: str, statement: Statement) -> RecordSource:
         raise ConfigurationError(field=f"sources.{name}.database", problem="missing: the statement needs one")
@@ -136,7 +132,7 @@ class EmbeddedDatabase(DeclaredDatabase):
 class PostgresEnds(DeclaredDatabase):
     """A PostgreSQL database. Needs the extra ``postgresql``, which is imported here and nowhere before."""
 
-    def __init__(self, name: str, url: str, settings: ServerSettings, *, max_connections: int) -> None:
+    def __init__(self, name: str, url: str, *, max_connections: int) -> None:
         """Describe the database of this name.
 
         Raises:
@@ -145,7 +141,6 @@ class PostgresEnds(DeclaredDatabase):
         from tailrace_impl_server._postgres import PostgresDatabase
 
         self._database: PostgresDatabase = PostgresDatabase(name, url, max_connections=max_connections)
-        self._settings = settings
 
     def sink(self, name: str, target: Target) -> RecordSink:
         from tailrace_impl_server._postgres_sink import PostgresSink
@@ -172,9 +167,7 @@ class PostgresEnds(DeclaredDatabase):
         )
 
 
-def declared_database(
-    name: str, url: str, settings: ServerSettings, files: SqliteFiles, *, max_connections: int
-) -> DeclaredDatabase:
+def declared_database(name: str, url: str, files: SqliteFiles, *, max_connections: int) -> DeclaredDatabase:
     """Return the database at ``url``, of which no error says anything that may be secret.
 
     Raises:
@@ -185,13 +178,13 @@ def declared_database(
     if colon and scheme == "sqlite":
         if not rest or rest == ":memory:":
             raise ConfigurationError(field=field, problem="the path of a file follows sqlite:")
-        return SqliteDatabase(files, settings, Path(rest))
+        return SqliteDatabase(files, Path(rest))
     if not colon or scheme not in ("postgresql", "postgres"):
         raise ConfigurationError(field=field, problem="neither sqlite:PATH nor postgresql://…")
     if problem := _url_problem(url):
         raise ConfigurationError(field=field, problem=problem)
     try:
-        return PostgresEnds(name, url, settings, max_connections=max_connections)
+        return PostgresEnds(name, url, max_connections=max_connections)
     except ConfigurationError as error:
         raise ConfigurationError(field=field, problem=error.problem) from None
 
@@ -209,17 +202,24 @@ def _url_problem(url: str) -> str | None:
     return None
 
 
-def _sqlite_sink(
-    name: str, thread: SqliteThread, files: SqliteFiles, target: Target, settings: ServerSettings
-) -> RecordSink:
-    from tailrace_impl_server._sqlite_sink import SqliteSink
-
-    staging = thread.path.with_name(f"{thread.path.stem}{_STAGING}.sqlite")
+def _sqlite_sink(name: str, thread: SqliteThread, files: SqliteFiles, target: Target) -> RecordSink:
     return SqliteSink(
         name,
         thread,
-        files.thread(staging),
+        _staging(thread, files),
         table=target.table,
         columns=target.columns,
         content_type=target.content_type,
     )
+
+
+def _sqlite_queue(
+    name: str, thread: SqliteThread, files: SqliteFiles, *, lease: float, max_attempts: int
+) -> tuple[RecordQueue, RecordQueue]:
+    queue = SqliteQueue(name, thread, _staging(thread, files), lease=lease, max_attempts=max_attempts)
+    return queue, queue.dead
+
+
+def _staging(thread: SqliteThread, files: SqliteFiles) -> SqliteThread:
+    """Return the file for staging beside another one."""
+    return files.thread(thread.path.with_name(f"{thread.path.name.removesuffix('.sqlite')}{_STAGING}.sqlite"))

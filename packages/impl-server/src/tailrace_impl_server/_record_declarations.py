@@ -63,12 +63,12 @@ def declared_ends(tables: Mapping[str, object], data: Path | None, settings: Ser
     if unknown:
         raise ConfigurationError(field=unknown[0], problem=f"unknown; known are {', '.join(TABLES)}")
     files = SqliteFiles(settings)
-    databases = _Databases(EmbeddedDatabase(files, settings, data))
+    databases = _Databases(EmbeddedDatabase(files, data))
     for entry in _entries(tables, "databases"):
         url = entry.needed_text("url")
         connections = entry.whole_number("max_connections", 10, most=_MOST_CONNECTIONS)
         entry.end()
-        databases.named[entry.name] = declared_database(entry.name, url, settings, files, max_connections=connections)
+        databases.named[entry.name] = declared_database(entry.name, url, files, max_connections=connections)
     queues: dict[str, Queue] = {}
     for entry in _entries(tables, "queues"):
         queues.update(_queue(entry, databases))
