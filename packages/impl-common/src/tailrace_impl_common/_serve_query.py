@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
 
 from tailrace_common_api import InvalidArgument, ProtocolError, QueryFailed, RecordBatch, TailraceError
 from tailrace_impl_common._cancelling import cancel_and_wait
@@ -14,6 +13,9 @@ from tailrace_impl_common.record_messages import Query, QueryStarted
 from tailrace_server_api import QueryResults, RequestTelemetry, ResourceService
 
 logger = logging.getLogger(__name__)
+
+_CLOSE_TIMEOUT = 10.0
+"""Time that a source has to close before it is interrupted, in seconds."""
 
 
 async def serve_query(
@@ -42,6 +44,7 @@ class _QueryConversation:
         self._count = telemetry.sent
         self._machine = QuerySender(request.window)
         self._granted = asyncio.Event()
+        self._closing = False
 
     async def run(self) -> None:
         control = asyncio.ensure_future(self._receive_windows())
@@ -54,14 +57,11 @@ class _QueryConversation:
                 await asyncio.wait((sending,))
             sending.result()
         finally:
-            await cancel_and_wait(sending, control)
-            # Of a task that was cancelled before it began; else nothing is left to close.
-            await self._results.batches.aclose()
+            await self._stop(sending, control)
         await self._stream.send(self._machine.end())
 
     async def _send_all(self, control: asyncio.Future[None]) -> None:
-        # Closed by the task that reads: this may be in the middle of waiting for a database when it is cancelled.
-        async with aclosing(self._results.batches):
+        try:
             await self._stream.send(QueryStarted(self._results.content_type))
             while (batch := await self._next()) is not None:
                 for part, size in message_parts(batch):
@@ -69,6 +69,20 @@ class _QueryConversation:
                         await self._wait_for_window(control)
                     await self._stream.send(self._machine.message(part, size))
                     self._count(size)
+        finally:
+            # By the task that reads: a source may hold what belongs to its task.
+            self._closing = True
+            await self._results.batches.aclose()
+
+    async def _stop(self, sending: asyncio.Future[None], control: asyncio.Future[None]) -> None:
+        """End both tasks, without cutting short a source that is closing: its cursor is to be closed, too."""
+        try:
+            if self._closing:
+                await asyncio.wait((sending,), timeout=_CLOSE_TIMEOUT)
+        finally:
+            await cancel_and_wait(sending, control)
+            # Of a task that was cancelled before it began; else nothing is left to close.
+            await self._results.batches.aclose()
 
     async def _next(self) -> RecordBatch | None:
         """Return what the source gives next; ``None`` at its end."""
