@@ -98,6 +98,11 @@ def test_an_address_in_use_is_refused(run: Run, option: str) -> None:
         ("[http.options]\ncolour = true", "http.options: unknown option 'colour'"),
         ("[grpc.options]\ncolour = true", "grpc.options: unknown option 'colour'"),
         ("[serve]\ndata = 'tailrace.toml'", "serve.data: tailrace.toml is no folder"),
+        ("[queues.tasks]\nlease = 'long'", "queues.tasks.lease: 'long' is no number of seconds"),
+        ("[queues.tasks]\nleese = 5", "queues.tasks.leese: unknown; known are database, lease, max_attempts"),
+        ("[collections.a]\ndatabase = 'shop'", "collections.a.database: no database 'shop'; none is declared"),
+        ("[collections.a]\nschema = 'absent.json'", "collections.a.schema: 'absent.json': No such file or directory"),
+        ("[databases.shop]\nurl = 'mysql://u:p@h/d'", "databases.shop.url: neither sqlite:PATH nor postgresql://"),
     ],
 )
 def test_a_mistake_in_the_settings_is_named_in_one_line(run: Run, tmp_path: Path, text: str, problem: str) -> None:
@@ -107,6 +112,21 @@ def test_a_mistake_in_the_settings_is_named_in_one_line(run: Run, tmp_path: Path
     assert (outcome.code, outcome.output) == (2, b"")
     (line,) = outcome.errors.splitlines()
     assert line.startswith(f"tailrace: {problem}")
+
+
+def test_where_a_database_is_wrong_is_told_without_its_url(run: Run, tmp_path: Path) -> None:
+    needs_server()
+    (tmp_path / "tailrace.toml").write_text("[databases.shop]\nmax_connections = 0\nurl = 'sqlite:a'\n")
+    outcome = run("serve", *ANY)
+    assert outcome.code == 2
+    assert outcome.errors.startswith("tailrace: databases.shop.max_connections: 0 is no number within 1 and 1000")
+    assert outcome.errors.endswith("(set in tailrace.toml)\n")
+    (tmp_path / "tailrace.toml").write_text("[databases.shop]\nmax_connections = 1\n")
+    outcome = run("serve", *ANY, TAILRACE_DATABASES_SHOP_URL="mysql://u:secret@h/d")
+    assert outcome.code == 2
+    assert outcome.errors.startswith("tailrace: databases.shop.url: ")
+    assert outcome.errors.endswith("(set in TAILRACE_DATABASES_SHOP_URL)\n")
+    assert "secret" not in outcome.errors
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tailrace._record_settings import RecordTables
 from tailrace._settings import load_settings
 from tailrace_common_api import ClientSettings, ConfigurationError
 
@@ -93,6 +94,13 @@ def test_values_of_options_are_text(config: Path) -> None:
         ('[serve]\ndata = "a\\u0000b"', "serve.data", "is not a path"),
         ('[serve]\nlog_level = "loud"', "serve.log_level", "'loud' is not a level; known are debug, info"),
         ("server", "config", "is not TOML"),
+        (
+            "queue = 1",
+            "queue",
+            "unknown; known are server and the tables client, serve, grpc, http, storage, databases,",
+        ),
+        ("queues = 1", "queues", "not a table of tables"),
+        ("[collections]\ncontacts = 'a'", "collections.contacts", "not a table"),
     ],
 )
 def test_mistakes_are_named(config: Path, text: str, field: str, problem: str) -> None:
@@ -127,3 +135,65 @@ def test_each_transport_has_a_most_of_connections(config: Path) -> None:
     assert (settings.grpc.max_connections, settings.http.max_connections) == (5, 7)
     defaults = load_settings(environment={})
     assert (defaults.grpc.max_connections, defaults.http.max_connections) == (10_000, 10_000)
+
+
+def test_record_streams_are_declared_in_the_file(config: Path) -> None:
+    config.write_text(
+        '[databases.shop]\nurl = "sqlite:shop.sqlite"\nmax_connections = 3\n'
+        '[collections.contacts]\ndatabase = "shop"\n[sources.books]\nsql = "SELECT 1"\n[queues.letters]\n'
+    )
+    records = load_settings(config=config, environment={}).records
+    assert records.tables == {
+        "databases": {"shop": {"url": "sqlite:shop.sqlite", "max_connections": 3}},
+        "collections": {"contacts": {"database": "shop"}},
+        "sources": {"books": {"sql": "SELECT 1"}},
+        "queues": {"letters": {}},
+    }
+    assert records.place_of("collections.contacts.database") == str(config)
+    assert records.place_of("databases.shop.url") == str(config)
+    assert records.place_of("storage.durability") is None
+    assert load_settings(environment={}).records.tables == {}
+
+
+def test_the_url_of_a_database_may_come_from_the_environment_alone(config: Path) -> None:
+    config.write_text(
+        '[databases."book-shop.1"]\nurl = "sqlite:a"\nmax_connections = 3\n[databases.other]\nurl = "b"\n'
+    )
+    environment = {
+        "TAILRACE_DATABASES_BOOK_SHOP_1_URL": "postgresql://u:secret@h/d",
+        "TAILRACE_DATABASES_MORE_OF_IT_URL": "sqlite:c",
+        "TAILRACE_DATABASES_OTHER_URL": "",
+    }
+    records = load_settings(config=config, environment=environment).records
+    assert records.tables["databases"] == {
+        "book-shop.1": {"url": "postgresql://u:secret@h/d", "max_connections": 3},
+        "other": {"url": "b"},
+        "more_of_it": {"url": "sqlite:c"},
+    }
+    assert records.place_of("databases.book-shop.1.url") == "TAILRACE_DATABASES_BOOK_SHOP_1_URL"
+    assert records.place_of("databases.book-shop.1.max_connections") == str(config)
+    assert "secret" not in repr(records)
+    assert isinstance(records, RecordTables)
+
+
+@pytest.mark.parametrize("variable", ["TAILRACE_DATABASES_SHOP_MAX_CONNECTIONS", "TAILRACE_DATABASES_URL"])
+def test_only_the_url_of_a_database_is_taken_from_the_environment(config: Path, variable: str) -> None:
+    with pytest.raises(ConfigurationError, match="only the URL can be set in the environment") as caught:
+        load_settings(environment={variable: "secret"})
+    assert caught.value.field == variable
+    assert "secret" not in str(caught.value)
+
+
+def test_a_variable_is_for_one_database(config: Path) -> None:
+    config.write_text("[databases.a-b]\n[databases.a_b]\n")
+    with pytest.raises(ConfigurationError, match="it may be for a-b or a_b"):
+        load_settings(config=config, environment={"TAILRACE_DATABASES_A_B_URL": "secret"})
+
+
+def test_urls_of_databases_are_not_told(config: Path) -> None:
+    for text in ('databases = "postgresql://u:secret@h/d"', '[databases]\nshop = "postgresql://u:secret@h/d"'):
+        config.write_text(text)
+        with pytest.raises(ConfigurationError) as caught:
+            load_settings(config=config, environment={})
+        assert "secret" not in str(caught.value)
+        assert caught.value.problem.endswith(f"(set in {config})")

@@ -274,8 +274,9 @@ def _message_validator(entry: _Entry, descriptors: str, message: str) -> Validat
 
 
 def _read_schema(entry: _Entry, path: str) -> Mapping[str, object]:
+    content = entry.content("schema", path)
     try:
-        schema = json.loads(entry.content("schema", path))
+        schema = json.loads(content)
     except ValueError as error:
         raise entry.error("schema", f"{path!a} is not JSON: {error}") from None
     if not isinstance(schema, dict):

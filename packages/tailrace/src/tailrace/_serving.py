@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from tailrace._record_settings import RecordTables
 from tailrace._settings import Settings, TransportSettings
 from tailrace_common_api import (
     SERVER_TRANSPORTS,
@@ -42,6 +43,14 @@ class ManagedServer(Protocol):
     def verify(self, ids: Iterable[str], *, repair: bool) -> AsyncGenerator[tuple[str, Damage | None], None]: ...
 
 
+class CreateServer(Protocol):
+    """The entry point of a server."""
+
+    def __call__(
+        self, data: Path, options: Mapping[str, object], *, records: Mapping[str, object] | None = None
+    ) -> ManagedServer: ...
+
+
 @asynccontextmanager
 async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator[Mapping[str, str], None]:
     """Serve a folder over every transport while the block runs, and yield the URLs by scheme.
@@ -54,12 +63,13 @@ async def serve_resources(settings: Settings, *, grace: float) -> AsyncGenerator
             is missing.
     """
     create, transports = await asyncio.to_thread(_load, settings)
-    with _naming("storage", data="serve.data"):
-        server = create(settings.serve.data, settings.storage)
+    with _naming("storage", settings.records, data="serve.data"):
+        # Files of schemas are read, and drivers of databases are imported.
+        server = await asyncio.to_thread(create, settings.serve.data, settings.storage, records=settings.records.tables)
     async with AsyncExitStack() as stack:
         # Closed even when starting fails half-way; closing is harmless then.
         stack.push_async_callback(server.close)
-        with _naming("storage", data="serve.data"):
+        with _naming("storage", settings.records, data="serve.data"):
             await server.start()
         urls: dict[str, str] = {}
         closing = [transport for _, transport, _ in transports]
@@ -90,6 +100,7 @@ async def verify_resources(
         # Nothing of it is to be made by looking at it.
         if not await asyncio.to_thread(settings.serve.data.is_dir):
             raise ConfigurationError(field="data", problem=f"{settings.serve.data} is no folder")
+        # Without the ends of record streams: their databases are none of what is verified.
         server = create(settings.serve.data, settings.storage)
         async with aclosing(server.verify(ids, repair=repair)) as found:
             async for resource, damage in found:
@@ -97,11 +108,14 @@ async def verify_resources(
 
 
 @contextmanager
-def _naming(table: str, **elsewhere: str) -> Generator[None, None, None]:
-    """Let errors name settings as the user does: by table and key."""
+def _naming(table: str, records: RecordTables | None = None, /, **elsewhere: str) -> Generator[None, None, None]:
+    """Let errors name settings as the user does: by table and key, and by place for what is declared in ``records``."""
     try:
         yield
     except ConfigurationError as error:
+        place = records.place_of(error.field) if records is not None else None
+        if place is not None:
+            raise ConfigurationError(field=error.field, problem=f"{error.problem} (set in {place})") from None
         name = elsewhere.get(error.field, f"{table}.{error.field}")
         raise ConfigurationError(field=name, problem=error.problem) from None
 
@@ -112,9 +126,7 @@ async def _close_all(transports: list[TransportServer], grace: float) -> None:
 
 def _load(
     settings: Settings,
-) -> tuple[
-    Callable[[Path, Mapping[str, object]], ManagedServer], list[tuple[str, TransportServer, TransportServerSettings]]
-]:
+) -> tuple[CreateServer, list[tuple[str, TransportServer, TransportServerSettings]]]:
     """Import server and transports; blocking."""
     create = _load_server()
     transports = []
@@ -131,11 +143,11 @@ def _load(
     return create, transports
 
 
-def _load_server() -> Callable[[Path, Mapping[str, object]], ManagedServer]:
+def _load_server() -> CreateServer:
     found = next(iter(entry_points(group=SERVERS, name="default")), None)
     if found is None:
         raise ConfigurationError(field="server", problem="no server is installed; install tailrace-impl-server")
-    create: Callable[[Path, Mapping[str, object]], ManagedServer] = found.load()
+    create: CreateServer = found.load()
     return create
 
 

@@ -2,7 +2,8 @@
 
 A setting is named by its table and its key. The file has ``key = value`` under ``[table]``; the environment has
 ``TAILRACE_TABLE_KEY``; ``server`` stands outside any table. So ``chunk_size`` of the client is ``[client]`` with
-``chunk_size = 524288``, or ``TAILRACE_CLIENT_CHUNK_SIZE=524288``.
+``chunk_size = 524288``, or ``TAILRACE_CLIENT_CHUNK_SIZE=524288``. What the tables of record streams declare is in the
+file alone, but for the URLs of databases.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from tailrace._logging import LEVELS, LOG_FORMATS, is_level
+from tailrace._record_settings import RECORD_TABLES, RecordTables, read_record_tables
 from tailrace_common_api import ClientSettings, ConfigurationError
 
 CONFIG_VARIABLE = "TAILRACE_CONFIG"
@@ -102,6 +104,8 @@ class Settings:
     """Table ``[http]``."""
     storage: Mapping[str, object]
     """Table ``[storage]``: options of the server behind the transports, which knows them."""
+    records: RecordTables = field(default_factory=RecordTables)
+    """Tables in ``[databases]``, ``[collections]``, ``[sources]`` and ``[queues]``."""
 
 
 _TABLES: Mapping[str, type] = {
@@ -133,9 +137,10 @@ def load_settings(
     file = _read_file(path)
     sources: list[Tables] = [arguments or {}, _Environment(environment), file]
     try:
-        unknown = sorted(file.keys() - _TABLES.keys() - {"server", "storage"})
+        unknown = sorted(file.keys() - _TABLES.keys() - {"server", "storage", *RECORD_TABLES})
         if unknown:
-            problem = f"unknown; known are server and the tables {', '.join(_TABLES)} and storage"
+            known = ", ".join((*_TABLES, "storage", *RECORD_TABLES))
+            problem = f"unknown; known are server and the tables {known}"
             raise ConfigurationError(field=unknown[0], problem=problem)
         return Settings(
             server=_first_text(sources, "server"),
@@ -144,6 +149,7 @@ def load_settings(
             grpc=_read_table(sources, "grpc", TransportSettings),
             http=_read_table(sources, "http", TransportSettings),
             storage=_merged(sources, "storage"),
+            records=read_record_tables(file, str(path or DEFAULT_FILE), environment),
         )
     except ConfigurationError as error:
         variable = _PREFIX + error.field.replace(".", "_").upper()
@@ -155,9 +161,12 @@ def load_settings(
 
 
 def _has(source: Tables, name: str) -> bool:
-    table, _, key = name.partition(".")
-    value = source.get(table)
-    return (value.get(key) if key and isinstance(value, Mapping) else value) is not None
+    value: object = source
+    for key in name.split("."):
+        if not isinstance(value, Mapping):
+            break
+        value = value.get(key)
+    return value is not None
 
 
 class _Environment(dict[str, object]):

@@ -15,17 +15,32 @@ from typing import TYPE_CHECKING, Self, Unpack
 
 from tailrace._connect import ClientArguments, prepare_client
 from tailrace._portal import PORTAL
-from tailrace_client_download_api.sync import DownloadClient, RemoteResource, ResourceClient, ResourceFile
-from tailrace_client_upload_api.sync import UploadClient, UploadSession
+from tailrace_client_download_api.sync import (
+    DownloadClient,
+    RecordClient,
+    RecordStream,
+    RemoteResource,
+    ResourceClient,
+    ResourceFile,
+)
+from tailrace_client_upload_api.sync import BulkClient, BulkUpload, UploadClient, UploadSession
 from tailrace_common_api.blocking import Portal, call, call_plain
 
 if TYPE_CHECKING:
     from tailrace_impl_common import ConnectedClient
 
-__all__ = ["Client", "RemoteResource", "ResourceFile", "UploadSession", "connect"]
+__all__ = [
+    "BulkUpload",
+    "Client",
+    "RecordStream",
+    "RemoteResource",
+    "ResourceFile",
+    "UploadSession",
+    "connect",
+]
 
 
-class Client(UploadClient, DownloadClient, ResourceClient):
+class Client(UploadClient, DownloadClient, ResourceClient, BulkClient, RecordClient):
     """All that a client can do, for blocking code and from any thread.
 
     Leaving the context manager, or :meth:`close`, ends every conversation that still runs.
@@ -35,6 +50,8 @@ class Client(UploadClient, DownloadClient, ResourceClient):
         UploadClient.__init__(self, portal, client)
         DownloadClient.__init__(self, portal, client)
         ResourceClient.__init__(self, portal, client)
+        BulkClient.__init__(self, portal, client)
+        RecordClient.__init__(self, portal, client)  # type: ignore[arg-type]  # it cannot work on queues yet
         self._portal = portal
         self._client = client
         self._process = os.getpid()
