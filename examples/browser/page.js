@@ -75,3 +75,34 @@ on('follow', 'submit', 'follow-state', async () => {
     client.close();
   }
 });
+
+on('bulk', 'submit', 'bulk-state', async () => {
+  show('bulk-state', 'sending');
+  const client = await reach(element('server').value);
+  try {
+    const bulk = await client.bulk(element('collection').value);
+    for (const line of element('records').value.split('\n')) if (line.trim()) await bulk.send(line);
+    const { records, digest } = await bulk.commit();
+    show('bulk-state', `COMMITTED ${records} ${digest}`);
+  } finally {
+    client.close();
+  }
+});
+
+on('query', 'submit', 'query-state', async () => {
+  show('results', '');
+  show('query-state', 'asking');
+  const client = await reach(element('server').value);
+  try {
+    const args = Object.fromEntries(new URLSearchParams(element('arguments').value));
+    const decoder = new TextDecoder();
+    let count = 0;
+    for await (const { data } of await client.query(element('source').value, args)) {
+      element('results').append(`${decoder.decode(data)}\n`);
+      show('query-state', `${++count} so far`);
+    }
+    show('query-state', `ALL ${count}`);
+  } finally {
+    client.close();
+  }
+});

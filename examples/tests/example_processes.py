@@ -80,7 +80,9 @@ def serve(folder: Path, settings: str) -> Iterator[Server]:
     config.write_text(settings)
     addresses = ("--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
     command = (*TAILRACE, "serve", "--json", "--data", folder / "data", "--config", config, *addresses)
-    popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment())
+    # Settings may name what is in a module beside this one.
+    env = {**environment(), "PYTHONPATH": str(Path(__file__).parent)}
+    popen = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env)
     with popen as server:
         try:
             assert server.stdout is not None
