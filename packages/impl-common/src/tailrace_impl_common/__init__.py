@@ -1,6 +1,7 @@
 """Everything about the protocol that does not depend on a transport."""
 
 from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._bulk_machine import BulkSender
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
 from tailrace_impl_common._clear_text import warn_of_clear_text
@@ -70,6 +71,7 @@ __all__ = [
     "BlockDigest",
     "BlockingSource",
     "Buffer",
+    "BulkSender",
     "ChainSender",
     "ChainVerifier",
     "ClientStream",

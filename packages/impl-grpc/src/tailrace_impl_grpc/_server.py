@@ -26,9 +26,9 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import Endpoint, answer_request, counted_refusals, serve_conversation
 from tailrace_impl_common.messages import UNARY_REQUESTS, WATCH_REQUESTS, ClientMessage, Request
+from tailrace_impl_grpc._call_abort import abort_call
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, WATCHES, Method
-from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._library_log import hide_undecodable_metadata
 from tailrace_impl_grpc._options import (
@@ -254,7 +254,7 @@ class GrpcServer(TransportServer):
                 error = InternalError("the call failed; the server's log says why")
             call.over = True
             try:
-                await _abort(context, error)
+                await abort_call(context, error)
             finally:
                 # Its traceback holds this frame, and that the call: its connection would stay open until the collector
                 # comes by.
@@ -295,17 +295,6 @@ class _Call:
         if self._ends_when_closing and not self.over and not self.dismissed:
             self.dismissed = True
             self._task.cancel()
-
-
-async def _abort(context: Context, error: TailraceError) -> None:
-    """End a call with an error."""
-    status, message, metadata = error_to_status(error)
-    try:
-        await context.abort(status, message, metadata)
-    except grpc.aio.AbortError:
-        raise
-    except grpc.aio.BaseError:
-        logger.debug("the client left before it could be told: %s", ascii(message))
 
 
 def _address(host: str, port: int) -> str:
