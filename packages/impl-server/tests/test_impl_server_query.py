@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tailrace_common_api import (
+    MAX_RECORD_SIZE,
     Argument,
     ConfigurationError,
     GoingAway,
@@ -497,13 +498,36 @@ async def test_a_function_is_closed_when_its_reader_leaves() -> None:
     assert ended.is_set()
 
 
-async def test_what_is_no_record_fails_the_query(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    "produced",
+    [
+        5,
+        None,
+        [1],
+        Record("text"),  # type: ignore[arg-type]  # what a program may do
+        {"odd": object()},
+        {5: "no text"},
+        RecordBatch([b"1", b"2"], ["one"]),
+        RecordBatch([b"1"], [""]),
+        RecordBatch([b"1"], ["k" * 256]),
+        Record(b"", "\ud800"),
+    ],
+)
+async def test_what_is_no_record_fails_the_query(produced: object, caplog: pytest.LogCaptureFixture) -> None:
     async def odd() -> AsyncGenerator[Any, None]:
-        yield 5
+        yield produced
 
     with pytest.raises(QueryFailed):
         await ask(FunctionSource(odd))
-    assert "no record" in caplog.text
+    assert any(record.exc_info for record in caplog.records)
+
+
+async def test_a_record_that_is_too_large_is_told() -> None:
+    largest = b"x" * (MAX_RECORD_SIZE - 1)
+    assert await texts(Produced(lambda: given_batches([RecordBatch([largest], ["k"])]))) == [largest]
+    for batch in (RecordBatch([largest], ["kk"]), RecordBatch([largest + b"xx"])):
+        with pytest.raises(QueryFailed, match=str(MAX_RECORD_SIZE + 1)):
+            await texts(Produced(functools.partial(given_batches, [batch])))
 
 
 async def _several(*items: int) -> AsyncGenerator[bytes, None]:

@@ -68,7 +68,7 @@ class FunctionSource(RecordSource):
 def _batch(item: object) -> RecordBatch:
     if isinstance(item, RecordBatch):
         return item
-    if isinstance(item, Record):
+    if isinstance(item, Record) and isinstance(item.data, bytes):
         return RecordBatch((item.data,), (item.key,)) if item.key is not None else RecordBatch((item.data,))
     if isinstance(item, bytes):
         return RecordBatch((item,))

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 
-from tailrace_common_api import QueryFailed, RecordBatch, TailraceError
+from tailrace_common_api import MAX_KEY_SIZE, MAX_RECORD_SIZE, QueryFailed, RecordBatch, TailraceError
 from tailrace_impl_common import Signal, cancel_and_wait
 from tailrace_impl_common.record_messages import MESSAGE_BYTES, MESSAGE_RECORDS
 
@@ -135,6 +135,7 @@ class QueryBatches:
     async def _add(self, batch: RecordBatch) -> None:
         """Add what a source gave, as the reader makes room for it; a batch may be larger than a message."""
         data, keys = batch.data, batch.keys
+        _check(batch)
         count = len(data) if self._left is None else min(len(data), self._left)
         start = 0
         while start < count:
@@ -174,3 +175,21 @@ class QueryBatches:
                 return start
         self._size += size
         return end
+
+
+def _check(batch: RecordBatch) -> None:
+    """Refuse what cannot be sent.
+
+    Raises:
+        QueryFailed: A record is too large.
+        ValueError: A key is none, or is missing.
+    """
+    data, keys = batch.data, batch.keys
+    largest = max(map(len, data), default=0)
+    if keys:
+        sizes = [len(key.encode()) if key is not None else None for key in keys]
+        if len(sizes) != len(data) or not all(size is None or 0 < size <= MAX_KEY_SIZE for size in sizes):
+            raise ValueError(f"keys are texts of 1 to {MAX_KEY_SIZE} bytes or None, one for each record")
+        largest = max(len(one) + (size or 0) for one, size in zip(data, sizes, strict=True))
+    if largest > MAX_RECORD_SIZE:
+        raise QueryFailed(f"a record has {largest} bytes; at most {MAX_RECORD_SIZE} can be sent")
