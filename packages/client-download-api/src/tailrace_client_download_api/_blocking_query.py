@@ -38,7 +38,7 @@ class RecordStream:
         """Yield the records as they arrive, those of one message together."""
         return BlockingIterator(self._portal, self._stream.batches(), ahead=_AHEAD)
 
-    def __iter__(self) -> Iterator[Record]:
+    def __iter__(self) -> RecordIterator:
         return RecordIterator(self.batches())
 
     def close(self) -> None:
