@@ -90,6 +90,28 @@ try {
   await reader.click('#follow button:text("Follow")');
   await shown(reader, 'follow-state', 'not_found: ');
 
+  const send = async (...contacts) => {
+    await writer.fill('#records', contacts.map((contact) => JSON.stringify(contact)).join('\n'));
+    await writer.click('#bulk button');
+  };
+  const ask = async (args, state) => {
+    await reader.fill('#arguments', args);
+    await reader.click('#query button');
+    await shown(reader, 'query-state', state);
+    return reader.textContent('#results');
+  };
+  const contacts = ['Ada', 'Grace', 'Zoë'].map((name) => ({ name, email: `${name}@example.org` }));
+  await send(...contacts);
+  await shown(writer, 'bulk-state', 'COMMITTED 3 ');
+  const everyone = await ask('', 'ALL 3');
+  assert.deepEqual(everyone.trim().split('\n').map(JSON.parse), contacts);
+  assert.deepEqual(JSON.parse(await ask('max_results=1', 'ALL 1')), contacts[0]);
+
+  // One that is there already refuses all of them.
+  await send({ name: 'Alan', email: 'alan@example.org' }, { name: 'Another', email: contacts[0].email });
+  await shown(writer, 'bulk-state', 'bulk_refused: record 1');
+  assert.equal(await ask('', 'ALL 3'), everyone);
+
   assert.deepEqual(problems, []);
   console.log(JSON.stringify({ uploaded, live }));
 } finally {
