@@ -24,6 +24,8 @@ class MemorySink(RecordSink):
         self.rolled_back = asyncio.Event()
         self.stored = asyncio.Event()
         """Set when something was staged."""
+        self.staging = asyncio.Event()
+        """Set when something is to be staged."""
         self.may_stage = asyncio.Event()
         self.may_stage.set()
 
@@ -41,6 +43,7 @@ class MemorySink(RecordSink):
         return None
 
     async def stage(self, id: str, batch: StagedBatch) -> None:
+        self.staging.set()
         await self.may_stage.wait()
         self.staged[id].append(batch.batch)
         self.groups.append(len(batch.batch.data))
