@@ -56,7 +56,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number
 """
 FENCE = "UPDATE tailrace_bulks SET state = 'fenced', key = NULL WHERE number = $1"
 FENCE_ID = """
-UPDATE tailrace_bulks SET state = 'fenced', key = NULL WHERE id = $1 AND state <> 'committed' RETURNING number, staging
+UPDATE tailrace_bulks
+SET state = CASE state WHEN 'committed' THEN state ELSE 'fenced' END, key = CASE state WHEN 'committed' THEN key END
+WHERE id = $1 AND staging IS NOT NULL RETURNING number, staging
 """
 # The count need not be on disk when it is answered: a crash of the database that loses it loses what was staged, too,
 # and the sum that is known here is compared with what is there.

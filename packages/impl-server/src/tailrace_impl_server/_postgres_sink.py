@@ -23,6 +23,7 @@ from tailrace_common_api import (
     RecordProblem,
     StagingLost,
     StorageFailure,
+    StorageFull,
 )
 from tailrace_impl_server import _postgres_bulks as bulks
 from tailrace_impl_server._postgres import Connection, PostgresDatabase
@@ -133,9 +134,13 @@ class PostgresSink(RecordSink):
     async def close(self) -> None:
         if self._target_found is None:
             return
+        for bulk in list(self._bulks):
+            try:
+                await self.rollback(bulk)
+            except (StorageFailure, StorageFull) as error:
+                _log.warning("a bulk could not be purged; it is at the next start: %s", error, extra={"bulk": bulk})
         await self._tasks.wait()
         self._target_found = None
-        self._bulks.clear()
         await self._database.presence.close()
         await self._database.close()
 
@@ -341,9 +346,9 @@ class PostgresSink(RecordSink):
     async def rollback(self, id: str) -> None:
         self._bulks.pop(id, None)
         async with self._database.connection() as connection:
-            fenced = await connection.fetchrow(bulks.FENCE_ID, id)
-        if fenced is not None:
-            await self._purge(fenced["number"], fenced["staging"])
+            ended = await connection.fetchrow(bulks.FENCE_ID, id)
+        if ended is not None:
+            await self._purge(ended["number"], ended["staging"])
 
     async def _purge(self, number: int, staging: str | None) -> int:
         """Delete what is staged of a bulk that is fenced or has committed, and then what is known of a fenced one."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from tailrace_common_api import (
     RecordProblem,
     StagingLost,
     StorageFailure,
+    StorageFull,
 )
 from tailrace_impl_server import _sqlite_bulks as bulks
 from tailrace_impl_server._running_tasks import RunningTasks
@@ -28,6 +30,8 @@ from tailrace_impl_server._sqlite_problems import dangling_problems, find_proble
 from tailrace_impl_server._sqlite_target import POSITION_BITS, Target, places, prepare_fields, prepare_records
 from tailrace_impl_server._sqlite_thread import SqliteThread
 from tailrace_server_api import BulkOrigin, RecordSink, StagedBatch
+
+_log = logging.getLogger(__name__)
 
 _BLOCK = 100
 """Rows of one statement: between two of them the thread may have to wait for its turn."""
@@ -38,12 +42,13 @@ _SMALL = 20_000
 class _Bulk:
     """A bulk that this server stages."""
 
-    __slots__ = ("number", "origin", "staged")
+    __slots__ = ("committing", "number", "origin", "staged")
 
     def __init__(self, number: int, origin: BulkOrigin) -> None:
         self.number = number
         self.origin = origin
         self.staged = 0
+        self.committing: asyncio.Task[BulkResult] | None = None
 
 
 class SqliteSink(RecordSink):
@@ -127,9 +132,13 @@ class SqliteSink(RecordSink):
     async def close(self) -> None:
         if self._target_found is None:
             return
+        for bulk in list(self._bulks):
+            try:
+                await self.rollback(bulk)
+            except (StorageFailure, StorageFull) as error:
+                _log.warning("a bulk could not be purged; it is at the next start: %s", error, extra={"bulk": bulk})
         await self._tasks.wait()
         self._target_found = None
-        self._bulks.clear()
         await self._staging.close()
         await self._file.close()
 
@@ -197,7 +206,9 @@ class SqliteSink(RecordSink):
             bulks.store_result(connection, bulk.origin, result)
             return result
 
-        result = await self._file.run(move, alone=True, attach=self._staging.path)
+        # The thread cannot be stopped: a rollback waits for what becomes of it.
+        bulk.committing = self._tasks.start(self._file.run(move, alone=True, attach=self._staging.path))
+        result = await asyncio.shield(bulk.committing)
         self._bulks.pop(id, None)
         purging = self._tasks.start(self._purge(bulk.number, target.staging), "tailrace-purge")
         if self._committed is not None:
@@ -229,8 +240,10 @@ class SqliteSink(RecordSink):
             connection.execute(self._into.then, (records,))
 
     async def rollback(self, id: str) -> None:
-        self._bulks.pop(id, None)
+        bulk = self._bulks.pop(id, None)
         found = await self._staging.run(functools.partial(bulks.fence, id=id))
+        if bulk is not None and bulk.committing is not None:
+            await asyncio.wait([bulk.committing])
         if found is not None:
             await self._purge(*found)
 
