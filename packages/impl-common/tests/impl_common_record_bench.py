@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 
@@ -233,7 +234,9 @@ class FakeRecords(RecordService):
         if key in self.committing:
             # Whoever comes back waits for what becomes of the first one.
             await asyncio.wait((self.committing[key],))
-        bulk = FakeBulk(self, f"bulk-{len(self.bulks)}", key, self.results.get(key))
+        known = self.results.get(key)
+        known = None if known is None else replace(known, repeated=True)
+        bulk = FakeBulk(self, f"bulk-{len(self.bulks)}", key, known)
         self.bulks.append(bulk)
         self._begun.notify()
         return bulk

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from dataclasses import replace
 
 from tailrace_client_upload_api import BulkUpload, RecordContent, encode_record, key_size
 from tailrace_common_api import (
@@ -353,7 +354,8 @@ class ConnectedBulk(BulkUpload):
                 raise ConnectionLost("the connection was lost before the commit was reached; nothing was committed")
             raise lost
         self._machine.compare(answer.result)
-        self._machine.result = answer.result
+        # It is this bulk's own result, whichever answer brought it.
+        self._machine.result = replace(answer.result, repeated=False)
 
     async def _ask(self, error: TailraceError) -> BulkOpened | TailraceError:
         """Wait, and begin the bulk again, which tells its result if it has one; or return why that failed for now.
