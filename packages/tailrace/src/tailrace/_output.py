@@ -37,7 +37,7 @@ async def write_chunks(
         OSError: The file cannot be written.
     """
     if path is None or path == STANDARD:
-        async with _standard_output() as writer:
+        async with standard_output() as writer:
             await _copy(chunks, writer, report)
         return
     try:
@@ -71,7 +71,13 @@ def _is_pipe(descriptor: int) -> bool:
 
 
 @asynccontextmanager
-async def _standard_output() -> AsyncGenerator[DescriptorWriter, None]:
+async def standard_output() -> AsyncGenerator[DescriptorWriter, None]:
+    """Yield what writes to standard output; what is handed to it last is to be flushed.
+
+    Raises:
+        BrokenPipeError: Nobody reads it any more; noticed at once, without having to write.
+        OSError: It cannot be written.
+    """
     sys.stdout.flush()
     descriptor = sys.stdout.fileno()
     loop = asyncio.get_running_loop()
