@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from tailrace_impl_common import ClientStream, InProcessConnection
 from tailrace_impl_common.messages import Chunk, ClientMessage, Request, ServerMessage, Watched
+from tailrace_impl_common.record_messages import Deliveries, RecordBatch
 from tailrace_impl_grpc._codec import method_of
-from tailrace_impl_websocket._chunk_frame import frame_chunk, parse_chunk
+from tailrace_impl_websocket._binary_frame import BinaryMessage, frame_of, parse_frame
 from tailrace_impl_websocket._codec import (
     Authenticate,
     Cancel,
@@ -90,16 +91,22 @@ def _recoders(
 
 
 def _websocket_to_server(message: ClientMessage) -> ClientMessage:
-    if isinstance(message, Chunk):
-        return parse_chunk(frame_chunk(_NUMBER, message))
+    if isinstance(message, Chunk | RecordBatch):
+        sent = _framed(message)
+        assert not isinstance(sent, Deliveries)
+        return sent
     decoded = decode_from_client(encode_from_client(_NUMBER, message)).message
     assert not isinstance(decoded, Authenticate | Cancel | Ping)
     return decoded
 
 
+def _framed(message: BinaryMessage) -> BinaryMessage:
+    return parse_frame(frame_of(_NUMBER, message))
+
+
 def _websocket_to_client(message: ServerMessage) -> ServerMessage:
-    if isinstance(message, Chunk):
-        return parse_chunk(frame_chunk(_NUMBER, message))
+    if isinstance(message, Chunk | RecordBatch | Deliveries):
+        return _framed(message)
     decoded = decode_from_server(encode_from_server(_NUMBER, message)).message
     assert not isinstance(decoded, Hello | Pong | Failure)
     return decoded

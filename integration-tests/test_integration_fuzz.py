@@ -23,7 +23,17 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
-from tailrace_common_api import ClientSettings, FromOffset, LastLines, ListFilter, Metadata, error_classes
+from tailrace_common_api import (
+    ClientSettings,
+    FromOffset,
+    LastLines,
+    ListFilter,
+    Metadata,
+    Reporting,
+    Settlement,
+    Verdict,
+    error_classes,
+)
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_common.messages import (
     Abort,
@@ -43,16 +53,28 @@ from tailrace_impl_common.messages import (
     Read,
     ReadLines,
     ReopenUpload,
+    Request,
     Watch,
     WatchContext,
     Window,
+)
+from tailrace_impl_common.record_messages import (
+    CommitBulk,
+    Credit,
+    GetQueue,
+    Leave,
+    OpenBulk,
+    Query,
+    RecordBatch,
+    Settle,
+    Work,
 )
 from tailrace_impl_grpc import connect as connect_grpc
 from tailrace_impl_grpc._call_status import CallStatus
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, Method, method_of
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_websocket import connect as connect_ws
-from tailrace_impl_websocket._chunk_frame import frame_chunk
+from tailrace_impl_websocket._binary_frame import frame_of
 from tailrace_impl_websocket._codec import encode_from_client
 
 FRAMES = 1_000_000 if SOAK else 10_000
@@ -94,6 +116,15 @@ _MESSAGES: tuple[ClientMessage, ...] = (
     GetContext(id=_ID),
     CloseContext(id=_ID),
     WatchContext(id=_ID, after=3),
+    OpenBulk(collection="c", idempotency_key="key", reporting=Reporting.ALL, priority=-5),
+    RecordBatch([b"{}", _DATA], [None, "key"]),
+    CommitBulk(2, bytes(16)),
+    Query(source="s", arguments={"text": "x", "number": 1.5, "flag": True, "none": None}, window=100),
+    Work(queue="q", records=5, bytes=1_000),
+    Credit(sequence=1, records=5, bytes=1_000),
+    Settle((Settlement(7, 1, Verdict.REQUEUE, 1.5, "reason"), Settlement(8, 2, Verdict.ACKNOWLEDGE))),
+    Leave(),
+    GetQueue(queue="q"),
 )
 
 
@@ -141,8 +172,8 @@ async def _fuzz_websocket(url: str, seed: int, count: Count) -> None:
                     if not count.take():
                         return
                     message = chance.choice(_MESSAGES)
-                    if isinstance(message, Chunk):
-                        await websocket.send(mutated(frame_chunk(number, message), chance))
+                    if isinstance(message, Chunk | RecordBatch):
+                        await websocket.send(mutated(frame_of(number, message), chance))
                     else:
                         await websocket.send(mutated(encode_from_client(number, message).encode(), chance), text=True)
                     await _see_what_it_was(websocket, count)
@@ -171,12 +202,12 @@ def _same(data: bytes) -> bytes:
 
 async def _fuzz_grpc(url: str, seed: int, count: Count) -> None:
     chance = random.Random(seed)
-    bodies = [(method_of(m) if not isinstance(m, Chunk | Finish | Abort | Window) else None, m) for m in _MESSAGES]
+    bodies = [(method_of(m) if isinstance(m, Request) else None, m) for m in _MESSAGES]
     async with grpc.aio.insecure_channel(urlsplit(url).netloc, [("grpc.use_local_subchannel_pool", 1)]) as channel:
         while count.take():
             method, message = chance.choice(bodies)
             if method is None:
-                method = chance.choice(CONVERSATIONS)
+                method = chance.choice(tuple(CONVERSATIONS))
                 body = chance.randbytes(chance.randrange(100))
             else:
                 body = mutated(method.encode_request(message), chance)
