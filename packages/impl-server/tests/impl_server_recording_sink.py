@@ -42,6 +42,8 @@ class RecordingSink(RecordSink):
         """Errors that the next calls of a method raise, each once."""
         self._gates: dict[str, asyncio.Event] = {}
         self._reached: dict[str, asyncio.Event] = {}
+        self.steps = 0
+        """How often the loop goes round within each call of one bulk, before what it does and behind it."""
         self._running: set[str] = set()
         self.open = False
 
@@ -68,8 +70,13 @@ class RecordingSink(RecordSink):
         if method in self._gates:
             self._reached[method].set()
             await self._gates[method].wait()
+        await self._step()
         if self.failures[method]:
             raise self.failures[method].pop(0)
+
+    async def _step(self) -> None:
+        for _ in range(self.steps):
+            await asyncio.sleep(0)
 
     @asynccontextmanager
     async def _alone(self, id: str) -> AsyncGenerator[None, None]:
@@ -77,6 +84,7 @@ class RecordingSink(RecordSink):
         self._running.add(id)
         try:
             yield
+            await self._step()
         finally:
             self._running.discard(id)
 

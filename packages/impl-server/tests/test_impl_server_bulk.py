@@ -550,6 +550,46 @@ async def test_cancelled_at_any_await_a_bulk_is_purged_or_committed(bench: Strea
     assert ("rollback" in bench.sink.calls) == (method != "commit")
 
 
+async def test_cancelled_at_every_step_a_bulk_is_visible_as_a_whole_or_gone() -> None:
+    outcomes: list[int] = []
+    finished = False
+    step = 0
+    while not finished:
+        async with Streams(group_records=2) as bench:
+            bench.sink.steps = 2
+
+            async def whole(bench: Streams = bench) -> None:
+                sender = await bench.begin(key="once")
+                try:
+                    for first in range(0, 10, 5):
+                        await sender.send(*objects(5, first))
+                    await sender.commit()
+                except BaseException:
+                    await sender.bulk.rollback()
+                    raise
+
+            task = asyncio.create_task(whole())
+            for _ in range(step):
+                await asyncio.sleep(0)
+            finished = task.done()
+            task.cancel()
+            await asyncio.wait([task])
+            await settled(bench)
+            assert bench.sink.staged == {}
+            assert bench.streams._bulks == {}
+            assert bench.sink.visible in ([], objects(10))
+            outcomes.append(len(bench.sink.visible))
+            # The same key tells which it was.
+            again = await bench.begin(key="once")
+            assert (again.bulk.result is not None) == bool(outcomes[-1])
+            await again.bulk.rollback()
+        step += 1
+    assert step > 30
+    # From the moment on in which the transaction begins, nothing can be stopped any more.
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {0, 10}
+
+
 async def test_a_commit_that_is_cancelled_before_everything_is_staged_never_commits(bench: Streams) -> None:
     bench.sink.pause("stage")
     sender = await bench.begin()
