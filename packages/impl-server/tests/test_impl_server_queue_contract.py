@@ -8,7 +8,11 @@ import pytest
 
 from tailrace_impl_server._postgres import PostgresDatabase
 from tailrace_impl_server._postgres_queue import PostgresQueue
-from tailrace_server_api.contracts.queue import OpenQueue, RecordQueueContract
+from tailrace_impl_server._sqlite_queue import SqliteQueue
+from tailrace_impl_server._sqlite_thread import SqliteThread
+from tailrace_server_api import Durability
+from tailrace_server_api.contracts import RecordQueueContract
+from tailrace_server_api.contracts.queue import OpenQueue
 
 
 class TestPostgresQueue(RecordQueueContract):
@@ -27,3 +31,28 @@ class TestPostgresQueue(RecordQueueContract):
         finally:
             await queue.dead.close()
             await queue.close()
+
+
+class TestSqliteQueue(RecordQueueContract):
+    @contextlib.asynccontextmanager
+    async def open_queue(self, folder: Path, name: str, *, lease: float, max_attempts: int) -> AsyncIterator[OpenQueue]:
+        # One server has a file: its queues share the threads.
+        file, staging = self.files.setdefault(
+            folder,
+            (
+                SqliteThread(folder / "queue.sqlite", durability=Durability.FSYNC),
+                SqliteThread(folder / "queue.staging.sqlite", durability=Durability.OS),
+            ),
+        )
+        queue = SqliteQueue(name, file, staging, lease=lease, max_attempts=max_attempts)
+        await queue.start()
+        await queue.dead.start()
+        try:
+            yield OpenQueue(queue, queue.dead)
+        finally:
+            await queue.dead.close()
+            await queue.close()
+
+    @pytest.fixture(autouse=True)
+    def _files(self) -> None:
+        self.files: dict[Path, tuple[SqliteThread, SqliteThread]] = {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 import time
 from collections.abc import Callable, Sequence
 
 from tailrace_common_api import QueuedRecord, Settlement, Verdict
 from tailrace_impl_server._queue_rules import DEAD_SUFFIX, DEFAULT_LEASE, Answers
-from tailrace_impl_server._sqlite_queue_statements import TABLES, Terms
+from tailrace_impl_server._sqlite_queue_statements import Terms, fed, make_tables
+from tailrace_impl_server._sqlite_sink import SqliteSink
 from tailrace_impl_server._sqlite_thread import SqliteThread
 from tailrace_server_api import Claim, Depth, RecordQueue, RecordSink
 
@@ -24,6 +24,7 @@ class SqliteQueue(RecordQueue):
         self,
         name: str,
         thread: SqliteThread,
+        staging: SqliteThread,
         *,
         lease: float = DEFAULT_LEASE,
         max_attempts: int = 0,
@@ -34,6 +35,7 @@ class SqliteQueue(RecordQueue):
         Args:
             name: Name of the queue.
             thread: The file where it is; started and closed with it.
+            staging: Another file, where bulks of work are staged; the same for every queue on ``thread``.
             lease: Time that a consumer has for a record, in seconds.
             max_attempts: Deliveries after which a record that was not acknowledged is a dead letter; 0 for no limit.
             letters_of: The queue whose dead letters these are; ``None`` for a queue of its own.
@@ -46,7 +48,10 @@ class SqliteQueue(RecordQueue):
         self._wakes: list[Callable[[], None]] = []
         self._started = False
         self._epoch = time.time() - time.monotonic()
-        self._dead = self if letters_of else SqliteQueue(f"{name}{DEAD_SUFFIX}", thread, lease=lease, letters_of=self)
+        self._sink = SqliteSink(name, thread, staging, into=fed(name), committed=self.wake)
+        self._dead = (
+            self if letters_of else SqliteQueue(f"{name}{DEAD_SUFFIX}", thread, staging, lease=lease, letters_of=self)
+        )
         self._terms = Terms(name, self._dead.name, lease, max_attempts)
 
     @property
@@ -56,7 +61,7 @@ class SqliteQueue(RecordQueue):
 
     @property
     def sink(self) -> RecordSink:
-        raise NotImplementedError
+        return self._sink
 
     @property
     def lease(self) -> float:
@@ -65,7 +70,9 @@ class SqliteQueue(RecordQueue):
     async def start(self) -> None:
         await self._thread.start()
         try:
-            await self._thread.run(_make_tables)
+            await self._thread.run(make_tables)
+            if self._dead is not self:
+                await self._sink.start()
         except BaseException:
             await self._thread.close()
             raise
@@ -74,6 +81,8 @@ class SqliteQueue(RecordQueue):
     async def close(self) -> None:
         if self._started:
             self._started = False
+            if self._dead is not self:
+                await self._sink.close()
             await self._thread.close()
 
     def subscribe(self, wake: Callable[[], None]) -> None:
@@ -118,9 +127,3 @@ class SqliteQueue(RecordQueue):
 
     async def depth(self) -> Depth:
         return await self._thread.read(lambda connection: self._terms.depth(connection, self._now()))
-
-
-def _make_tables(connection: sqlite3.Connection) -> None:
-    for statement in TABLES.split(";"):
-        if statement.strip():
-            connection.execute(statement)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 
-from tailrace_common_api import QueuedRecord, Settlement, Verdict
+from tailrace_common_api import RECORD_OVERHEAD, QueuedRecord, Settlement, Verdict
 from tailrace_impl_server._queue_rules import Answers, Assignment, Candidate
+from tailrace_impl_server._sql_tables import RecordTable
 from tailrace_server_api import Claim, Depth
 
-TABLES = """
+_TABLES = """
 CREATE TABLE IF NOT EXISTS tailrace_work (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     queue TEXT NOT NULL,
@@ -48,6 +49,30 @@ CREATE TABLE IF NOT EXISTS tailrace_work_counts (
     records INTEGER NOT NULL
 ) WITHOUT ROWID;
 """
+
+
+def make_tables(connection: sqlite3.Connection) -> None:
+    """Make the tables, unless they are there."""
+    for statement in _TABLES.split(";"):
+        connection.execute(statement)
+
+
+def fed(queue: str) -> RecordTable:
+    """Return the table as bulks of work fill it; the name of a queue has no character that SQL could stumble over."""
+    return RecordTable(
+        name="tailrace_work",
+        columns={
+            "queue": f"'{queue}'",
+            "priority": "bulk.priority",
+            "submitted_at": "(julianday('now') - 2440587.5) * 86400.0",
+            "size": f"length(staged.record) + coalesce(length(CAST(staged.key AS BLOB)), 0) + {RECORD_OVERHEAD}",
+            "key": "staged.key",
+            "record": "staged.record",
+        },
+        then=f"INSERT INTO main.tailrace_work_counts VALUES ('{queue}', ?1)"
+        " ON CONFLICT (queue) DO UPDATE SET records = records + excluded.records",
+    )
+
 
 _READY = """
 SELECT id, size FROM tailrace_work WHERE queue = ? AND state = 0 ORDER BY priority DESC, id
