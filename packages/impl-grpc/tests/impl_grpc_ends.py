@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Callable, Mapping
 
 from tailrace_common_api import JSON, Argument, BulkResult, RecordBatch
@@ -12,7 +13,8 @@ from tailrace_server_api import BulkOrigin, Collection, RecordEnds, RecordSink, 
 class MemorySink(RecordSink):
     """Keeps bulks in memory, and tells what has become of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str = "things") -> None:
+        self.name = name
         self.origins: list[BulkOrigin] = []
         self.staged: dict[str, list[RecordBatch]] = {}
         self.groups: list[int] = []
@@ -28,6 +30,11 @@ class MemorySink(RecordSink):
         """Set when something is to be staged."""
         self.may_stage = asyncio.Event()
         self.may_stage.set()
+        self.committing = asyncio.Event()
+        """Set when a commit has begun."""
+        self.may_commit = asyncio.Event()
+        self.may_commit.set()
+        self.committed = asyncio.Event()
 
     async def start(self) -> None:
         return
@@ -51,16 +58,16 @@ class MemorySink(RecordSink):
 
     async def commit(self, id: str, *, records: int, size: int, digest: bytes) -> BulkResult:
         self.commits += 1
+        self.committing.set()
+        await self.may_commit.wait()
         found = [(record.data, record.key) for batch in self.staged.pop(id) for record in batch.records()]
         assert len(found) == records
         self.visible.extend(found)
+        self.committed.set()
         origin = next(origin for origin in self.origins if origin.id == id)
-        result = BulkResult(id=id, collection="things", records=records, size=size, digest=digest, committed_at=1.0)
+        result = BulkResult(id=id, collection=self.name, records=records, size=size, digest=digest, committed_at=1.0)
         if origin.key is not None:
-            again = BulkResult(
-                id=id, collection="things", records=records, size=size, digest=digest, committed_at=1.0, repeated=True
-            )
-            self.results[origin.principal, origin.key] = again
+            self.results[origin.principal, origin.key] = dataclasses.replace(result, repeated=True)
         return result
 
     async def rollback(self, id: str) -> None:
@@ -93,6 +100,6 @@ class Produced(RecordSource):
 
 
 def ends(sink: MemorySink, produce: Produce | None = None, *, content_type: str = JSON) -> RecordEnds:
-    """Return the ends of a server: a collection ``things`` and perhaps a source ``numbers``."""
+    """Return the ends of a server: the collection of the sink, and perhaps a source ``numbers``."""
     sources = {} if produce is None else {"numbers": Source(source=Produced(produce), content_type=content_type)}
-    return RecordEnds(collections={"things": Collection(sink=sink, content_type=content_type)}, sources=sources)
+    return RecordEnds(collections={sink.name: Collection(sink=sink, content_type=content_type)}, sources=sources)
