@@ -335,6 +335,8 @@ async def test_what_a_source_says_ends_the_call(records: RecordsStub, numbers: N
     numbers.failure = RecordEndNotFound(kind="table", id="gone")
     call = records.Query()
     await call.write(pb.QueryRequest(open=pb.OpenQuery(source="numbers")))
+    with pytest.raises(grpc.aio.AioRpcError):
+        await rest_of(call)
     error = await error_of(call)
     assert isinstance(error, RecordEndNotFound)
     assert (error.kind, error.id) == ("table", "gone")
