@@ -152,10 +152,17 @@ class SqliteDatabase(RecordDatabase):
         )
 
     async def rows(self, statement: str) -> Sequence[tuple[Any, ...]]:
+        # In a thread: tests may look from within a call of the code that must not block its loop.
+        return await asyncio.to_thread(self._rows, statement)
+
+    def _rows(self, statement: str) -> Sequence[tuple[Any, ...]]:
         with self._connection() as connection:
             return connection.execute(statement).fetchall()
 
     async def staged(self) -> int:
+        return await asyncio.to_thread(self._staged)
+
+    def _staged(self) -> int:
         total = 0
         for path in self._path.parent.rglob("*.staging.sqlite"):
             with self._connection(path) as connection:

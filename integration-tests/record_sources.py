@@ -7,6 +7,8 @@ from collections.abc import AsyncGenerator
 
 made: list[int] = []
 """What :func:`ticks` has yielded in this process, in order; tests clear it."""
+begun: list[int] = []
+"""How many records each of its queries was to give, those included that have ended."""
 ended: list[int] = []
 """After how many records each of its queries ended."""
 
@@ -14,6 +16,7 @@ ended: list[int] = []
 async def ticks(count: int = 10, pause: float = 0.0) -> AsyncGenerator[dict[str, object], None]:
     """Yield ``count`` records, after a pause before each but the first."""
     number = 0
+    begun.append(count)
     try:
         for number in range(count):
             if number and pause:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
+import record_sources
 from cells import Cell, Transport
 from manifest import proves
+from record_databases import RecordDatabase, eventually
 from servers import LocalServer
 
 import tailrace
 import tailrace.sync
-from tailrace_client_download_api.contracts import DownloadClientContract, Producer
+from tailrace_client_download_api.contracts import DownloadClientContract, Producer, QueryClientContract
 from tailrace_client_upload_api import UploadSession
-from tailrace_client_upload_api.contracts import UploadClientContract
-from tailrace_common_api import TransportMissing
+from tailrace_client_upload_api.contracts import BulkClientContract, UploadClientContract
+from tailrace_common_api import Record, TransportMissing
 from tailrace_impl_common import ConnectedClient
 
 
@@ -80,6 +82,37 @@ class TestDownloads(DownloadClientContract):
         producer = LocalProducer(local)
         yield producer
         await producer.close()
+
+
+@proves("USE-3", "REC-0", "REC-1", "REC-2", "REC-4", "REC-5")
+class TestBulks(BulkClientContract):
+    @pytest.fixture
+    def bulk_client(self, record_client: ConnectedClient, record_database: RecordDatabase) -> ConnectedClient:
+        self.database = record_database
+        return record_client
+
+    async def visible_records(self) -> Sequence[Record]:
+        rows = await self.database.rows("SELECT record, key FROM notes ORDER BY position")
+        return [Record(record if isinstance(record, bytes) else record.encode(), key) for record, key in rows]
+
+
+@proves("USE-3", "REC-6")
+class TestQueries(QueryClientContract):
+    source = "ticks"
+    field = "tick"
+
+    @pytest.fixture
+    def query_client(self, record_client: ConnectedClient) -> ConnectedClient:
+        for seen in (record_sources.made, record_sources.begun, record_sources.ended):
+            seen.clear()
+        return record_client
+
+    async def source_has_ended(self) -> int:
+        async def running() -> int:
+            return len(record_sources.begun) - len(record_sources.ended)
+
+        await eventually(running, 0)
+        return len(record_sources.made)
 
 
 THIRD_PARTY = '''
