@@ -59,6 +59,16 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (["status", f"carrier-pigeon://h/r/{ID}"], "no installed transport serves"),
         (["serve", "--config", "missing.toml"], "'missing.toml' does not exist"),
         (["head", "missing"], "missing does not exist"),
+        (["bulk", "c", "missing", "--server", "grpc://h:1"], "missing does not exist"),
+        (["bulk", "c", ".", "--server", "grpc://h:1"], ". is a folder"),
+        (["bulk", "c", "-"], "no server is named"),
+        (["query", "s", "x", "--server", "grpc://h:1"], "argument 'x' is not K=V"),
+        (["query", "s", "max_results=1", "--max-results", "1", "--server", "grpc://h:1"], "exclude each other"),
+        (["work", "q", "--server", "grpc://h:1"], "Missing argument"),
+        (["work", "q", "--server", "grpc://h:1", "--", "no-such-command"], "there is no command no-such-command"),
+        (["work", "q", "--once", "--max-records", "2", "--", "true"], "exclude each other"),
+        (["work", "q", "--credit", "0", "--", "true"], "Invalid value for '--credit'"),
+        (["queue", "q"], "no server is named"),
     ],
 )
 def test_wrong_usage_is_told_on_standard_error(
@@ -151,6 +161,10 @@ def test_every_error_has_an_exit_code() -> None:
         "resource_failed": 1,
         "connection_lost": 1,
         "encoding": 1,
+        "record_end_not_found": 3,
+        "bulk_refused": 1,
+        "bulk_conflict": 1,
+        "query_failed": 1,
     }
     assert {name: codes[name] for name in expected} == expected
     assert exit_code_of(TailraceError("x")) == 1
@@ -228,5 +242,9 @@ def test_the_group_knows_its_commands_only() -> None:
         "context",
         "token",
         "verify",
+        "bulk",
+        "query",
+        "work",
+        "queue",
     }
     assert tailrace.name == "tailrace"

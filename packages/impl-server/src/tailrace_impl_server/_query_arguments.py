@@ -62,9 +62,8 @@ def read_value(name: str, value: str | int | float | bool, kind: type) -> Argume
     elif isinstance(value, bool):
         read = None
     elif kind is int:
-        if isinstance(value, str):
-            value = int(value) if _WHOLE.match(value) else math.nan
-        read = value if isinstance(value, int) and -_LARGEST - 1 <= value <= _LARGEST else None
+        whole = value if not isinstance(value, str) else int(value) if _WHOLE.match(value) else None
+        read = whole if isinstance(whole, int) and -_LARGEST - 1 <= whole <= _LARGEST else None
     elif kind is float:
         number = value if not isinstance(value, str) else value if _NUMBER.match(value) else "nan"
         try:
