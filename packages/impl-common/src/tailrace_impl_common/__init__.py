@@ -10,6 +10,7 @@ from tailrace_impl_common._client_bulk import ConnectedBulk
 from tailrace_impl_common._client_download import MAX_CHUNK_SIZE, ConnectedResource
 from tailrace_impl_common._client_query import ConnectedQuery
 from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._client_work import ConnectedConsumer
 from tailrace_impl_common._descriptor_writer import DescriptorWriter
 from tailrace_impl_common._download_machine import DOWNLOAD_TRANSITIONS, DownloadReceiver, DownloadSender, DownloadState
 from tailrace_impl_common._drop_oldest import DropOldestBytes
@@ -77,6 +78,7 @@ __all__ = [
     "ClientStream",
     "ConnectedBulk",
     "ConnectedClient",
+    "ConnectedConsumer",
     "ConnectedQuery",
     "ConnectedResource",
     "ConnectedUpload",

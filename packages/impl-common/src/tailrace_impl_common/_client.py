@@ -6,7 +6,14 @@ from collections.abc import AsyncGenerator, Mapping
 from types import TracebackType
 from typing import Self
 
-from tailrace_client_download_api import EVERYTHING, NO_ATTRIBUTES, DownloadClient, ResourceClient
+from tailrace_client_download_api import (
+    DEFAULT_CREDIT_BYTES,
+    EVERYTHING,
+    NO_ATTRIBUTES,
+    DownloadClient,
+    RecordClient,
+    ResourceClient,
+)
 from tailrace_client_upload_api import BulkClient, ReopenRequest, UploadClient, UploadRequest, UploadSession
 from tailrace_common_api import (
     Argument,
@@ -27,6 +34,7 @@ from tailrace_impl_common._client_contexts import context_events
 from tailrace_impl_common._client_download import ConnectedResource
 from tailrace_impl_common._client_query import ConnectedQuery
 from tailrace_impl_common._client_upload import ConnectedUpload
+from tailrace_impl_common._client_work import ConnectedConsumer
 from tailrace_impl_common._lasting_upload import SpooledUpload
 from tailrace_impl_common._reconnecting import ServerLink
 from tailrace_impl_common._segment_spool import SegmentSpool
@@ -48,7 +56,7 @@ from tailrace_impl_common.messages import (
 from tailrace_impl_common.record_messages import GetQueue, OpenBulk
 
 
-class ConnectedClient(UploadClient, DownloadClient, ResourceClient, BulkClient):
+class ConnectedClient(UploadClient, DownloadClient, ResourceClient, BulkClient, RecordClient):
     """All that a client can do, over one connection. Belongs to one event loop.
 
     Connects when it is first used. Leaving the context manager ends every conversation that still runs.
@@ -131,6 +139,11 @@ class ConnectedClient(UploadClient, DownloadClient, ResourceClient, BulkClient):
 
     def query(self, source: str, /, **arguments: Argument) -> ConnectedQuery:
         return ConnectedQuery(self._link, source, arguments)
+
+    def work(
+        self, queue: str, *, credit: int, credit_bytes: int = DEFAULT_CREDIT_BYTES, extend: bool = False
+    ) -> ConnectedConsumer:
+        return ConnectedConsumer(self._link, queue, credit=credit, credit_bytes=credit_bytes, extend=extend)
 
     async def queue_figures(self, queue: str) -> QueueFigures:
         return await self._link.ask(GetQueue(queue=check_end_name(queue)), QueueFigures)

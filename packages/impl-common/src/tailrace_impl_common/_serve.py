@@ -14,6 +14,7 @@ from tailrace_impl_common._serve_bulk import serve_bulk
 from tailrace_impl_common._serve_download import serve_download
 from tailrace_impl_common._serve_query import serve_query
 from tailrace_impl_common._serve_upload import serve_upload
+from tailrace_impl_common._serve_work import serve_work
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
 from tailrace_impl_common._tracing import traced
@@ -42,7 +43,7 @@ from tailrace_impl_common.messages import (
     WatchContext,
     Watched,
 )
-from tailrace_impl_common.record_messages import GetQueue, OpenBulk, Query
+from tailrace_impl_common.record_messages import GetQueue, OpenBulk, Query, Work
 from tailrace_server_api import RequestTelemetry, ResourceService
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,8 @@ async def serve_conversation(
                     await serve_bulk(request, stream, service=service, telemetry=telemetry)
                 case Query():
                     await serve_query(request, stream, service=service, telemetry=telemetry)
+                case Work():
+                    await serve_work(request, stream, service=service, telemetry=telemetry)
                 case _:
                     raise ProtocolError(f"{type(request).__name__} does not begin a stream")
         except TailraceError:

@@ -25,11 +25,14 @@ from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
 from tailrace_impl_server._query_batches import QueryBatches
+from tailrace_impl_server._queue_sampler import QueueSampler
 from tailrace_impl_server._record_counts import RecordCounts
 from tailrace_impl_server._record_validation import FileValidator, validator_for
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._staging_sweeper import StagingSweeper
+from tailrace_impl_server._work_dispatcher import WorkDispatcher
+from tailrace_impl_server._work_dispatcher import WorkDispatcher
 from tailrace_server_api import (
     BulkIngest,
     BulkOrigin,
@@ -81,6 +84,9 @@ class RecordStreams(RecordService):
             result_retention=settings.bulk_result_retention,
             interval=settings.sweep_interval,
         )
+        self._dispatchers = {name: WorkDispatcher(name, queue, settings) for name, queue in ends.queues.items()}
+        self._dispatchers = {name: WorkDispatcher(name, queue, settings) for name, queue in ends.queues.items()}
+        self._sampler = QueueSampler(list(self._dispatchers.values()), counts, interval=settings.sweep_interval)
         self._ids = IdGenerator()
         self._tasks = RunningTasks()
         self._started: list[_End] = []
@@ -109,10 +115,14 @@ class RecordStreams(RecordService):
             for end in ends:
                 await end.start()
                 self._started.append(end)
+            for dispatcher in self._dispatchers.values():
+                await dispatcher.start()
+                self._started.append(dispatcher)
         except BaseException:
             await self._close_ends()
             raise
         self._sweeper.start()
+        self._sampler.start()
 
     def go_away(self) -> None:
         """Tell everyone ``GoingAway`` and take nothing new; bulks that are being committed go on."""
@@ -121,11 +131,16 @@ class RecordStreams(RecordService):
             bulk.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
         for query in self._queries:
             query.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
+        for dispatcher in self._dispatchers.values():
+            dispatcher.go_away()
+        for dispatcher in self._dispatchers.values():
+            dispatcher.go_away()
 
     async def close(self) -> None:
         """Wait for commits that run, roll everything else back, and close all ends; idempotent."""
         self.go_away()
         await self._sweeper.close()
+        await self._sampler.close()
         while self._bulks or self._beginning:
             await self._changed.wait()
         await self._tasks.wait()
@@ -249,10 +264,19 @@ class RecordStreams(RecordService):
 
     async def work(self, queue: str) -> WorkSession:
         self._refuse_when_closing()
-        raise RecordEndNotFound(kind="queue", id=queue)
+        dispatcher = self._dispatcher(queue)
+        if sum(other.consumers for other in self._dispatchers.values()) >= self._settings.max_consumers:
+            raise Overloaded(what="consumers", retry_after=_RETRY_AFTER)
+        return dispatcher.open()
 
     async def queue_figures(self, queue: str) -> QueueFigures:
-        raise RecordEndNotFound(kind="queue", id=queue)
+        self._refuse_when_closing()
+        return await self._dispatcher(queue).figures()
+
+    def _dispatcher(self, queue: str) -> WorkDispatcher:
+        if queue not in self._dispatchers:
+            raise RecordEndNotFound(kind="queue", id=queue)
+        return self._dispatchers[queue]
 
     def _refuse_when_closing(self) -> None:
         if self._closing:

@@ -1,0 +1,367 @@
+"""The client's side of work, above the transports."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+from tailrace_client_download_api import DEFAULT_CREDIT_BYTES, Delivery, RecordConsumer
+from tailrace_common_api import (
+    ConnectionLost,
+    DeadlineExceeded,
+    InvalidArgument,
+    QueuedRecord,
+    Record,
+    Settlement,
+    TailraceError,
+    Verdict,
+    check_end_name,
+    error_from_wire,
+)
+from tailrace_impl_common._cancelling import cancel_and_wait
+from tailrace_impl_common._reconnecting import ServerLink
+from tailrace_impl_common._signal import Signal
+from tailrace_impl_common._streams import ClientStream
+from tailrace_impl_common._work_machine import Answer, Place, WorkerMachine
+from tailrace_impl_common.messages import ServerMessage
+
+_EXTENSIONS = 3
+"""How often a lease is begun again while it would last, where that is done by itself."""
+_LONGEST_REASON = 1024
+
+
+class ConnectedDelivery(Delivery):
+    """A record that was handed to a consumer over any transport."""
+
+    __slots__ = ("_consumer", "_queued", "_settled")
+
+    def __init__(self, consumer: ConnectedConsumer, queued: QueuedRecord) -> None:
+        self._consumer = consumer
+        self._queued = queued
+        self._settled = False
+
+    @property
+    def id(self) -> int:
+        return self._queued.id
+
+    @property
+    def attempt(self) -> int:
+        return self._queued.attempt
+
+    @property
+    def priority(self) -> int:
+        return self._queued.priority
+
+    @property
+    def record(self) -> Record:
+        return Record(self._queued.data, self._queued.key)
+
+    @property
+    def settled(self) -> bool:
+        return self._settled
+
+    async def ack(self) -> None:
+        await self._answer(Verdict.ACKNOWLEDGE)
+
+    async def reject(self, reason: str = "", *, delay: float = 0.0, dead_letter: bool = False) -> None:
+        if not 0 <= delay < float("inf"):
+            raise InvalidArgument(field="delay", problem=f"{delay:g} is no number of seconds from 0 on")
+        await self._answer(
+            Verdict.DEAD_LETTER if dead_letter else Verdict.REQUEUE, 0.0 if dead_letter else delay, reason
+        )
+
+    async def extend(self, seconds: float | None = None) -> None:
+        if seconds is not None and not 0 < seconds < float("inf"):
+            raise InvalidArgument(field="seconds", problem=f"{seconds:g} is not a positive number of seconds")
+        await self._answer(Verdict.EXTEND, seconds or 0.0)
+
+    async def _answer(self, verdict: Verdict, seconds: float = 0.0, reason: str = "") -> None:
+        settlement = Settlement(self.id, self.attempt, verdict, seconds, reason[:_LONGEST_REASON])
+        await self._consumer.settle(settlement)
+        if verdict is not Verdict.EXTEND:
+            self._settled = True
+
+
+class ConnectedConsumer(RecordConsumer):
+    """A consumer of a queue over any transport.
+
+    One task drives it from its opening to its end: it keeps a conversation, sends what the bookkeeping has to say, and
+    takes what the server says. What was delivered and not read yet is within the credit, and so bounded.
+    """
+
+    def __init__(
+        self,
+        link: ServerLink,
+        queue: str,
+        *,
+        credit: int,
+        credit_bytes: int = DEFAULT_CREDIT_BYTES,
+        extend: bool = False,
+    ) -> None:
+        """Prepare the consumer; nothing is sent yet.
+
+        Raises:
+            InvalidArgument: The name cannot be one, or a credit is negative.
+        """
+        _check_credit(credit, credit_bytes)
+        self._link = link
+        self._queue = check_end_name(queue)
+        self._extend = extend
+        self._machine = WorkerMachine(self._queue, credit, credit_bytes)
+        self._inbox: deque[ConnectedDelivery] = deque()
+        self._arrived = Signal()
+        """Something was delivered, or changed, or the consumer has ended."""
+        self._to_send = Signal()
+        self._task: asyncio.Task[None] | None = None
+        self._failure: TailraceError | None = None
+        self._closing = False
+
+    async def open(self) -> None:
+        if self._task is None:
+            if self._closing:
+                raise ConnectionLost("the consumer was closed")
+            self._task = asyncio.create_task(self._run(), name=f"tailrace-work-{self._queue}")
+        while self._machine.opened is None:
+            self._check()
+            await self._arrived.wait()
+        self._check()
+
+    @property
+    def lease(self) -> float:
+        if self._machine.opened is None:
+            raise RuntimeError("the consumer is not open; open it, or enter it with `async with`")
+        return self._machine.opened.lease
+
+    @property
+    def stalled(self) -> bool:
+        return self._machine.stalled
+
+    @property
+    def outstanding(self) -> int:
+        return len(self._machine.held)
+
+    async def set_credit(self, records: int, bytes: int = DEFAULT_CREDIT_BYTES) -> None:
+        _check_credit(records, bytes)
+        version = self._machine.grant(records, bytes)
+        self._to_send.notify()
+        await self.open()
+        while self._machine.version_in_force < version:
+            self._check()
+            await self._arrived.wait()
+
+    def __aiter__(self) -> AsyncIterator[Delivery]:
+        return _Deliveries(self)
+
+    async def next_delivery(self) -> ConnectedDelivery | None:
+        """Return the next delivery; ``None`` when the consumer was closed. Cancelling it loses nothing.
+
+        Raises:
+            TailraceError: The server's error, or the connection's when it did not come back.
+        """
+        if self._task is None and not self._closing:
+            await self.open()
+        while not self._inbox:
+            if self._closing:
+                return None
+            self._check()
+            await self._arrived.wait()
+        return self._inbox.popleft()
+
+    def try_next(self) -> ConnectedDelivery | None:
+        """Return a delivery that is there; ``None`` when none is."""
+        return self._inbox.popleft() if self._inbox else None
+
+    async def settle(self, settlement: Settlement) -> None:
+        """Give an answer, and wait until the server has taken it.
+
+        Who stops waiting does not withdraw it.
+
+        Raises:
+            LeaseLost: It does not count.
+            StorageFailure: The server could not take it; it may be repeated.
+            TailraceError: The server's error, or the connection's.
+        """
+        if self._failure is not None or self._task is None or self._task.done():
+            await self._settle_late(settlement)
+            return
+        await asyncio.shield(self._give(settlement))
+
+    def _give(self, settlement: Settlement) -> asyncio.Future[None]:
+        told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def done(error: TailraceError | None) -> None:
+            if told.done():
+                return
+            if error is None:
+                told.set_result(None)
+            else:
+                told.set_exception(error)
+                # It may be that nobody waits any more.
+                told.exception()
+
+        self._machine.answer(Answer(settlement, done))
+        self._to_send.notify()
+        return told
+
+    async def _settle_late(self, settlement: Settlement) -> None:
+        """Answer behind the end of the consumer, in a session of its own that takes no work."""
+        late = ConnectedConsumer(self._link, self._queue, credit=0, credit_bytes=0)
+        try:
+            await late.open()
+            await asyncio.shield(late._give(settlement))
+        finally:
+            await late.close()
+        self._machine.held.pop((settlement.id, settlement.attempt), None)
+
+    async def close(self) -> None:
+        if not self._closing:
+            self._closing = True
+            self._inbox.clear()
+            self._machine.leave()
+            self._link.wake()
+            self._to_send.notify()
+            self._arrived.notify()
+        if self._task is None or self._task.done():
+            return
+        try:
+            async with asyncio.timeout(self._link.settings.answer_timeout):
+                await asyncio.wait((self._task,))
+        except TimeoutError:
+            pass
+        finally:
+            await cancel_and_wait(self._task)
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise _copy(self._failure)
+        if self._closing:
+            raise ConnectionLost("the consumer was closed")
+
+    # The task.
+
+    async def _run(self) -> None:
+        error: TailraceError = ConnectionLost("the consumer was closed")
+        try:
+            await self._keep_sessions()
+        except TailraceError as exc:
+            error = exc
+        finally:
+            if not self._closing:
+                self._failure = error
+            self._machine.fail(lambda: _copy(error))
+            self._arrived.notify()
+
+    async def _keep_sessions(self) -> None:
+        """Hold one session after the other until the consumer has left.
+
+        Raises:
+            TailraceError: A session was lost and is not to be followed by another.
+        """
+        reconnection = self._link.reconnection()
+        while not (self._closing and self._machine.opened is None):
+            stream: ClientStream | None = None
+            lost: TailraceError
+            try:
+                stream = await self._link.connection.open(self._machine.begin())
+                await self._take(await self._first(stream))
+                self._link.opened(reconnection)
+                await self._converse(stream, reconnection.progress)
+                return
+            except TailraceError as error:
+                lost = error
+                if stream is not None:
+                    self._link.lose(stream, lost)
+            finally:
+                if stream is not None:
+                    await stream.close()
+            if self._machine.opened is None and (isinstance(lost, DeadlineExceeded) or not self._link.may_try_again()):
+                raise lost
+            # What was answered is worth a connection still; for anything else the server comes to know by itself.
+            await self._link.come_back(reconnection, lost, unwanted=lambda: self._closing and not self._machine.answers)
+
+    async def _first(self, stream: ClientStream) -> ServerMessage:
+        seconds = self._link.settings.answer_timeout
+        try:
+            async with asyncio.timeout(seconds):
+                message = await stream.receive()
+        except DeadlineExceeded:
+            raise
+        except TimeoutError:
+            raise DeadlineExceeded(what="the answer to Work", seconds=seconds) from None
+        if message is None:
+            raise ConnectionLost("the server ended the conversation without an answer")
+        return message
+
+    async def _converse(self, stream: ClientStream, progress: Callable[[], None]) -> None:
+        tasks = [asyncio.ensure_future(self._send(stream)), asyncio.ensure_future(self._receive(stream, progress))]
+        if self._extend:
+            tasks.append(asyncio.ensure_future(self._extend_leases()))
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await cancel_and_wait(*tasks)
+        # What the server said explains why it took no more, not the other way round.
+        for task in reversed(tasks):
+            if not task.cancelled():
+                task.result()
+
+    async def _send(self, stream: ClientStream) -> None:
+        while True:
+            message = self._machine.outgoing()
+            if message is None:
+                await self._to_send.wait()
+            else:
+                await stream.send(message)
+
+    async def _receive(self, stream: ClientStream, progress: Callable[[], None]) -> None:
+        while not self._machine.left:
+            message = await stream.receive()
+            if message is None:
+                raise ConnectionLost("the server ended the conversation")
+            progress()
+            await self._take(message)
+
+    async def _take(self, message: ServerMessage) -> None:
+        for record in self._machine.receive(message):
+            if not self._closing:
+                self._inbox.append(ConnectedDelivery(self, record))
+        self._arrived.notify()
+        self._to_send.notify()
+
+    async def _extend_leases(self) -> None:
+        """Begin the leases of everything that is held again, before they end."""
+        while True:
+            await asyncio.sleep(self.lease / _EXTENSIONS)
+            places: list[Place] = list(self._machine.held)
+            for place in places:
+                # Whether one was lost meanwhile shows when it is answered.
+                self._give(Settlement(*place, Verdict.EXTEND))
+
+
+class _Deliveries(AsyncIterator[Delivery]):
+    """The deliveries of a consumer, as they arrive; several of these take turns."""
+
+    def __init__(self, consumer: ConnectedConsumer) -> None:
+        self._consumer = consumer
+
+    async def __anext__(self) -> Delivery:
+        delivery = await self._consumer.next_delivery()
+        if delivery is None:
+            raise StopAsyncIteration
+        return delivery
+
+
+def _check_credit(records: int, size: int) -> None:
+    if records < 0:
+        raise InvalidArgument(field="credit", problem=f"{records} records are negative")
+    if size < 0:
+        raise InvalidArgument(field="credit_bytes", problem=f"{size} bytes are negative")
+
+
+def _copy(error: TailraceError) -> TailraceError:
+    """Return the same error anew: one that is raised in several tasks collects their tracebacks."""
+    with suppress(TypeError):
+        return error_from_wire(error.code, error.message, error.details())
+    return error

@@ -1,0 +1,233 @@
+"""What a consumer of a queue holds, owes and may get, as plain bookkeeping: no clock, no task, no connection.
+
+The credit that the user grants is spread over sessions. A session is one conversation with a server; when its
+connection is lost, what was delivered in it stays with the consumer, and the server of the next one does not count it::
+
+    credit said to the server = credit of the user - what is held from earlier sessions
+
+which rises as these are answered. What is delivered within the session is counted by the server itself.
+
+An answer goes through three places: *waiting*, *sent* (in one ``Settle`` with others; ``Settled`` comes in the same
+order), and gone. When a session is lost, what was sent waits again: to answer twice is harmless.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tailrace_common_api import (
+    LeaseLost,
+    ProtocolError,
+    QueuedRecord,
+    Settlement,
+    StorageFailure,
+    TailraceError,
+    Verdict,
+)
+from tailrace_impl_common.messages import ClientMessage, ServerMessage
+from tailrace_impl_common.record_messages import (
+    Credit,
+    CreditSet,
+    Deliveries,
+    Leave,
+    Left,
+    Settle,
+    Settled,
+    Work,
+    WorkOpened,
+)
+
+SETTLE_RECORDS = 1024
+"""Most answers in one message."""
+SETTLES_UNANSWERED = 2
+"""Most messages with answers that are on their way: the next one gathers while the previous is being taken."""
+
+Place = tuple[int, int]
+"""A delivery: the number of the record in its queue, and the attempt."""
+
+
+@dataclass(slots=True, eq=False)
+class Answer:
+    """An answer to a delivery, and who wants to know what became of it."""
+
+    settlement: Settlement
+    done: Callable[[TailraceError | None], None]
+    """Called once: with ``None`` when the answer counts, else with what is to be raised."""
+
+    @property
+    def place(self) -> Place:
+        """Which delivery it answers."""
+        return self.settlement.id, self.settlement.attempt
+
+    @property
+    def final(self) -> bool:
+        """Whether the delivery is off the consumer's hands with it."""
+        return self.settlement.verdict is not Verdict.EXTEND
+
+
+class WorkerMachine:
+    """The bookkeeping of one consumer over all of its sessions."""
+
+    def __init__(self, queue: str, records: int, size: int) -> None:
+        """Grant ``records`` records of ``size`` bytes in all, from ``queue``."""
+        self._queue = queue
+        self._records = records
+        self._size = size
+        self.version = 0
+        """Number of the last credit that the user granted."""
+        self.version_in_force = -1
+        """Number of the last one that the server keeps to."""
+        self.opened: WorkOpened | None = None
+        """How the last session was opened; ``None`` before the first."""
+        self.stalled = False
+        """Whether there is work that only the lack of credit keeps away."""
+        self.left = False
+        """Whether the server has taken everything back."""
+        self.held: dict[Place, int] = {}
+        """Size of each delivery that is not answered."""
+        self._earlier: dict[Place, int] = {}
+        """Of these, the ones of earlier sessions."""
+        self._waiting: deque[Answer] = deque()
+        self._sent: deque[list[Answer]] = deque()
+        self._open = False
+        self._leaving = False
+        self._leave_sent = False
+        self._sequence = 0
+        self._said = (0, 0)
+        self._versions: dict[int, int] = {}
+        """Number of the user's credit by that of the change that says it, as far as it is not in force."""
+        self._allowed: dict[int, int] = {}
+        """Records that were granted with each of these changes."""
+
+    # What the user does.
+
+    def grant(self, records: int, size: int) -> int:
+        """Change the credit; return its number."""
+        self._records, self._size = records, size
+        self.version += 1
+        return self.version
+
+    def answer(self, answer: Answer) -> None:
+        """Say what becomes of a delivery."""
+        self._waiting.append(answer)
+
+    def leave(self) -> None:
+        """Leave as soon as all answers have been taken."""
+        self._leaving = True
+
+    # Sessions.
+
+    def begin(self) -> Work:
+        """Return the request of the next session; everything of the last one that is undone is to be done in it."""
+        while self._sent:
+            self._waiting.extendleft(reversed(self._sent.pop()))
+        self._earlier = dict(self.held)
+        self._open = self._leave_sent = self.stalled = False
+        self._sequence = 0
+        self._said = self._allowance()
+        self._versions = {0: self.version}
+        self._allowed = {0: self._said[0]}
+        return Work(queue=self._queue, records=self._said[0], bytes=self._said[1])
+
+    def _allowance(self) -> tuple[int, int]:
+        """Return the credit that is to be said to the server."""
+        if self._leaving:
+            return 0, 0
+        size = self._size - sum(self._earlier.values())
+        if self._earlier and size <= 0:
+            # It would take the consumer for idle, and may then give it one record of any size.
+            return 0, 0
+        return max(0, self._records - len(self._earlier)), max(0, size)
+
+    def outgoing(self) -> ClientMessage | None:
+        """Return what is to be sent next; ``None`` for nothing."""
+        if not self._open:
+            return None
+        allowance = self._allowance()
+        if allowance != self._said or self._versions.get(self._sequence, self.version) != self.version:
+            self._sequence += 1
+            self._said = allowance
+            self._versions[self._sequence] = self.version
+            self._allowed[self._sequence] = allowance[0]
+            return Credit(sequence=self._sequence, records=allowance[0], bytes=allowance[1])
+        if self._waiting and len(self._sent) < SETTLES_UNANSWERED:
+            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), SETTLE_RECORDS))]
+            self._sent.append(together)
+            return Settle(tuple(answer.settlement for answer in together))
+        if self._leaving and not (self._waiting or self._sent or self._leave_sent):
+            self._leave_sent = True
+            return Leave()
+        return None
+
+    def receive(self, message: ServerMessage) -> tuple[QueuedRecord, ...]:
+        """Take a message; return the records that were delivered with it.
+
+        Raises:
+            ProtocolError: It does not belong here.
+        """
+        match message:
+            case WorkOpened() if not self._open:
+                self.opened = message
+                self._open = True
+                self._in_force(0)
+            case Deliveries(records) if self._open and not self.left:
+                return self._deliver(records)
+            case Settled() if self._open and self._sent:
+                self._settled(message)
+            case CreditSet() if self._open and message.sequence <= self._sequence:
+                self.stalled = message.stalled
+                self._in_force(message.sequence)
+            case Left() if self._leave_sent:
+                self.left = True
+                self.stalled = False
+            case _:
+                raise ProtocolError(f"{type(message).__name__} received out of place")
+        return ()
+
+    def _in_force(self, sequence: int) -> None:
+        for known in [known for known in self._versions if known <= sequence]:
+            self.version_in_force = max(self.version_in_force, self._versions[known])
+            if known < sequence:
+                # The last one is kept: it tells which credit of the user's has been said.
+                del self._versions[known], self._allowed[known]
+
+    def _deliver(self, records: tuple[QueuedRecord, ...]) -> tuple[QueuedRecord, ...]:
+        for record in records:
+            self.held[record.id, record.attempt] = record.size
+        # What was answered may be off the server's hands before it has said so.
+        answered = sum(answer.final for together in self._sent for answer in together)
+        within = len(self.held) - len(self._earlier) - answered
+        if within > max(self._allowed.values()):
+            raise ProtocolError(f"{within} records are with this consumer, which granted {max(self._allowed.values())}")
+        return records
+
+    def _settled(self, message: Settled) -> None:
+        together = self._sent.popleft()
+        if message.failed:
+            for answer in together:
+                answer.done(StorageFailure(message.failed))
+            return
+        if len(message.counted) != len(together):
+            self._sent.appendleft(together)
+            raise ProtocolError(f"{len(message.counted)} outcomes for {len(together)} answers")
+        for answer, counted in zip(together, message.counted, strict=True):
+            if answer.final:
+                self.held.pop(answer.place, None)
+                self._earlier.pop(answer.place, None)
+            lost = LeaseLost(id=answer.settlement.id, attempt=answer.settlement.attempt)
+            answer.done(None if counted else lost)
+
+    def fail(self, error: Callable[[], TailraceError]) -> None:
+        """Tell everyone who waits for an answer that none will come."""
+        waiting = [answer for together in self._sent for answer in together] + list(self._waiting)
+        self._sent.clear()
+        self._waiting.clear()
+        for answer in waiting:
+            answer.done(error())
+
+    @property
+    def answers(self) -> int:
+        """Answers of which is not known what became of them."""
+        return len(self._waiting) + sum(map(len, self._sent))
