@@ -32,7 +32,6 @@ from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._staging_sweeper import StagingSweeper
 from tailrace_impl_server._work_dispatcher import WorkDispatcher
-from tailrace_impl_server._work_dispatcher import WorkDispatcher
 from tailrace_server_api import (
     BulkIngest,
     BulkOrigin,
@@ -85,7 +84,6 @@ class RecordStreams(RecordService):
             interval=settings.sweep_interval,
         )
         self._dispatchers = {name: WorkDispatcher(name, queue, settings) for name, queue in ends.queues.items()}
-        self._dispatchers = {name: WorkDispatcher(name, queue, settings) for name, queue in ends.queues.items()}
         self._sampler = QueueSampler(list(self._dispatchers.values()), counts, interval=settings.sweep_interval)
         self._ids = IdGenerator()
         self._tasks = RunningTasks()
@@ -131,8 +129,6 @@ class RecordStreams(RecordService):
             bulk.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
         for query in self._queries:
             query.fail(GoingAway(retry_after=GOING_AWAY_RETRY))
-        for dispatcher in self._dispatchers.values():
-            dispatcher.go_away()
         for dispatcher in self._dispatchers.values():
             dispatcher.go_away()
 
