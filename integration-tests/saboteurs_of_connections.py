@@ -26,9 +26,9 @@ def connection_is_stuck_behind_a_failure() -> None:
 @saboteur("UPL-1", "CON-2", trap="state-after-sending", cell="websocket-memory")
 def window_is_granted_after_it_was_told() -> None:
     from tailrace_impl_common.messages import Opened
-    from tailrace_impl_websocket import _server_streams as module
+    from tailrace_impl_websocket import _server_conversation as module
 
-    real: Callable[..., Any] = module._ServerStream.send
+    real: Callable[..., Any] = module.ServerStream.send
 
     async def send(self: Any, message: Any) -> None:
         if isinstance(message, Opened):
@@ -41,7 +41,7 @@ def window_is_granted_after_it_was_told() -> None:
             return
         await real(self, message)
 
-    module._ServerStream.send = send  # type: ignore[method-assign]  # the defect
+    module.ServerStream.send = send  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CON-2")
