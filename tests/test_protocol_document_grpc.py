@@ -6,6 +6,7 @@ import re
 import typing
 
 import grpc
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from protocol_document import (
     FIRST,
@@ -23,8 +24,21 @@ from protocol_document import (
 )
 
 from tailrace_common_api import (
+    DIGEST_SIZE,
+    MAX_KEY_SIZE,
+    BulkRefused,
+    BulkResult,
     Metadata,
+    ProblemKind,
+    QueuedRecord,
+    QueueFigures,
     RangeNotSatisfiable,
+    RecordBatch,
+    RecordLimits,
+    RecordProblem,
+    Settlement,
+    record_problems,
+    refused_records,
 )
 from tailrace_impl_common import (
     MessageChainSender,
@@ -33,10 +47,13 @@ from tailrace_impl_common import (
 )
 from tailrace_impl_grpc import _client as grpc_client
 from tailrace_impl_grpc import _codec as grpc_codec
+from tailrace_impl_grpc import _codec_records as grpc_records
 from tailrace_impl_grpc import _codec_values as grpc_values
 from tailrace_impl_grpc import _error_table as grpc_errors
 from tailrace_impl_grpc._chunk_frame import frame_chunk as frame_grpc_chunk
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
+from tailrace_impl_grpc.records import IDEMPOTENCY_KEY
+from tailrace_impl_server import ServerSettings
 
 PROTO = ROOT / "packages/impl-grpc/src/tailrace_impl_grpc/_proto/v1/tailrace.proto"
 
@@ -138,3 +155,63 @@ def test_chain_in_messages_of_other_services() -> None:
     sent = list(MessageChainSender(build).messages([FIRST, SECOND]))
     rows = table("4.5", "message")
     assert sent == [("".join(quoted(row["bytes"])), "".join(quoted(row["hash of the chunk before"]))) for row in rows]
+
+
+def test_messages_about_records_are_fields_of_a_oneof() -> None:
+    written = [
+        (quoted(row["message"])[0], quoted(row["field of"])[0], *quoted(row["field"]))
+        for row in table("4.6", "message")
+    ]
+    wrappers = [pb.DESCRIPTOR.message_types_by_name[name] for name in dict.fromkeys(name for _, name, *_ in written)]
+    assert [(name, field, type_) for _, name, field, type_ in written] == [
+        (wrapper.name, field.name, field.message_type.name)
+        for wrapper in wrappers
+        for field in wrapper.oneofs_by_name["message"].fields
+    ]
+    for method, begin in (("Bulk", "OpenBulk"), ("Query", "Query"), ("Work", "Work")):
+        called = pb.DESCRIPTOR.services_by_name["Records"].methods_by_name[method]
+        assert (begin, called.input_type.name, "open") in {row[:3] for row in written}
+        assert called.output_type.name in {row[1] for row in written}
+    for message, _, _, type_ in written:
+        cls = getattr(messages, message, None) or getattr(record_messages, message)
+        fields = {field.name for field in pb.DESCRIPTOR.message_types_by_name[type_].fields}
+        if message == "Deliveries":
+            assert fields == {"ids", "attempts", "priorities", "data", "keys"}
+            assert set(
+                quoted(prose("4.6").partition("`Deliveries` are the same with")[2].partition("each with")[0])
+            ) == (fields - {"data", "keys"})
+        else:
+            assert fields == set(typing.get_type_hints(cls)), message
+
+
+@pytest.mark.parametrize("cls", [BulkResult, RecordLimits, QueueFigures, Settlement], ids=lambda cls: cls.__name__)
+def test_values_of_records_bear_the_names_of_their_fields(cls: type) -> None:
+    descriptor = pb.DESCRIPTOR.message_types_by_name[cls.__name__]
+    assert [field.name for field in descriptor.fields] == list(typing.get_type_hints(cls))
+
+
+def test_examples_of_records_over_grpc() -> None:
+    records, deliveries = [from_hex(block) for block in blocks(section("4.6"), "hex")]
+    batch = RecordBatch([b'{"n":10}', b'{"n":20}', b'{"n":333}'], [None, "k2", None])
+    assert records == grpc_codec.BULK.encode_request(batch) == grpc_codec.QUERY.encode_response(batch)
+    handed = record_messages.Deliveries((QueuedRecord(id=41, attempt=1, priority=5, data=b'{"n":10}'),))
+    assert deliveries == grpc_codec.WORK.encode_response(handed)
+
+
+def test_rules_of_records_over_grpc() -> None:
+    text = prose("4.6")
+    assert f"is at most {grpc_codec.MAX_DATA_MESSAGE:,} bytes when encoded" in text
+    assert f"every other message is at most {grpc_codec.MAX_CONTROL_MESSAGE:,}" in text
+    assert f"more than {record_messages.MESSAGE_RECORDS:,}, keys above {MAX_KEY_SIZE} bytes" in text
+    assert f"a digest that has not {DIGEST_SIZE} bytes" in text
+    assert f"a reason of more than {grpc_records.MAX_REASON:,} characters" in text
+    assert f"is at most {grpc_values._MAX_PROBLEMS:,} bytes here" in text
+    assert f"cut to {grpc_values._MAX_PROBLEM_TEXT} characters" in text
+    assert f"metadata entry `{IDEMPOTENCY_KEY}`" in prose("4.7")
+    problems = [RecordProblem(index=i, kind=ProblemKind.INVALID, field=None, problem="x" * 300) for i in range(100)]
+    _, _, metadata = grpc_errors.error_to_status(refused_records(problems, 1000))
+    cut = grpc_errors.sent_error(metadata)
+    assert isinstance(cut, BulkRefused)
+    assert (len(cut.problems) <= grpc_values._MAX_PROBLEMS, cut.total) == (True, 1000)
+    assert {len(problem.problem) for problem in record_problems(cut)} == {grpc_values._MAX_PROBLEM_TEXT}
+    assert f"{ServerSettings().bulk_window // 2**20} MiB by default" in text
