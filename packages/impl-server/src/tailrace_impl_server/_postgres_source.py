@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping
+from typing import TypeVar
 
 import asyncpg
 
@@ -13,18 +14,20 @@ from tailrace_impl_server._sql_parameters import Dialect, SqlStatement, check_co
 from tailrace_impl_server._sql_tables import quoted
 from tailrace_server_api import RecordSource
 
+_T = TypeVar("_T")
+
 _ROWS = 2048
 """Most rows that are fetched at once."""
 _FETCH_BYTES = 256 * 1024
 _QUICK, _SLOW = 0.01, 0.05
 """A fetch that takes less, or more, has the next one ask for more, or for less; in seconds."""
 _BYTES = "bytea"
-_NOT_UNDERSTOOD = (
+_OF_THE_STATEMENT = (
     asyncpg.SyntaxOrAccessError,
     asyncpg.DataError,
     asyncpg.FeatureNotSupportedError,
     asyncpg.InvalidTransactionStateError,
-    asyncpg.InterfaceError,
+    asyncpg.PLPGSQLError,
 )
 
 
@@ -100,7 +103,7 @@ class PostgresSource(RecordSource):
         try:
             async with connection.transaction(readonly=True):
                 prepared = await connection.prepare(f"SELECT * FROM {given} AS source")
-        except _NOT_UNDERSTOOD as error:
+        except _OF_THE_STATEMENT as error:
             raise ConfigurationError(field=f"sources.{self._name}.sql", problem=str(error)) from error
         columns = prepared.get_attributes()
         check_columns(self._name, [column.name for column in columns])
@@ -114,12 +117,12 @@ class PostgresSource(RecordSource):
     async def query(self, arguments: Mapping[str, Argument]) -> AsyncGenerator[RecordBatch, None]:
         values = self._statement.positional(arguments)
         async with self._database.reading() as connection, connection.transaction(readonly=True):
-            await connection.execute(self._text, *values)
+            await self._step(connection.execute(self._text, *values))
             wanted = 1
             while True:
                 began = time.monotonic()
                 # Cancelling this cancels the statement in the database; the connection comes back when that has ended.
-                rows = await connection.fetch(f"FETCH {wanted} FROM records")
+                rows = await self._step(connection.fetch(f"FETCH {wanted} FROM records"))
                 elapsed = time.monotonic() - began
                 if rows:
                     # A value of the type json may have line feeds, between its parts only; a record is one line.
@@ -133,6 +136,13 @@ class PostgresSource(RecordSource):
                     wanted = min(2 * wanted, _ROWS, 1 << (fitting.bit_length() - 1))
                 elif elapsed > _SLOW:
                     wanted = max(1, wanted // 2)
+
+    async def _step(self, step: Awaitable[_T]) -> _T:
+        """Take a step of the statement; what is wrong with that, and not with the database, is no StorageFailure."""
+        try:
+            return await step
+        except _OF_THE_STATEMENT as error:
+            raise ValueError(f"the statement of the source {self._name} failed: {error}") from error
 
 
 def _value(name: str, type: str) -> str:

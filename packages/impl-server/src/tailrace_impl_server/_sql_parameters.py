@@ -70,8 +70,11 @@ class SqlStatement:
         """Type of each parameter, :data:`MAX_RESULTS` included if the statement uses it."""
         self._defaults = dict(defaults)
         self._names: list[str] = []
-        self.text = self._translated(sql, dialect).strip()
+        tokens = list(_tokens(self._field, sql, dialect))
+        self.text = "".join(self._parameter(name, dialect) if name else text for text, name in tokens).strip()
         """The statement as the driver takes it, without a semicolon."""
+        self.shape = "".join("NULL" if name else text for text, name in tokens).strip()
+        """The same without parameters, to be looked at and not to be run."""
         for name in self.parameters:
             if name not in self._names:
                 raise ConfigurationError(field=f"{self._field}.parameters.{name}", problem="the statement has none")
@@ -93,12 +96,6 @@ class SqlStatement:
         """Return the values of all parameters, in the order of their numbers."""
         values = self.named(arguments)
         return [values[name] for name in self._names]
-
-    def _translated(self, sql: str, dialect: Dialect) -> str:
-        text = []
-        for token, name in _tokens(self._field, sql, dialect):
-            text.append(self._parameter(name, dialect) if name else token)
-        return "".join(text)
 
     def _parameter(self, name: str, dialect: Dialect) -> str:
         if name == MAX_RESULTS:

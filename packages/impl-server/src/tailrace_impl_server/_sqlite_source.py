@@ -8,18 +8,19 @@ import re
 import sqlite3
 import time
 from collections.abc import AsyncGenerator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import orjson
 
 from tailrace_common_api import Argument, ConfigurationError, RecordBatch, StorageFailure
+from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._sql_parameters import Dialect, SqlStatement, check_columns
 from tailrace_impl_server._sqlite_thread import SqliteThread
 from tailrace_server_api import RecordSource
 
-_THREADS = 4
+_THREADS = 8
 """Most queries of one source that fetch rows at the same time; no thread waits for a reader."""
 _SLICE_BYTES = 256 * 1024
 _SLICE_SECONDS = 0.005
@@ -29,6 +30,8 @@ _ROWS = 1024
 _INTERRUPT_AGAIN = 0.02
 """Time between two attempts to interrupt a statement, in seconds."""
 _BUSY_SECONDS = 30.0
+_OF_THE_STATEMENT = (sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_TOOBIG)
+"""Codes of errors that a statement makes and not the database."""
 
 
 class SqliteSource(RecordSource):
@@ -63,6 +66,8 @@ class SqliteSource(RecordSource):
         self._thread = thread
         self._statement = SqlStatement(name, sql, Dialect.SQLITE, parameters=parameters or {}, defaults=defaults or {})
         self._threads: ThreadPoolExecutor | None = None
+        self._readings: set[_Reading] = set()
+        self._tasks = RunningTasks()
 
     @property
     def parameters(self) -> Mapping[str, type]:
@@ -89,58 +94,57 @@ class SqliteSource(RecordSource):
     async def close(self) -> None:
         if self._threads is not None:
             threads, self._threads = self._threads, None
+            await asyncio.gather(*map(self._end, tuple(self._readings)))
+            await self._tasks.wait()
             await asyncio.to_thread(threads.shutdown)
             await self._thread.close()
 
     def _check(self) -> None:
         field = f"sources.{self._name}.sql"
-        # Any values do: nothing is run.
         values = {name: kind() for name, kind in self.parameters.items()}
         try:
             with closing(_connect(self._thread.path)) as connection:
                 program = connection.execute(f"EXPLAIN {self._statement.text}", values).fetchall()
                 if any(step[1] == "Transaction" and step[3] for step in program):
                     raise ConfigurationError(field=field, problem="the statement does not only read")
-                columns = connection.execute(f"SELECT * FROM (\n{self._statement.text}\n) LIMIT 0", values).description
+                # A view tells its columns, and is not run for it.
+                connection.execute("PRAGMA query_only = OFF")
+                connection.execute(f"CREATE TEMP VIEW tailrace_columns AS {self._statement.shape}")
+                columns = connection.execute("PRAGMA temp.table_info(tailrace_columns)").fetchall()
         except sqlite3.Error as error:
             raise ConfigurationError(field=field, problem=str(error)) from error
-        # The second of two columns of a name is called `NAME:1` here.
-        check_columns(self._name, [re.sub(r":\d+\Z", "", column[0]) for column in columns])
+        # The second of two columns of a name is called `NAME:1` there.
+        check_columns(self._name, [re.sub(r":\d+\Z", "", column[1]) for column in columns])
 
     async def query(self, arguments: Mapping[str, Argument]) -> AsyncGenerator[RecordBatch, None]:
         if self._threads is None:
             raise StorageFailure(f"the source {self._name} is not open")
-        loop, threads = asyncio.get_running_loop(), self._threads
-        reading = _Reading(self._thread.path, self._statement.text, self._statement.named(arguments))
-        fetching: asyncio.Future[list[bytes]] | None = None
+        reading = _Reading(self._thread.path, self._statement.text, self._statement.named(arguments), self._threads)
+        self._readings.add(reading)
         try:
-            while True:
-                fetching = loop.run_in_executor(threads, reading.slice)
-                if not (data := await asyncio.shield(fetching)):
-                    return
+            while data := await reading.next():
                 yield RecordBatch(data)
-        except sqlite3.OperationalError as error:
+            if reading.ended:
+                raise StorageFailure(f"the source {self._name} was closed")
+        except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _OF_THE_STATEMENT:
+                raise
             raise StorageFailure(f"the database {self._thread.path} failed: {error}") from error
         finally:
-            await _end(reading, fetching)
+            # A second cancellation must not leave a thread at work for nobody.
+            await asyncio.shield(self._tasks.start(self._end(reading)))
 
-
-async def _end(reading: _Reading, fetching: asyncio.Future[list[bytes]] | None) -> None:
-    """End a statement, wherever it is, and wait until its thread has let go of it."""
-    reading.stop()
-    while fetching is not None and not fetching.done():
-        if fetching.cancel():
-            break
-        # An interruption just before the statement begins to run is lost.
-        reading.stop()
-        await asyncio.wait([fetching], timeout=_INTERRUPT_AGAIN)
-    reading.close()
+    async def _end(self, reading: _Reading) -> None:
+        await reading.end()
+        self._readings.discard(reading)
 
 
 class _Reading:
-    """One statement that runs. One thread at a time has it; :meth:`stop` is for any."""
+    """One statement that runs, in one thread at a time."""
 
-    def __init__(self, path: Path, text: str, values: Mapping[str, Argument]) -> None:
+    def __init__(self, path: Path, text: str, values: Mapping[str, Argument], threads: ThreadPoolExecutor) -> None:
+        self._threads = threads
+        self._job: Future[list[bytes]] | None = None
         self._path = path
         self._text = text
         self._values = values
@@ -149,22 +153,45 @@ class _Reading:
         self._names: tuple[str, ...] = ()
         self._rows = 1
         self._first = True
-        self._stopped = False
+        self.ended = False
+        """Whether it was ended before its last row."""
 
-    def slice(self) -> list[bytes]:
+    async def next(self) -> list[bytes]:
+        """Return the next rows, as :meth:`_slice` does."""
+        self._job = self._threads.submit(self._slice)
+        return await asyncio.shield(asyncio.wrap_future(self._job))
+
+    async def end(self) -> None:
+        """End the statement, wherever it is, and wait until its thread has let go of it; idempotent."""
+        self.ended = True
+        job = self._job
+        if job is not None and not job.cancel() and not job.done():
+            waiter = asyncio.wrap_future(job)
+            while not waiter.done():
+                # Again and again: an interruption just before the statement begins to run is lost.
+                if self._connection is not None:
+                    self._connection.interrupt()
+                await asyncio.wait([waiter], timeout=_INTERRUPT_AGAIN)
+            # It is that of the interruption; whoever waits for the rows has it, too.
+            waiter.exception()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await asyncio.to_thread(connection.close)
+
+    def _slice(self) -> list[bytes]:
         """Return the next rows as JSON: one at first, then what some milliseconds give; nothing at the end."""
         began = time.monotonic()
         cursor = self._cursor
         if cursor is None:
             self._connection = _connect(self._path)
-            if self._stopped:
+            if self.ended:
                 return []
             cursor = self._cursor = self._connection.execute(self._text, self._values)
             self._names = tuple(column[0] for column in cursor.description)
         names = self._names
         records: list[bytes] = []
         size = 0
-        while not self._stopped:
+        while not self.ended:
             rows = cursor.fetchmany(self._rows)
             fetched = [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
             records += fetched
@@ -180,18 +207,6 @@ class _Reading:
             self._rows = max(1, min(self._rows, len(records) // 4))
         self._first = False
         return records
-
-    def stop(self) -> None:
-        """Have the statement end as soon as it can; called in any thread."""
-        self._stopped = True
-        if self._connection is not None:
-            self._connection.interrupt()
-
-    def close(self) -> None:
-        """Release everything; no thread has it any more."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
 
 
 def _connect(path: Path) -> sqlite3.Connection:
