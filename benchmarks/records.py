@@ -282,9 +282,9 @@ async def run_bulk(bench: Bench, arguments: argparse.Namespace) -> None:
                     assert seen == [(count,)], seen
                     await bench.execute("DELETE FROM people")
                 rates.setdefault(f"bulk, {transport}", []).append(count / seconds)
-            async with one_call_per_record(bench) as address:
-                single = max(200, count // 500)
-                for concurrency in (1, 16):
+            single = max(200, count // 500)
+            for concurrency in (1, 16):
+                async with one_call_per_record(bench) as address:
                     name = f"a call per record, {concurrency} at a time"
                     rates.setdefault(name, []).append(single / await call_per_record(address, single, concurrency))
         usage = server.usage()

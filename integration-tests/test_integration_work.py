@@ -318,9 +318,14 @@ async def test_a_consumer_without_credit_is_told_so(record_server: LocalServer, 
 
         await eventually(stalled, 1)
         assert (await record_client.queue_figures("tasks")).stalled == 1
-        body = (await asyncio.to_thread(record_server.manager.telemetry.exposition))[1].decode()
-        shown = [line for line in body.splitlines() if "stalled" in line and "tasks" in line and line[0] != "#"]
-        assert [line.rsplit(" ", 1)[1] for line in shown] == ["1.0"]
+
+        async def shown() -> int:
+            body = (await asyncio.to_thread(record_server.manager.telemetry.exposition))[1].decode()
+            lines = [line for line in body.splitlines() if "stalled" in line and '"tasks"' in line]
+            assert len(lines) == 1, lines
+            return int(float(lines[0].rsplit(" ", 1)[1]))
+
+        await eventually(shown, 1)
         await first.ack()
         (second,) = await take(consumer, 1)
         await eventually(stalled, 0)
