@@ -23,10 +23,16 @@ from protocol_document import (
     section,
     table,
 )
+from xxhash import xxh3_128_hexdigest
 
 from tailrace_common_api import (
     HEAD_SIZE,
+    MAX_KEY_SIZE,
     MAX_OFFSET,
+    MAX_PRIORITY,
+    MIN_PRIORITY,
+    RECORD_OVERHEAD,
+    BulkResult,
     Checkpoint,
     Context,
     ContextEvent,
@@ -35,6 +41,8 @@ from tailrace_common_api import (
     InvalidArgument,
     Limits,
     Metadata,
+    RecordBatch,
+    RecordLimits,
     Reference,
     ResourceState,
     Status,
@@ -48,6 +56,7 @@ from tailrace_impl_common import (
     HASH_SIZE,
     MAX_CHUNK_SIZE,
     HeadHasher,
+    RecordDigest,
     chunk_hash,
     head_of,
     messages,
@@ -133,6 +142,8 @@ def test_states() -> None:
         ("1.6", "Checkpoint", Checkpoint),
         ("1.10", "Context", Context),
         ("1.10", "ContextEvent", ContextEvent),
+        ("1.11", "RecordLimits", RecordLimits),
+        ("1.11", "BulkResult", BulkResult),
     ],
 )
 def test_fields_of_values(number: str, column: str, cls: type) -> None:
@@ -239,6 +250,64 @@ def test_every_message_with_all_its_fields() -> None:
             assert has_none == (optional(hints[field_name]) or (name, field_name) == ("End", "previous")), row
             if (name, field_name) != ("Follow", "start"):
                 assert bool(row["default"]) == (field.default is not dataclasses.MISSING), row
+
+
+RECORD_MESSAGES: list[tuple[str, list[Any]]] = [
+    (
+        "2.16",
+        [
+            record_messages.OpenBulk,
+            record_messages.BulkOpened,
+            record_messages.CommitBulk,
+            record_messages.BulkCommitted,
+        ],
+    ),
+    ("2.17", [record_messages.Query, record_messages.QueryStarted, record_messages.QueryEnd]),
+]
+
+
+@pytest.mark.parametrize(("number", "classes"), RECORD_MESSAGES)
+def test_messages_about_records_with_all_their_fields(number: str, classes: list[Any]) -> None:
+    rows = table(number, "message")
+    fields = [(cls, field) for cls in classes for field in dataclasses.fields(cls)]
+    assert [(quoted(row["message"])[0], quoted(row["field"])[0]) for row in rows] == [
+        (cls.__name__, field.name) for cls, field in fields
+    ]
+    for row, (cls, field) in zip(rows, fields, strict=True):
+        assert ("none" in row["type"]) == optional(typing.get_type_hints(cls)[field.name]), row
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        assert bool(row["default"]) == has_default, row
+
+
+def test_digests_of_records() -> None:
+    rows = table("1.11", "records")
+    three = [b'{"n":10}', b'{"n":20}', b'{"n":333}']
+    batches = [RecordBatch([]), RecordBatch(three[:1]), RecordBatch(three), RecordBatch(three, [None, "k2", None])]
+    assert [quoted(row["digest"]) for row in rows] == [[digest_of(batch)] for batch in batches]
+    for row, batch in zip(rows, batches, strict=True):
+        keys = batch.keys or [None] * len(batch.data)
+        parts = (
+            b"".join(batch.data),
+            b"".join(len(data).to_bytes(4, "big") for data in batch.data),
+            b"".join(len(key or "").to_bytes(4, "big") + (key or "").encode() for key in keys),
+        )
+        assert [quoted(row[column])[0] for column in ("*data*", "*lengths*", "*keys*")] == [
+            xxh3_128_hexdigest(part) for part in parts
+        ]
+
+
+def digest_of(batch: RecordBatch) -> str:
+    digest = RecordDigest()
+    digest.update(batch)
+    return digest.digest().hex()
+
+
+def test_how_records_are_counted_and_packed() -> None:
+    text = prose("1.11")
+    assert f"those of its key, and {RECORD_OVERHEAD} more" in text
+    assert f"1 to {record_messages.MESSAGE_RECORDS:,} records that count {record_messages.MESSAGE_BYTES:,}" in text
+    assert f"1 to {MAX_KEY_SIZE} bytes" in text
+    assert f"{MIN_PRIORITY:,} to {MAX_PRIORITY:,}" in prose("2.16")
 
 
 def test_every_request_and_its_answers() -> None:
