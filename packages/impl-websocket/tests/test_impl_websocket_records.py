@@ -13,6 +13,7 @@ import pytest
 from impl_websocket_ends import source
 from impl_websocket_server import Raw, Running, raw, running_server
 
+from tailrace_client_download_api import Delivery, RecordConsumer
 from tailrace_common_api import Argument, BulkRefused, ClientSettings, ProtocolError, RecordBatch, error_from_wire
 from tailrace_impl_common import RecordDigest
 from tailrace_impl_common.record_messages import Query, QueryStarted
@@ -49,6 +50,7 @@ async def running_shop(folder: Path) -> AsyncIterator[Shop]:
     records: Mapping[str, object] = {
         "databases": {"shop": {"url": f"sqlite:{folder / 'shop.sqlite'}"}},
         "collections": {"contacts": {"database": "shop", "table": "contacts", "columns": ["name"]}},
+        "queues": {"letters": {"database": "shop"}},
         "sources": {"contacts": {"database": "shop", "sql": "SELECT name FROM contacts ORDER BY name"}},
     }
     async with create_manager(
@@ -203,3 +205,41 @@ async def test_many_bulks_share_a_connection(shop: Shop) -> None:
     async with connect(shop.server.ws) as client:
         await asyncio.gather(*(send(number) for number in range(10)))
     assert len(shop.visible()) == 2000
+
+
+async def test_work_is_handed_out_under_credit_and_answered(shop: Shop) -> None:
+    async with connect(shop.server.ws) as client:
+        async with client.bulk("letters") as bulk:
+            for number in range(50):
+                await bulk.send({"number": number})
+        done = []
+        async with client.work("letters", credit=4) as consumer:
+            async for delivery in consumer:
+                assert consumer.outstanding <= 4
+                done.append(delivery.json()["number"])
+                await delivery.ack()
+                if len(done) == 50:
+                    break
+        assert done == list(range(50))
+        figures = await client.queue_figures("letters")
+        assert (figures.ready, figures.in_flight, figures.dead) == (0, 0, 0)
+
+
+async def test_long_reasons_for_many_rejections_fit_into_messages(shop: Shop) -> None:
+    """Each may take six times its length in JSON; what is answered together is what fits together."""
+    reason = "\x01" * 1024
+    async with connect(shop.server.ws) as client:
+        async with client.bulk("letters") as bulk:
+            for number in range(2000):
+                await bulk.send({"number": number})
+        async with client.work("letters", credit=2000) as consumer:
+            deliveries = [delivery async for _, delivery in azip(range(2000), consumer)]
+            await asyncio.gather(*(delivery.reject(reason, dead_letter=True) for delivery in deliveries))
+        assert (await client.queue_figures("letters")).dead == 2000
+
+
+async def azip(numbers: range, consumer: RecordConsumer) -> AsyncGenerator[tuple[int, Delivery], None]:
+    """Yield a delivery for each number, and ask for no more than that."""
+    deliveries = aiter(consumer)
+    for number in numbers:
+        yield number, await anext(deliveries)

@@ -41,6 +41,8 @@ from tailrace_impl_common.record_messages import (
 
 SETTLE_RECORDS = 1024
 """Most answers in one message."""
+SETTLE_REASONS = 100_000
+"""Most characters of their reasons, each of which may take six bytes on the wire; one answer always goes."""
 SETTLES_UNANSWERED = 2
 """Most messages with answers that are on their way: the next one gathers while the previous is being taken."""
 
@@ -153,13 +155,24 @@ class WorkerMachine:
             self._allowed[self._sequence] = allowance[0]
             return Credit(sequence=self._sequence, records=allowance[0], bytes=allowance[1])
         if self._waiting and len(self._sent) < SETTLES_UNANSWERED:
-            together = [self._waiting.popleft() for _ in range(min(len(self._waiting), SETTLE_RECORDS))]
+            together = self._next_answers()
             self._sent.append(together)
             return Settle(tuple(answer.settlement for answer in together))
         if self._leaving and not (self._waiting or self._sent or self._leave_sent):
             self._leave_sent = True
             return Leave()
         return None
+
+    def _next_answers(self) -> list[Answer]:
+        """Take as many of the answers that wait as fit into one message."""
+        together = [self._waiting.popleft()]
+        room = SETTLE_REASONS - len(together[0].settlement.reason)
+        while self._waiting and len(together) < SETTLE_RECORDS:
+            room -= len(self._waiting[0].settlement.reason)
+            if room < 0:
+                break
+            together.append(self._waiting.popleft())
+        return together
 
     def receive(self, message: ServerMessage) -> tuple[QueuedRecord, ...]:
         """Take a message; return the records that were delivered with it.

@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 _MOST_CONTROL = 1024
 """Control messages of one conversation that may wait; a client that obeys the protocol needs a handful."""
 _MOST_ANSWERS = 8 * MEBIBYTE
-"""Answers to deliveries that may wait, in bytes: each counts for its reason and for 64 more. A consumer that obeys the
-protocol has that many only where it answers a hundred thousand deliveries one by one without waiting."""
+"""Answers to deliveries that may wait, in bytes: each counts for its reason and for 64 more. That is one for each of a
+hundred thousand deliveries. They come many to a message, so that counting messages would bound nothing."""
 _ANSWER_SIZE = 64
 
 
