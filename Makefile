@@ -60,6 +60,10 @@ examples: setup ## Test the examples; installs Node.js, Chromium and npm package
 demo: setup ## Upload a live stream over gRPC, follow it over WebSocket, and compare.
 	.venv/bin/tailrace demo
 
+.PHONY: bookshop
+bookshop: setup ## Run the example of record streams, until Ctrl-C: recommendations, contacts, letters.
+	$(PYTHON_BIN) examples/bookshop/shop.py
+
 .PHONY: mutants
 mutants: setup ## Break the code on purpose, once per saboteur, and see that the tests notice.
 	$(PYTHON_BIN) integration-tests/mutants.py

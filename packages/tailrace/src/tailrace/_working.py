@@ -65,7 +65,7 @@ async def work_queue(url: str, job: WorkJob, interruption: Interruption) -> None
         report.progress = progress
         try:
             async with connect(url) as client:
-                await _Worker(client, job, report).work(interruption)  # type: ignore[arg-type]  # no queues yet
+                await _Worker(client, job, report).work(interruption)
         finally:
             report.ended()
 

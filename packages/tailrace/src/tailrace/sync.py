@@ -51,7 +51,7 @@ class Client(UploadClient, DownloadClient, ResourceClient, BulkClient, RecordCli
         DownloadClient.__init__(self, portal, client)
         ResourceClient.__init__(self, portal, client)
         BulkClient.__init__(self, portal, client)
-        RecordClient.__init__(self, portal, client)  # type: ignore[arg-type]  # it cannot work on queues yet
+        RecordClient.__init__(self, portal, client)
         self._portal = portal
         self._client = client
         self._process = os.getpid()

@@ -1,0 +1,62 @@
+"""The bookshop shows what its README says, on both databases."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from example_processes import environment
+
+SHOP = Path(__file__).resolve().parents[1] / "bookshop" / "shop.py"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest) -> list[str]:
+    """Arguments that name the database."""
+    return [] if request.param == "sqlite" else ["--database", request.getfixturevalue("postgres_url")]
+
+
+def visit(*arguments: str) -> str:
+    outcome = subprocess.run(
+        [sys.executable, SHOP, "--once", *arguments], capture_output=True, text=True, check=False, env=environment()
+    )
+    assert (outcome.returncode, outcome.stderr) == (0, "")
+    return outcome.stdout
+
+
+def test_it_shows_queries_bulks_and_work_and_ends(database: list[str]) -> None:
+    # A second visit finds the tables of the first one, if the database outlives the shop.
+    for before in (0, 2000 if database else 0):
+        shown = visit(*database)
+        assert "5 lines, the same books" in shown
+        recommended = re.findall(r"^  The .+ bought (\d+) times", shown, re.MULTILINE)
+        assert len(recommended) == 5
+        assert sorted(map(int, recommended), reverse=True) == list(map(int, recommended))
+        assert f": {before:,} are there before,\n  {before:,} while they are sent,\n  {before + 2000:,} when" in shown
+        assert f"the first result is the answer, and {before + 2000:,} are there" in shown
+        assert "record 1: reference: " in shown
+        assert "record 2: duplicate: " in shown
+        assert shown.count(f"{before + 2000:,} are there.") == 2
+        written = dict(re.findall(r"^  (Ada|Ben|Cleo|without address): (\d+)$", shown, re.MULTILINE))
+        assert sum(map(int, written.values())) == 61
+        assert written["without address"] == "1"
+        assert "The urgent one, ordered last, was number " in shown
+        assert "  0 letters wait, " in shown
+
+
+def test_ctrl_c_ends_it_and_its_server() -> None:
+    command = [sys.executable, SHOP]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as shop:
+        assert shop.stdout is not None
+        for line in shop.stdout:
+            if line.startswith("One more letter a second until Ctrl-C"):
+                break
+        shop.send_signal(signal.SIGINT)
+        # The server has the same standard error: that ends when both are gone.
+        _, errors = shop.communicate()
+        assert (shop.returncode, errors) == (0, "")
