@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 
 from tailrace_common_api import ConfigurationError, StorageFailure, StorageFull
 from tailrace_impl_server._postgres_bulks import Presence
+from tailrace_impl_server._postgres_hints import PostgresHints
 
 try:
     import asyncpg
@@ -58,6 +59,8 @@ class PostgresDatabase:
         self._max_queries = max_queries
         self.moves = asyncio.Semaphore(max(1, max_connections // 2))
         """Held by what keeps a connection for long, so that others find one."""
+        self.hints = PostgresHints(self)
+        """What servers tell one another of the work that is there."""
         self.presence = Presence(self)
         """Tells other servers on the database that this one is alive."""
         self._pool: asyncpg.Pool | None = None
@@ -168,7 +171,8 @@ class PostgresDatabase:
         """Turn errors of the driver and the network into StorageFailure and StorageFull, which name the database."""
         try:
             yield
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        # The driver calls it an error of its own when a connection is lost between two of its steps.
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             raise self._failure(error) from error
 
     def _failure(self, error: Exception) -> StorageFailure | StorageFull:

@@ -64,6 +64,7 @@ class PostgresQueue(RecordQueue):
         self._uncounted = 0
         self._upkeep_due = asyncio.Event()
         self._upkeep: asyncio.Task[None] | None = None
+        database.hints.subscribe(name, self._wake_here)
         self._sink = PostgresSink(name, database, into=statements.fed(name), committed=self.wake)
         self._dead = (
             self if letters_of else PostgresQueue(f"{name}{DEAD_SUFFIX}", database, lease=lease, letters_of=self)
@@ -95,6 +96,7 @@ class PostgresQueue(RecordQueue):
         except BaseException:
             await self._database.close()
             raise
+        await self._database.hints.start()
         self._upkeep = asyncio.create_task(self._keep_up(), name=f"upkeep of the queue {self.name}")
 
     async def close(self) -> None:
@@ -104,6 +106,7 @@ class PostgresQueue(RecordQueue):
         upkeep.cancel()
         with suppress(asyncio.CancelledError):
             await upkeep
+        await self._database.hints.close()
         if self._dead is not self:
             await self._sink.close()
         await self._database.close()
@@ -112,7 +115,11 @@ class PostgresQueue(RecordQueue):
         self._wakes.append(wake)
 
     def wake(self) -> None:
-        """Tell those who have subscribed that there may be something to claim."""
+        """Tell those who have subscribed, and other servers, that there may be something to claim."""
+        self._wake_here()
+        self._database.hints.tell(self.name)
+
+    def _wake_here(self) -> None:
         for wake in self._wakes:
             wake()
 
