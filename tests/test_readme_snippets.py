@@ -7,9 +7,11 @@ import os
 import re
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,18 @@ ROOT = Path(__file__).parents[1]
 READMES = [ROOT / "README.md", *sorted(ROOT.glob("packages/*/README.md"))]
 # Generated from a .proto file that the reader has.
 NEEDS_CODE_OF_THE_READER = "warehouse_pb2"
+# What the READMEs import into, and what they query.
+ENDS = """
+[collections.contacts]
+
+[databases.shop]
+url = "sqlite:shop.sqlite"
+
+[sources.recommendations]
+database = "shop"
+sql = "SELECT title FROM books WHERE :user_id > 0 LIMIT :max_results"
+parameters = {user_id = "integer", max_results = "integer = 10"}
+"""
 # Without what a make around the tests says to the make inside them.
 ENVIRONMENT = {
     name: value for name, value in os.environ.items() if not name.startswith(("TAILRACE_", "MAKE", "MFLAGS"))
@@ -39,10 +53,16 @@ def blocks(language: str) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "tailrace.toml").write_text(ENDS)
+    with closing(sqlite3.connect(folder / "shop.sqlite")) as shop:
+        shop.execute("CREATE TABLE books (title TEXT)")
+        shop.execute("INSERT INTO books VALUES ('Emma'), ('Ulysses')")
+        shop.commit()
     command = [sys.executable, "-P", "-m", "tailrace", "serve", "--json", "--grpc", "127.0.0.1:0"]
     with subprocess.Popen(
         [*command, "--http", "127.0.0.1:0"],
-        cwd=tmp_path_factory.mktemp("server"),
+        cwd=folder,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         text=True,
@@ -75,6 +95,10 @@ async def lines() -> AsyncGenerator[bytes, None]:
     yield b"one\n"
 
 
+async def contacts() -> AsyncGenerator[dict[str, object], None]:
+    yield {"name": "Ada"}
+
+
 @pytest.mark.parametrize("text", blocks("python"))
 async def test_python_runs(
     text: str, urls: dict[str, str], reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -98,6 +122,7 @@ async def test_python_runs(
         await asyncio.to_thread(handler.close)
     async with tailrace.connect(urls["grpc"]) as client:
         known: dict[str, Any] = {"reference": reference, "lines": lines(), "stopped": stopped, "finished": lambda: True}
+        known |= {"client": client, "contacts": contacts(), "user": 1}
         for function in [value for value in names.values() if asyncio.iscoroutinefunction(value)]:
             if function.__module__ != "snippet":
                 continue
@@ -186,9 +211,12 @@ async def test_curl_reads(text: str, urls: dict[str, str], reference: str) -> No
         pytest.skip("there is no curl")
     for line in at(text, urls).splitlines():
         command = line.partition("  #")[0].strip().replace("/r/ID", f"/r/{reference.rpartition('/')[2]}")
+        command = command.replace("/query/NAME?k=v", "/query/recommendations?user_id=1")
         outcome = await asyncio.to_thread(
             subprocess.run, ["sh", "-c", f"{command} -sS --fail"], capture_output=True, check=False
         )
         assert outcome.returncode == (22 if "lines=10:20" in command else 0), outcome.stderr
-        if "lines=10:20" not in command:  # There are two.
+        if "/query/" in command:
+            assert outcome.stdout == b'{"title":"Emma"}\n{"title":"Ulysses"}\n'
+        elif "lines=10:20" not in command:  # There are two.
             assert outcome.stdout == b"one\ntwo\n"
