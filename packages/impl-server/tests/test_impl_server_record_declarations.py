@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sqlite3
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import closing
@@ -248,6 +249,27 @@ def test_content_types_follow_from_what_records_are(tmp_path: Path) -> None:
         "tasks": "text/plain",
         "tasks.dead": "text/plain",
     }
+
+
+def test_a_driver_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "tailrace_impl_server._postgres", raising=False)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    with pytest.raises(ConfigurationError) as caught:
+        declared({"databases": {"x": {"url": "postgresql://host/database"}}})
+    assert caught.value.field == "databases.x.url"
+    assert "tailrace-impl-server[postgresql]" in caught.value.problem
+
+
+async def test_protocol_buffers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    described = tmp_path / "shop.binpb"
+    described.write_bytes(descriptors())
+    tables = {"collections": {"a": {"message": "shop.Contact", "descriptors": str(described)}}}
+    server = create_manager(tmp_path / "data", {}, records=tables)
+    monkeypatch.setitem(sys.modules, "google.protobuf", None)
+    with pytest.raises(ConfigurationError) as caught:
+        await server.start()
+    assert caught.value.field == "collections.a.message"
+    assert "tailrace-impl-server[protobuf]" in caught.value.problem
 
 
 @pytest.mark.parametrize("name", ["queue", "other.staging"])
