@@ -1,4 +1,4 @@
-"""Defects of results over plain HTTP."""
+"""Defects of records over WebSocket, and of results over plain HTTP."""
 
 from __future__ import annotations
 
@@ -59,3 +59,20 @@ def errors_of_queries_are_no_answers() -> None:
         await send_error(send, error, http_status=200)
 
     put(_http_query, "send_error", as_results)
+
+
+@saboteur("REC-2", cell="websocket-sqlite")
+def what_lacks_of_records_is_made_up() -> None:
+    from tailrace_common_api import ProtocolError, RecordBatch
+    from tailrace_impl_websocket import _binary_frame, _record_frame
+
+    parse = _record_frame.parse_records
+
+    def lenient(frame: bytes) -> Any:
+        try:
+            return parse(frame)
+        except ProtocolError:
+            executed()
+            return RecordBatch([b"{}"])
+
+    put(_binary_frame, "parse_records", lenient)
