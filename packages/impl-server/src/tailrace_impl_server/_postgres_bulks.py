@@ -23,7 +23,9 @@ _ALIVE = 723_327_145
 """Class of the advisory locks that servers hold as long as they are connected."""
 _RECONNECT = 0.5
 
-TABLES = """
+KEY_INDEX = "tailrace_bulks_key"
+"""Keeps two bulks from having one key."""
+TABLES = f"""
 CREATE TABLE IF NOT EXISTS tailrace_bulks (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     id text NOT NULL UNIQUE,
@@ -43,7 +45,7 @@ CREATE TABLE IF NOT EXISTS tailrace_bulks (
     digest bytea,
     committed_at double precision
 ) WITH (fillfactor = 50);
-CREATE UNIQUE INDEX IF NOT EXISTS tailrace_bulks_key ON tailrace_bulks (principal, key) WHERE key IS NOT NULL;
+CREATE UNIQUE INDEX IF NOT EXISTS {KEY_INDEX} ON tailrace_bulks (principal, key) WHERE key IS NOT NULL;
 CREATE INDEX IF NOT EXISTS tailrace_bulks_collection ON tailrace_bulks (collection, committed_at);
 CREATE SEQUENCE IF NOT EXISTS tailrace_owners AS integer CYCLE;
 """

@@ -29,12 +29,14 @@ SELECT pg_get_expr(i.indpred, i.indrelid) AS predicate,
     ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true) FROM generate_series(1, i.indnkeyatts) k) AS keys,
     ARRAY(
         SELECT key FROM unnest(i.indkey::int2[]) WITH ORDINALITY AS u (key, place)
-        WHERE key > 0 AND place <= i.indnkeyatts
-        UNION
+        WHERE place <= i.indnkeyatts ORDER BY place
+    )::int4[] AS plain,
+    ARRAY(
         SELECT d.refobjsubid FROM pg_depend d
         WHERE d.classid = 'pg_class'::regclass AND d.objid = i.indexrelid
             AND d.refclassid = 'pg_class'::regclass AND d.refobjid = i.indrelid AND d.refobjsubid > 0
-    )::int4[] AS columns,
+        ORDER BY d.refobjsubid
+    )::int4[] AS depends,
     coalesce((to_jsonb(i) ->> 'indnullsnotdistinct')::boolean, false) AS equal_nulls
 FROM pg_index i WHERE i.indrelid = $1 AND i.indisunique AND i.indislive ORDER BY i.indexrelid
 """
@@ -122,7 +124,9 @@ async def _candidates(connection: Connection, target: Target) -> tuple[_Availabl
 async def _unique_rules(connection: Connection, target: Target, available: _Available) -> list[_Rule]:
     rules: list[_Rule] = []
     for row in await connection.fetch(_UNIQUE, target.relation):
-        if not available.keys() >= set(row["columns"]):
+        # A key of 0 is an expression; then, or with a predicate, the index depends on columns of its own.
+        plain, depends = row["plain"], dict.fromkeys(row["depends"])
+        if not available.keys() >= {*plain, *depends} - {0}:
             continue
         names = [f"k{number}" for number in range(len(row["keys"]))]
         keys = ", ".join(f"{key} AS {name}" for key, name in zip(row["keys"], names, strict=True))
@@ -140,7 +144,7 @@ async def _unique_rules(connection: Connection, target: Target, available: _Avai
             SELECT place FROM {keyed} WHERE {present}
                 AND EXISTS (SELECT FROM (SELECT {keys} FROM {target.table} {where}) AS present WHERE {same})
         """
-        field = _fields(available, row["columns"])
+        field = _fields(available, [*depends] if 0 in plain else plain)
         rules.append(_Rule(query, ProblemKind.DUPLICATE, field, f"there is another record with the same {field}"))
     return rules
 

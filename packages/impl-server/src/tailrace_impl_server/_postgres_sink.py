@@ -180,9 +180,12 @@ class PostgresSink(RecordSink):
             async with self._database.connection() as connection:
                 try:
                     return await work(connection)
-                except (asyncpg.LockNotAvailableError, asyncpg.UniqueViolationError):
-                    # Somebody stages, commits, or begins with the same key.
-                    pass
+                except asyncpg.LockNotAvailableError:
+                    _log.debug("somebody stages or commits a bulk that is asked for")
+                except asyncpg.UniqueViolationError as error:
+                    # Somebody begins with the same key at the same time.
+                    if error.constraint_name != bulks.KEY_INDEX:
+                        raise
             await asyncio.sleep(wait)
             wait = min(2 * wait, longest)
 
@@ -224,7 +227,7 @@ class PostgresSink(RecordSink):
         self, connection: Connection, first: int, rows: Sequence[tuple[object, ...]], error: Exception
     ) -> BulkRefused:
         """Return which of some rows the database cannot hold."""
-        told = re.match(r"COPY .*?, line (\d+)(?:, column (c\d+))?", getattr(error, "context", None) or "")
+        told = re.search(r"COPY .*?, line (\d+)(?:, column (c\d+))?", getattr(error, "context", None) or "")
         if told is not None:
             names = {column.staged: column.field for column in self._target.columns}
             return problems_found([_invalid(first + int(told[1]) - 1, names.get(told[2]), error)])
@@ -257,7 +260,7 @@ class PostgresSink(RecordSink):
             else:
                 raise StorageFailure(f"the database {self._database.name} refuses the bulk: {error}") from error
         self._bulks.pop(id, None)
-        purging = self._tasks.start(self._purge(bulk.number, self._target.staging), "tailrace-purge")
+        purging = self._tasks.start(self._purge_committed(bulk.number, self._target.staging), "tailrace-purge")
         if self._committed is not None:
             self._committed()
         if records <= _SMALL:
@@ -349,6 +352,13 @@ class PostgresSink(RecordSink):
             ended = await connection.fetchrow(bulks.FENCE_ID, id)
         if ended is not None:
             await self._purge(ended["number"], ended["staging"])
+
+    async def _purge_committed(self, number: int, staging: str) -> None:
+        """Delete what was staged of a bulk that is visible; nothing of that can make it fail any more."""
+        try:
+            await self._purge(number, staging)
+        except (StorageFailure, StorageFull) as error:
+            _log.warning("what was staged of a bulk could not be purged; it is swept later: %s", error)
 
     async def _purge(self, number: int, staging: str | None) -> int:
         """Delete what is staged of a bulk that is fenced or has committed, and then what is known of a fenced one."""

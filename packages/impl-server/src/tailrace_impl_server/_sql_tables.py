@@ -176,7 +176,7 @@ def real_number(*, single: bool = False) -> ColumnKind:
         try:
             number = float(value)
             if single:
-                struct.pack("f", number)
+                struct.pack("<f", number)
         except OverflowError:
             raise ValueError("it is too large") from None
         return number

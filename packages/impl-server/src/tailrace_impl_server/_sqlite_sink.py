@@ -155,7 +155,7 @@ class SqliteSink(RecordSink):
                     raise BulkConflict(id=row["id"])
                 return bulks.result_of(row)
         for number, its_staging in begun.fenced:
-            self._tasks.start(self._purge(number, its_staging), "tailrace-purge")
+            self._tasks.start(self._purge_quietly(number, its_staging), "tailrace-purge")
         self._bulks[origin.id] = _Bulk(begun.number, origin)
         return None
 
@@ -210,7 +210,7 @@ class SqliteSink(RecordSink):
         bulk.committing = self._tasks.start(self._file.run(move, alone=True, attach=self._staging.path))
         result = await asyncio.shield(bulk.committing)
         self._bulks.pop(id, None)
-        purging = self._tasks.start(self._purge(bulk.number, target.staging), "tailrace-purge")
+        purging = self._tasks.start(self._purge_quietly(bulk.number, target.staging), "tailrace-purge")
         if self._committed is not None:
             self._committed()
         if records <= _SMALL:
@@ -246,6 +246,13 @@ class SqliteSink(RecordSink):
             await asyncio.wait([bulk.committing])
         if found is not None:
             await self._purge(*found)
+
+    async def _purge_quietly(self, number: int, staging: str) -> None:
+        """Delete what was staged of a bulk that has ended; nothing of that makes anybody fail."""
+        try:
+            await self._purge(number, staging)
+        except (StorageFailure, StorageFull) as error:
+            _log.warning("what was staged of a bulk could not be purged; it is swept later: %s", error)
 
     async def _purge(self, number: int, staging: str) -> int:
         """Delete what is staged of a bulk, in pieces between which others write, and then what is known of the bulk."""
