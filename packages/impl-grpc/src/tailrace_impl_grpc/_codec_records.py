@@ -428,7 +428,9 @@ def _checked_digest(digest: bytes) -> bytes:
 
 def _settlement_to_proto(settlement: Settlement) -> pb.Settlement:
     id_, attempt, verdict, seconds, reason = settlement
-    return pb.Settlement(id=id_, attempt=attempt, verdict=_VERDICTS[verdict], seconds=seconds, reason=reason)
+    # It may be the text of an error, with parts of the names of files.
+    text = clean_text(reason) if reason else ""
+    return pb.Settlement(id=id_, attempt=attempt, verdict=_VERDICTS[verdict], seconds=seconds, reason=text)
 
 
 def _settlement_from_proto(message: pb.Settlement) -> Settlement:
