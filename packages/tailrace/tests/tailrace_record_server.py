@@ -25,19 +25,15 @@ SELECT number, :word AS word FROM numbers
 parameters = { first = "integer = 1", word = "text", max_results = "integer = 1000000000" }
 
 [queues.letters]
-max_attempts = 5
-
-[queues.brief]
-lease = 0.5
 """
 
 SCHEMA = """{"type": "object", "required": ["email"], "properties": {"email": {"type": "string", "minLength": 3}}}"""
 
 
 @contextlib.contextmanager
-def serving_records(folder: Path) -> Iterator[Server]:
-    """Run a server with a few ends on a folder of its own."""
-    (folder / "tailrace.toml").write_text(SETTINGS)
+def serving_records(folder: Path, more: str = "") -> Iterator[Server]:
+    """Run a server with a few ends, and with more settings, on a folder of its own."""
+    (folder / "tailrace.toml").write_text(SETTINGS + more)
     (folder / "contact.json").write_text(SCHEMA)
     with serving(folder) as server:
         yield server

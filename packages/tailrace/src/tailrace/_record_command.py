@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from tailrace_client_download_api import Delivery
+from tailrace_impl_common import cancel_and_wait
 
 _PREFIX = "TAILRACE_RECORD_"
 # Time that a command has to end when it was told to, in seconds.
@@ -38,14 +39,26 @@ async def run_command(command: Sequence[str], queue: str, delivery: Delivery, *,
     process = await asyncio.create_subprocess_exec(
         *command, stdin=PIPE, stdout=output, env=_environment(queue, delivery), start_new_session=True
     )
+    assert process.stdin is not None
+    feeding = asyncio.create_task(_feed(process.stdin, delivery.record.data))
     try:
-        # A command that does not read all of it, or nothing, is as good as any other.
-        await process.communicate(delivery.record.data)
+        return await process.wait()
     finally:
+        await cancel_and_wait(feeding)
         if process.returncode is None:
             await _end(process)
-    assert process.returncode is not None
-    return process.returncode
+
+
+async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
+    """Write all of it; a command that does not read it to its end, or not at all, is as good as any other."""
+    # Without the command's end the transport may be closed by now, and would refuse.
+    if not pipe.is_closing():
+        pipe.write(data)
+    with suppress(ConnectionError):
+        await pipe.drain()
+    pipe.close()
+    with suppress(ConnectionError):
+        await pipe.wait_closed()
 
 
 def _environment(queue: str, delivery: Delivery) -> dict[str, str]:

@@ -59,14 +59,22 @@ class Interruption:
             self.cancel()
 
 
-def run_async(work: Coroutine[Any, Any, T], interruption: Interruption | None = None) -> T:
+def run_async(
+    work: Coroutine[Any, Any, T], interruption: Interruption | None = None, *, starts_processes: bool = False
+) -> T:
     """Run a coroutine on a new event loop, uvloop's where it is installed.
+
+    Args:
+        work: The coroutine.
+        interruption: What signals do; ``None`` for the end of the coroutine.
+        starts_processes: Whether it starts other programs while it is connected. Then the loop is that of the standard
+            library: uvloop forks as gRPC cannot bear, and now and then the new process crashes before it has begun.
 
     Raises:
         Interrupted: SIGINT or SIGTERM ended it.
     """
     factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if importlib.util.find_spec("uvloop") is not None:
+    if not starts_processes and importlib.util.find_spec("uvloop") is not None:
         import uvloop
 
         factory = uvloop.new_event_loop

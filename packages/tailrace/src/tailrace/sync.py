@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Self, Unpack
 from tailrace._connect import ClientArguments, prepare_client
 from tailrace._portal import PORTAL
 from tailrace_client_download_api.sync import (
+    Delivery,
     DownloadClient,
     RecordClient,
+    RecordConsumer,
     RecordStream,
     RemoteResource,
     ResourceClient,
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 __all__ = [
     "BulkUpload",
     "Client",
+    "Delivery",
+    "RecordConsumer",
     "RecordStream",
     "RemoteResource",
     "ResourceFile",

@@ -98,4 +98,4 @@ def work(
         as_json=as_json,
     )
     interruption = Interruption()
-    run_async(work_queue(url, job, interruption), interruption)
+    run_async(work_queue(url, job, interruption), interruption, starts_processes=True)
