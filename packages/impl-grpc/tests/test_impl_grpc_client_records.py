@@ -35,7 +35,7 @@ from tailrace_impl_common.record_messages import (
     Work,
     WorkOpened,
 )
-from tailrace_impl_grpc import GrpcConnection
+from tailrace_impl_grpc import GrpcConnection, _client_streams
 from tailrace_impl_grpc._codec import method_of
 from tailrace_impl_grpc._error_table import error_to_status
 from tailrace_impl_grpc._poller import keep_poller
@@ -111,7 +111,11 @@ async def test_behind_the_last_message_the_end_is_waited_for(request_: Request, 
 
 
 @pytest.mark.parametrize(("request_", "answer"), NOT_LAST)
-async def test_before_the_last_message_closing_cancels(request_: Request, answer: ServerMessage) -> None:
+async def test_before_the_last_message_closing_cancels(
+    request_: Request, answer: ServerMessage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is to be waited for.
+    monkeypatch.setattr(_client_streams, "STATUS_TIMEOUT", 1e6)
     async with Talking(request_, answer).connection() as connection:
         stream = await connection.open(request_)
         assert await stream.receive() == answer
