@@ -6,6 +6,7 @@ from functools import partial
 
 from tailrace_client_download_api import _records as asynchronous
 from tailrace_client_download_api._blocking_query import RecordStream
+from tailrace_client_download_api._blocking_work import RecordConsumer
 from tailrace_common_api import Argument, QueueFigures
 from tailrace_common_api.blocking import Portal, call, call_plain
 
@@ -31,6 +32,35 @@ class RecordClient:
         prepare = partial(self._record_client.query, source, **arguments)
         stream = call_plain(self._record_portal, prepare)
         return RecordStream(self._record_portal, stream)
+
+    def work(
+        self,
+        queue: str,
+        *,
+        credit: int,
+        credit_bytes: int = asynchronous.DEFAULT_CREDIT_BYTES,
+        extend: bool = False,
+    ) -> RecordConsumer:
+        """Prepare a consumer; it opens when it is first read.
+
+        Args:
+            queue: Name of the queue; that of its dead letters is ``NAME.dead``.
+            credit: Most records that are unanswered at the same time; 0 pauses until :meth:`RecordConsumer.set_credit`.
+            credit_bytes: Most bytes of them; a larger record comes when nothing else is unanswered.
+            extend: Whether leases of what is not answered are extended by themselves, for as long as it is open.
+
+        Raises:
+            InvalidArgument: A credit is negative.
+        """
+        consumer = call_plain(
+            self._record_portal,
+            self._record_client.work,
+            queue,
+            credit=credit,
+            credit_bytes=credit_bytes,
+            extend=extend,
+        )
+        return RecordConsumer(self._record_portal, consumer)
 
     def queue_figures(self, queue: str) -> QueueFigures:
         """Return how much work there is in a queue."""

@@ -16,6 +16,7 @@ from typing import Self
 from tailrace_client_download_api import _client as asynchronous
 from tailrace_client_download_api._blocking_query import RecordStream
 from tailrace_client_download_api._blocking_records import RecordClient
+from tailrace_client_download_api._blocking_work import Delivery, RecordConsumer
 from tailrace_client_download_api._client import EVERYTHING, FROM_START, NO_ATTRIBUTES, DataChunk
 from tailrace_client_download_api._file import ResourceFile, open_file
 from tailrace_client_download_api._line_splitter import LineSplitter
@@ -34,8 +35,10 @@ from tailrace_common_api import (
 from tailrace_common_api.blocking import BlockingIterator, Portal, call, call_plain
 
 __all__ = [
+    "Delivery",
     "DownloadClient",
     "RecordClient",
+    "RecordConsumer",
     "RecordStream",
     "RemoteResource",
     "ResourceClient",
