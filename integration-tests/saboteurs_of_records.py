@@ -87,30 +87,21 @@ def sources_run_on_when_their_reader_has_left() -> None:
 
     kept: list[Any] = []
 
-    class Open:
-        def __init__(self, generator: Any) -> None:
-            kept.append(generator)
+    async def stop(self: Any, *tasks: Any) -> None:
+        executed()
+        kept.append((self, tasks))
 
-        async def __aenter__(self) -> None:
-            executed()
-
-        async def __aexit__(self, *_: object) -> None:
-            return
-
-    async def nothing() -> None:
-        return
-
-    put(_serve_query, "aclosing", Open)
-    put(_serve_query, "cancel_and_wait", lambda *_: nothing())
+    put(_serve_query._QueryConversation, "_stop", stop)
 
 
 @saboteur("REC-6", cell="in-process-postgresql")
 def results_wait_for_a_full_message() -> None:
+    from tailrace_impl_common import Signal
     from tailrace_impl_server import _query_batches
 
     end = _query_batches.QueryBatches._end
 
-    class Patient(_query_batches.Signal):
+    class Patient(Signal):
         def notify(self) -> None:
             executed()
 

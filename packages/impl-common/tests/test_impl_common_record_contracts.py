@@ -9,8 +9,23 @@ from impl_common_record_bench import RecordBench
 
 from tailrace_client_download_api.contracts import QueryClientContract
 from tailrace_client_upload_api.contracts import BulkClientContract
-from tailrace_common_api import Argument, InvalidArgument, Record, RecordBatch
+from tailrace_common_api import (
+    Argument,
+    InvalidArgument,
+    ProblemKind,
+    Record,
+    RecordBatch,
+    RecordProblem,
+    refused_records,
+)
 from tailrace_impl_common import ConnectedClient, Signal
+
+
+def objects_only(batch: RecordBatch) -> None:
+    for index, data in enumerate(batch.data):
+        if not data.startswith(b"{"):
+            problem = RecordProblem(index=index, kind=ProblemKind.INVALID, field=None, problem="no object")
+            raise refused_records([problem], 1)
 
 
 class TestBulks(BulkClientContract):
@@ -20,6 +35,7 @@ class TestBulks(BulkClientContract):
     async def bulk_client(self) -> AsyncIterator[ConnectedClient]:
         async with RecordBench() as bench:
             self.bench = bench
+            bench.records.checks.append(objects_only)
             yield bench.client
 
     async def visible_records(self) -> Sequence[Record]:

@@ -149,6 +149,23 @@ class BulkClientContract:
             await bulk.send({"n": 2})
         assert [record.json() for record in await self.visible_records()] == [{"n": 1}, {"n": 2}]
 
+    async def test_a_record_that_is_refused_ends_the_bulk_while_more_are_sent(self, bulk_client: BulkClient) -> None:
+        async def produce() -> AsyncGenerator[RecordContent, None]:
+            yield b"no JSON"
+            while True:
+                yield {"n": 1}
+                await asyncio.sleep(0)
+
+        bulk = bulk_client.bulk(self.collection)
+        await bulk.open()
+        with pytest.raises(BulkRefused) as caught:
+            await bulk.send_all(produce())
+        assert [problem.index for problem in record_problems(caught.value)] == [0]
+        with pytest.raises(BulkRefused):
+            await bulk.commit()
+        await bulk.cancel()
+        assert await self.visible_records() == []
+
     async def test_a_bulk_without_records_is_refused(self, bulk_client: BulkClient) -> None:
         bulk = bulk_client.bulk(self.collection)
         await bulk.open()
