@@ -269,13 +269,14 @@ async def test_a_bad_chunk_is_refused_at_that_chunk(channel: grpc.aio.Channel) -
 
 async def test_health_and_reflection_are_served(channel: grpc.aio.Channel) -> None:
     health = health_of(channel)
-    for service in ("", "tailrace.v1.Uploads", "tailrace.v1.Resources"):
+    for service in ("", "tailrace.v1.Uploads", "tailrace.v1.Resources", "tailrace.v1.Records"):
         answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
         assert answer.status == health_pb2.HealthCheckResponse.SERVING
     asking = reflection_of(channel).ServerReflectionInfo()
     await asking.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     listed = (await asking.read()).list_services_response.service
-    assert {"tailrace.v1.Uploads", "tailrace.v1.Resources"} < {service.name for service in listed}
+    known = {"tailrace.v1.Uploads", "tailrace.v1.Resources", "tailrace.v1.Records"}
+    assert known < {service.name for service in listed}
     await asking.write(reflection_pb2.ServerReflectionRequest(file_containing_symbol="tailrace.v1.Chunk"))
     assert (await asking.read()).file_descriptor_response.file_descriptor_proto
     await asking.done_writing()
