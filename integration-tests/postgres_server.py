@@ -16,6 +16,8 @@ from types import TracebackType
 from typing import Self
 
 _ROOT = Path(__file__).resolve().parents[1]
+_MEMORY = 6 << 30
+"""Room that the databases of a whole test run may take, in bytes."""
 _SUPERUSER = "postgres"
 _SETTINGS = """
 listen_addresses = '127.0.0.1'
@@ -66,7 +68,7 @@ class PostgresServer:
         """Port, from the start on; it stays the same."""
 
     def __enter__(self) -> Self:
-        self._folder = Path(tempfile.mkdtemp(prefix="tailrace-postgres-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="tailrace-postgres-", dir=None if self._fsync else _memory()))
         if self._user is not None:
             shutil.chown(self._folder, self._user)
         self._folder.chmod(0o700)
@@ -188,6 +190,14 @@ class PostgresServer:
         if done.returncode:
             raise RuntimeError(f"{program} failed:\n{done.stdout}{done.stderr}")
         return done.stdout.strip()
+
+
+def _memory() -> Path | None:
+    """Return a folder in memory, if there is one with room: many databases take long to be removed from a disk."""
+    folder = Path("/dev/shm")
+    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < _MEMORY:
+        return None
+    return folder
 
 
 def _unprivileged() -> str:
