@@ -72,7 +72,7 @@ class BulkReceiver:
 class BulkSender:
     """The client's side: gathers records, cuts them to the window, and knows how the bulk stands.
 
-    What is gathered is one message at most: :meth:`fits` tells whether a record goes with it.
+    Who adds records sees to it that what is gathered is one message at most.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,7 @@ class BulkSender:
             raise ProtocolError(f"{self.digest.records} records were sent, and {result.records} others committed")
 
     def add(self, data: bytes, key: str | None, size: int) -> None:
-        """Gather a record that counts ``size`` in the window; the hot path of the client does the same by itself."""
+        """Gather a record that counts ``size`` in the window."""
         self.data.append(data)
         if key is not None:
             self.keys.extend([None] * (len(self.data) - 1 - len(self.keys)))
