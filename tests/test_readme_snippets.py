@@ -28,6 +28,8 @@ CODE_OF_THE_READER = ("warehouse_pb2", "contacts_pb2")
 ENDS = """
 [collections.contacts]
 
+[queues.letters]
+
 [databases.shop]
 url = "sqlite:shop.sqlite"
 
@@ -220,3 +222,16 @@ async def test_curl_reads(text: str, urls: dict[str, str], reference: str) -> No
             assert outcome.stdout == b'{"title":"Emma"}\n{"title":"Ulysses"}\n'
         elif "lines=10:20" not in command:  # There are two.
             assert outcome.stdout == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize("text", [block for block in blocks("sh") if "tailrace bulk" in block.values[0]])
+async def test_records_are_sent_queried_and_worked_on(text: str, urls: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "contacts.ndjson").write_text('{"email": "ann@example.org"}\n')
+    (tmp_path / "letters.ndjson").write_text('{"to": "ann@example.org"}\n{"to": null}\n')
+    server = [f"export TAILRACE_SERVER={urls['ws']}"]
+    before = await run_commands([*server, "tailrace queue letters --json"], tmp_path)
+    printed = await run_commands([*server, *commands(text)], tmp_path)
+    assert "contacts: 1 records, " in printed
+    assert '{"title":"Emma"}\n{"title":"Ulysses"}\n' in printed
+    assert "ready:        0" in printed
+    assert f"dead:         {json.loads(before)['dead'] + 1}" in printed
