@@ -14,6 +14,7 @@ from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, Verdic
 from tailrace_impl_server import _postgres_queue_statements as statements
 from tailrace_impl_server._postgres import Connection, PostgresDatabase
 from tailrace_impl_server._postgres_bulks import MAKING_TABLES
+from tailrace_impl_server._postgres_ready_search import ReadySearch, Scan
 from tailrace_impl_server._postgres_sink import PostgresSink
 from tailrace_impl_server._queue_rules import DEAD_SUFFIX, DEFAULT_LEASE, Answers, Assignment, Candidate
 from tailrace_server_api import Claim, Depth, RecordQueue, RecordSink
@@ -27,7 +28,6 @@ _TRIES = 3
 """How often a transaction is begun that the database ends to break a deadlock."""
 _COUNTS = 500
 """Changes of the number of records after which they are summed."""
-_BEFORE_ALL = (-32768, 0)
 
 
 class PostgresQueue(RecordQueue):
@@ -61,6 +61,9 @@ class PostgresQueue(RecordQueue):
         self._lease = lease
         self._max_attempts = max_attempts
         self._wakes: list[Callable[[], None]] = []
+        self._search = ReadySearch()
+        self._claiming = asyncio.Lock()
+        self._again: asyncio.TimerHandle | None = None
         self._uncounted = 0
         self._upkeep_due = asyncio.Event()
         self._upkeep: asyncio.Task[None] | None = None
@@ -103,6 +106,8 @@ class PostgresQueue(RecordQueue):
         if self._upkeep is None:
             return
         upkeep, self._upkeep = self._upkeep, None
+        if self._again is not None:
+            self._again.cancel()
         upkeep.cancel()
         with suppress(asyncio.CancelledError):
             await upkeep
@@ -120,6 +125,7 @@ class PostgresQueue(RecordQueue):
         self._database.hints.tell(self.name)
 
     def _wake_here(self) -> None:
+        self._search.changed()
         for wake in self._wakes:
             wake()
 
@@ -152,22 +158,34 @@ class PostgresQueue(RecordQueue):
     # Handing out.
 
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Sequence[QueuedRecord]]:
-        return await self._in_transaction(lambda connection: self._claim(connection, claims))
+        # What one claim has locked and leaves must not count as gone for the next one.
+        async with self._claiming:
+            handed, scan = await self._in_transaction(lambda connection: self._claim(connection, claims))
+            again = self._search.end(scan, {record.id for records in handed for record in records})
+        if again is not None and self._again is None:
+            self._again = asyncio.get_running_loop().call_later(again, self._look_again)
+        return handed
 
-    async def _claim(self, connection: Connection, claims: Sequence[Claim]) -> Sequence[Sequence[QueuedRecord]]:
+    async def _claim(
+        self, connection: Connection, claims: Sequence[Claim]
+    ) -> tuple[Sequence[Sequence[QueuedRecord]], Scan]:
         assignment = Assignment(claims)
-        after = _BEFORE_ALL
+        scan = self._search.begin()
         while limit := min(assignment.wanted, _CANDIDATES):
-            rows = await connection.fetch(statements.READY, self.name, *after, limit)
-            if rows[0]["any_due"] and after is _BEFORE_ALL and await self._take_back(connection):
+            rows = await connection.fetch(statements.READY, self.name, *scan.parts(), limit, scan.thorough)
+            self._search.looked(scan)
+            if rows[0]["any_due"] and not scan.found and await self._take_back(connection):
                 continue
-            found = [(row["rank"], Candidate(row["id"], row["size"])) for row in rows if row["id"] is not None]
-            found.sort()
-            if assignment.deal([candidate for _, candidate in found]) is not None or len(found) < limit:
+            found = sorted((row["rank"], row["id"], row["size"]) for row in rows if row["id"] is not None)
+            scan.found += [(rank, number) for rank, number, _ in found]
+            left = assignment.deal([Candidate(number, size) for _, number, size in found])
+            if left is not None or len(found) < limit:
                 break
-            rank, last = found[-1]
-            after = (rank, last.id)
-        return await self._leased(connection, claims, assignment.given)
+        return await self._leased(connection, claims, assignment.given), scan
+
+    def _look_again(self) -> None:
+        self._again = None
+        self._wake_here()
 
     async def _take_back(self, connection: Connection) -> int:
         """Take back the records whose lease or delay has ended; return how many."""
@@ -260,6 +278,8 @@ class PostgresQueue(RecordQueue):
     async def next_due(self) -> float | None:
         async with self._transaction() as connection:
             seconds: float | None = await connection.fetchval(statements.NEXT_DUE, self.name)
+        if seconds is not None and seconds <= 0:
+            self._search.force()
         return None if seconds is None else max(0.0, seconds)
 
     async def depth(self) -> Depth:

@@ -84,15 +84,24 @@ were made, and has a million rows by now, would be read whole for every claim.""
 
 READY = """
 SELECT found.id, found.size, found.rank, due.any_due FROM (
-    SELECT EXISTS (SELECT FROM tailrace_work WHERE queue = $1 AND state = 1 AND due_at <= now())
-        OR EXISTS (SELECT FROM tailrace_work WHERE queue = $1 AND state = 2 AND due_at <= now()) AS any_due
+    SELECT $6 AND (
+        EXISTS (SELECT FROM tailrace_work WHERE queue = $1 AND state = 1 AND due_at <= now())
+        OR EXISTS (SELECT FROM tailrace_work WHERE queue = $1 AND state = 2 AND due_at <= now())
+    ) AS any_due
 ) AS due LEFT JOIN (
-    SELECT id, size, -priority AS rank FROM tailrace_work
-    WHERE queue = $1 AND state = 0 AND (-priority, id) > ($2::smallint, $3::bigint)
-    ORDER BY -priority, id LIMIT $4 FOR UPDATE SKIP LOCKED
+    SELECT one.* FROM unnest($2::smallint[], $3::bigint[], $4::smallint[]) AS part (rank, above, end_rank)
+    CROSS JOIN LATERAL (
+        SELECT id, size, -priority AS rank FROM tailrace_work
+        WHERE queue = $1 AND state = 0 AND (-priority, id) > (part.rank, above) AND -priority < end_rank
+        ORDER BY -priority, id LIMIT $5 FOR UPDATE SKIP LOCKED
+    ) AS one LIMIT $5
 ) AS found ON true
 """
-"""Locks the next records that are ready and not locked by others, and tells whether a lease or a delay has ended."""
+"""Locks the next records that are ready and not locked by others, and tells, if asked, whether a time has passed.
+
+The records are looked for in parts of the order: each begins behind a rank (the negative priority) and an id, and ends
+before a rank. A comparison of both at the end would not stop the database there.
+"""
 
 ENDED_DELAYS = """
 WITH ended AS (
