@@ -186,6 +186,7 @@ class FakeBulk(BulkIngest):
 
     async def rollback(self) -> None:
         self.calls.append("rollback")
+        await self._records.rollback_gate.pass_through()
         if self._commit is not None:
             await asyncio.wait((self._commit,))
             self._commit.exception()
@@ -201,7 +202,7 @@ class FakeRecords(RecordService):
         self.limits = LIMITS
         self.bulks: list[FakeBulk] = []
         self._begun = Signal()
-        self.begin_gate, self.commit_gate = Gate(), Gate()
+        self.begin_gate, self.commit_gate, self.rollback_gate = Gate(), Gate(), Gate()
         self.begin_errors: list[TailraceError] = []
         """Errors that the next bulks or queries are refused with, each once."""
         self.commit_error: Exception | None = None

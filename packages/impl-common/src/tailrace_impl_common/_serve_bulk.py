@@ -98,13 +98,14 @@ class _BulkConversation:
 
     async def _receive(self) -> CommitBulk:
         receive, check, submit, count = self._stream.receive, self._machine.receive, self._ingest.submit, self._count
+        machine = self._machine
         while (message := await receive()) is not None:
+            before = machine.received
             known = check(message)
             if isinstance(known, CommitBulk):
                 return known
-            before = self._machine.received
             submit(known)
-            count(self._machine.received - before)
+            count(machine.received - before)
         raise ProtocolError("the client ended the bulk without its commit")
 
     async def _report(self) -> None:
