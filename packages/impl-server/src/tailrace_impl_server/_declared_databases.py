@@ -17,7 +17,7 @@ from tailrace_impl_server._sqlite_queue import SqliteQueue
 from tailrace_impl_server._sqlite_sink import SqliteSink
 from tailrace_impl_server._sqlite_source import SqliteSource
 from tailrace_impl_server._sqlite_thread import SqliteThread
-from tailrace_server_api import RecordQueue, RecordSink, RecordSource
+from tailrace_server_api import Durability, RecordQueue, RecordSink, RecordSource
 
 if TYPE_CHECKING:
     from tailrace_impl_server._postgres import PostgresDatabase
@@ -73,11 +73,11 @@ class SqliteFiles:
         self._durability = settings.durability
         self._threads: dict[str, SqliteThread] = {}
 
-    def thread(self, path: Path) -> SqliteThread:
-        """Return the threads of a file."""
+    def thread(self, path: Path, *, durability: Durability | None = None) -> SqliteThread:
+        """Return the threads of a file, which is as durable as the settings say unless something else is said."""
         key = os.path.normpath(path)
         if key not in self._threads:
-            self._threads[key] = SqliteThread(path, durability=self._durability)
+            self._threads[key] = SqliteThread(path, durability=durability or self._durability)
         return self._threads[key]
 
 
@@ -222,4 +222,6 @@ def _sqlite_queue(
 
 def _staging(thread: SqliteThread, files: SqliteFiles) -> SqliteThread:
     """Return the file for staging beside another one."""
-    return files.thread(thread.path.with_name(f"{thread.path.name.removesuffix('.sqlite')}{_STAGING}.sqlite"))
+    name = f"{thread.path.name.removesuffix('.sqlite')}{_STAGING}.sqlite"
+    # What a loss of power takes from there is lost anyway: the server that staged it has died.
+    return files.thread(thread.path.with_name(name), durability=Durability.OS)

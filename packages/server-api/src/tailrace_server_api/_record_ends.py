@@ -90,6 +90,9 @@ class RecordSink(ABC):
         Returns:
             The result of the bulk with this key that has committed, with ``repeated`` set: nothing is begun then. Else
             ``None``.
+
+        Raises:
+            BulkConflict: The bulk with this key that has committed went elsewhere, or had another priority.
         """
 
     @abstractmethod
