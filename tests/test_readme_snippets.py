@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 import tailrace
+from tailrace._settings import load_settings
 from tailrace.logging import ResourceHandler
 
 ROOT = Path(__file__).parents[1]
@@ -229,9 +230,18 @@ async def test_records_are_sent_queried_and_worked_on(text: str, urls: dict[str,
     (tmp_path / "contacts.ndjson").write_text('{"email": "ann@example.org"}\n')
     (tmp_path / "letters.ndjson").write_text('{"to": "ann@example.org"}\n{"to": null}\n')
     server = [f"export TAILRACE_SERVER={urls['ws']}"]
-    before = await run_commands([*server, "tailrace queue letters --json"], tmp_path)
+    figures = [*server, "tailrace queue letters --json"]
+    # Other snippets leave letters behind.
+    await run_commands([*server, "tailrace work letters --drain -- true"], tmp_path)
+    before = json.loads(await run_commands(figures, tmp_path))
     printed = await run_commands([*server, *commands(text)], tmp_path)
     assert "contacts: 1 records, " in printed
     assert '{"title":"Emma"}\n{"title":"Ulysses"}\n' in printed
-    assert "ready:        0" in printed
-    assert f"dead:         {json.loads(before)['dead'] + 1}" in printed
+    after = json.loads(await run_commands(figures, tmp_path))
+    assert (after["ready"], after["in_flight"], after["dead"]) == (0, 0, before["dead"] + 1)
+
+
+@pytest.mark.parametrize("text", blocks("toml"))
+def test_settings_are_understood(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tailrace.toml").write_text(text)
+    load_settings(config=tmp_path / "tailrace.toml", environment={})

@@ -66,13 +66,13 @@ class _LazyGroup(click.Group):
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="tailrace")
 def tailrace() -> None:
-    """Live byte streams: upload while it is produced, follow while it grows.
+    """Live byte streams: upload while it is produced, follow while it grows. Records: bulk, query, work.
 
     REF is a reference, such as grpc://host:7070/r/ID or http://host:7080/r/ID, or a bare ID. A bare ID needs --server
     or TAILRACE_SERVER.
 
-    Exit codes: 0 success, 1 failed, 2 wrong usage, 3 unknown, deleted or malformed reference, 4 integrity, 5 quota or
-    access, 130 interrupted.
+    Exit codes: 0 success, 1 failed, 2 wrong usage, 3 unknown, deleted or malformed reference or name, 4 integrity, 5
+    quota or access, 130 interrupted.
     """
 
 

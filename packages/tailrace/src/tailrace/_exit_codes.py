@@ -32,7 +32,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     """The command cannot be understood, or its settings cannot work."""
     REFERENCE = 3
-    """The reference is unknown or malformed, or the resource was deleted."""
+    """The reference is unknown or malformed, the resource was deleted, or no end of record streams is called so."""
     INTEGRITY = 4
     """Bytes are not what they should be."""
     REFUSED = 5
