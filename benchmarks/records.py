@@ -76,7 +76,7 @@ class Bench:
         numbers = (
             "WITH RECURSIVE upto (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM upto WHERE n < :count) SELECT n FROM upto"
             if database == "sqlite"
-            else "SELECT n FROM generate_series(1, :count) AS n"
+            else "SELECT generate_series(1, :count) AS n"
         )
         schema = self._folder / "schema.json"
         schema.write_text(json.dumps(SCHEMA))
@@ -98,6 +98,10 @@ database = "bench"
 sql = "{numbers}"
 parameters = {{ count = "integer" }}
 [queues.tasks]
+database = "bench"
+[queues.grpc]
+database = "bench"
+[queues.ws]
 database = "bench"
 """
         )
@@ -149,15 +153,16 @@ database = "bench"
             file.execute("COMMIT")
 
 
-async def bulk(client: ConnectedClient, count: int) -> float:
-    """Send records in one bulk; return the seconds."""
+async def bulk(client: ConnectedClient, count: int) -> tuple[float, float]:
+    """Send records in one bulk; return when it began and when its commit did."""
     begin = time.perf_counter()
     async with client.bulk("people") as stream:
         for number in range(count):
             await stream.send(record(number))
+        committing = time.perf_counter()
     assert stream.result is not None
     assert stream.result.records == count
-    return time.perf_counter() - begin
+    return begin, committing
 
 
 @asynccontextmanager
@@ -209,7 +214,10 @@ async def call_per_record(address: str, count: int, concurrency: int) -> float:
 
 
 class Neighbours:
-    """What others do on the same server meanwhile: listings, a queue of one record, a live upload and its follower."""
+    """What others do on the same server meanwhile: listings, a queue of one record, a live upload and its follower.
+
+    They run in a process of their own, so that they wait for the server and not for the one who sends the bulk.
+    """
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -220,6 +228,20 @@ class Neighbours:
         """Go on until cancelled."""
         async with tailrace.connect(self._url) as client:
             await asyncio.gather(self._list(client), self._queue(client), self._upload(client))
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncIterator[None]:
+        """Run in a process of its own while the block does; the times are there behind it."""
+        command = (sys.executable, __file__, "neighbours", "--url", self._url)
+        pipe = asyncio.subprocess.PIPE
+        process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=2**26)
+        assert process.stdout is not None
+        await process.stdout.readline()
+        try:
+            yield
+        finally:
+            said, _ = await process.communicate(b"")
+        self.times = json.loads(said)
 
     def between(self, begin: float, end: float) -> Figures:
         """Return the percentiles of what ran within a span of time."""
@@ -265,19 +287,25 @@ async def run_bulk(bench: Bench, arguments: argparse.Namespace) -> None:
     count = arguments.records
     rates: dict[str, list[float]] = {}
     neighbours: Figures = {}
+    commits: list[float] = []
     with bench.server() as server:
         for _ in range(arguments.rounds):
             rates.setdefault("plain load", []).append(count / await bench.plain(count))
             for transport in TRANSPORTS:
                 async with tailrace.connect(server.urls[transport]) as client:
                     others = Neighbours(server.urls[transport])
-                    beside = asyncio.create_task(others.run())
-                    begin = time.perf_counter()
-                    seconds = await bulk(client, count)
-                    neighbours[transport] = others.between(begin, time.perf_counter())
-                    beside.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await beside
+                    async with others.beside():
+                        await asyncio.sleep(1.0)
+                        idle = time.perf_counter()
+                        begin, committing = await bulk(client, count)
+                        end = time.perf_counter()
+                    seconds = end - begin
+                    commits.append(end - committing)
+                    neighbours[transport] = {
+                        "before": others.between(idle - 1.0, idle),
+                        "while staging": others.between(begin, committing),
+                        "while committing": others.between(committing, end),
+                    }
                     seen = await bench.execute("SELECT count(*) FROM people")
                     assert seen == [(count,)], seen
                     await bench.execute("DELETE FROM people")
@@ -294,7 +322,8 @@ async def run_bulk(bench: Bench, arguments: argparse.Namespace) -> None:
         bench,
         records=count,
         per_second={name: round(statistics.median(values)) for name, values in rates.items()},
-        others_meanwhile_ms=neighbours,
+        commit_seconds=round(statistics.median(commits), 2),
+        others_ms=neighbours,
         **memory(usage, own),
     )
 
@@ -357,19 +386,21 @@ async def run_work(bench: Bench, arguments: argparse.Namespace) -> None:
             rates: dict[str, int] = {}
             for credit in (1, 10, 50, 500):
                 count = min(arguments.records, 400 * credit)
-                rates[f"credit {credit}"] = round(count / await work_through(server.urls[transport], count, credit))
+                rates[f"credit {credit}"] = round(
+                    count / await work_through(server.urls[transport], transport, count, credit)
+                )
             async with tailrace.connect(server.urls[transport]) as client:
-                await feed(client, 100_000)
+                await feed(client, transport, 100_000)
                 late, urgent = [], []
-                async with client.work("tasks", credit=10) as slow:
+                async with client.work(transport, credit=10) as slow:
                     deliveries = aiter(slow)
                     held = [await anext(deliveries) for _ in range(10)]
                     for _ in range(20):
                         begin = time.perf_counter()
-                        async with client.work("tasks", credit=1) as joined:
+                        async with client.work(transport, credit=1) as joined:
                             await anext(aiter(joined))
                             late.append(time.perf_counter() - begin)
-                        async with client.bulk("tasks", priority=9) as bulk:
+                        async with client.bulk(transport, priority=9) as bulk:
                             await bulk.send(b'{"urgent":true}')
                         begin = time.perf_counter()
                         await held.pop().ack()
@@ -386,23 +417,22 @@ async def run_work(bench: Bench, arguments: argparse.Namespace) -> None:
                 urgent_behind_100000_ms=percentiles(urgent),
                 **memory(server.usage(), usage_of(os.getpid())),
             )
-        await bench.execute("DELETE FROM tailrace_queue")
 
 
-async def feed(client: ConnectedClient, count: int) -> None:
-    """Put so many records into the queue."""
-    async with client.bulk("tasks") as stream:
+async def feed(client: ConnectedClient, queue: str, count: int) -> None:
+    """Put so many records into a queue."""
+    async with client.bulk(queue) as stream:
         for number in range(count):
             await stream.send(record(number))
 
 
-async def work_through(url: str, count: int, credit: int) -> float:
+async def work_through(url: str, queue: str, count: int, credit: int) -> float:
     """Work on so many records with one consumer that answers as fast as it can; return the seconds."""
     async with tailrace.connect(url) as client:
-        await feed(client, count)
+        await feed(client, queue, count)
         answers: set[asyncio.Task[None]] = set()
         begin = time.perf_counter()
-        async with client.work("tasks", credit=credit) as consumer:
+        async with client.work(queue, credit=credit) as consumer:
             left = count
             async for delivery in consumer:
                 task = asyncio.create_task(delivery.ack())
@@ -421,18 +451,17 @@ async def run_credit(bench: Bench, arguments: argparse.Namespace) -> None:
     with bench.server() as server:
         for transport in TRANSPORTS:
             async with tailrace.connect(server.urls[transport]) as client:
-                await feed(client, 50_000)
+                await feed(client, transport, 50_000)
                 most = 0
-                async with client.work("tasks", credit=10) as consumer:
+                async with client.work(transport, credit=10) as consumer:
                     deadline = time.perf_counter() + arguments.seconds
                     async for delivery in consumer:
                         await asyncio.sleep(0.1)
-                        most = max(most, (await client.queue_figures("tasks")).in_flight)
+                        most = max(most, (await client.queue_figures(transport)).in_flight)
                         await delivery.ack()
                         if time.perf_counter() > deadline:
                             break
                 shown[f"credit 10, {transport}"] = most
-            await bench.execute("DELETE FROM tailrace_queue")
     shown["HTTP/2 flow control alone"] = await without_credit(arguments.seconds)
     show("credit", bench, most_records_in_flight=shown)
 
@@ -480,15 +509,31 @@ def show(what: str, bench: Bench, **figures: Any) -> None:
 RUNS = {"bulk": run_bulk, "query": run_query, "work": run_work, "credit": run_credit}
 
 
+async def run_neighbours(url: str) -> None:
+    """Be the neighbours until standard input ends; then print what was measured."""
+    neighbours = Neighbours(url)
+    running = asyncio.create_task(neighbours.run())
+    print("running", flush=True)
+    await asyncio.to_thread(sys.stdin.buffer.read)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    print(json.dumps(neighbours.times), flush=True)
+
+
 async def main() -> None:
     """Run what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=RUNS)
+    parser.add_argument("what", choices=[*RUNS, "neighbours"])
+    parser.add_argument("--url", help=argparse.SUPPRESS)
     parser.add_argument("--records", type=int, default=0, help="records of each row; 0 for the row's own number")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--database", choices=DATABASES, action="append")
     arguments = parser.parse_args()
+    if arguments.what == "neighbours":
+        await run_neighbours(arguments.url)
+        return
     arguments.records = arguments.records or {"bulk": 1_000_000, "query": 10_000_000}.get(arguments.what, 20_000)
     with tempfile.TemporaryDirectory(prefix="tailrace-bench-") as folder, PostgresServer() as postgres:
         for database in arguments.database or DATABASES:
