@@ -114,6 +114,19 @@ def test_a_mistake_in_the_settings_is_named_in_one_line(run: Run, tmp_path: Path
     assert line.startswith(f"tailrace: {problem}")
 
 
+def test_a_database_that_cannot_be_reached_is_named_without_its_password(run: Run, tmp_path: Path) -> None:
+    needs_server()
+    pytest.importorskip("asyncpg")
+    (tmp_path / "tailrace.toml").write_text("[queues.tasks]\ndatabase = 'shop'\n")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        nobody = taken.getsockname()[1]
+    outcome = run("serve", *ANY, TAILRACE_DATABASES_SHOP_URL=f"postgresql://u:secret@127.0.0.1:{nobody}/d")
+    assert outcome.code == 1
+    assert "shop" in outcome.errors
+    assert "secret" not in outcome.errors
+    assert outcome.output == b""
+
+
 def test_where_a_database_is_wrong_is_told_without_its_url(run: Run, tmp_path: Path) -> None:
     needs_server()
     (tmp_path / "tailrace.toml").write_text("[databases.shop]\nmax_connections = 0\nurl = 'sqlite:a'\n")

@@ -63,3 +63,14 @@ def test_only_the_folder_of_a_stopped_server_is_verified(tmp_path: Path, run: Ru
     assert absent.code == 2
     assert not (tmp_path / "absent").exists()
     assert run("verify", "--data", str(tmp_path / "data"), "0" * 32).code == 3
+
+
+def test_ends_of_record_streams_are_not_opened(tmp_path: Path, run: Run) -> None:
+    stored = uploaded(tmp_path, run)
+    # A server with this database could not start.
+    (tmp_path / "tailrace.toml").write_text(
+        "[databases.shop]\nurl = 'postgresql://u@127.0.0.1:1/d'\n[queues.a]\n[queues.b]\ndatabase = 'shop'\n"
+    )
+    outcome = run("verify", "--data", str(tmp_path / "data"), stored)
+    assert (outcome.code, outcome.output) == (0, b"1 resources verified, 0 damaged\n")
+    assert not (tmp_path / "data" / "records").exists()
