@@ -1,6 +1,7 @@
 """What rows of SQL become as records, and which statements are refused."""
 
 import asyncio
+import itertools
 import json
 import sqlite3
 from base64 import b64encode
@@ -211,14 +212,15 @@ class TestPostgres:
         await source.close()
 
     async def test_a_slow_reader_has_few_rows_fetched(self, make: Make, postgres_url: str) -> None:
-        """What a query has read is what was asked for: counted by a sequence of the database's own statistics."""
+        """The database waits to be asked for more."""
         connection = await asyncpg.connect(postgres_url)
         await connection.execute("INSERT INTO book SELECT n FROM generate_series(1000, 200000) AS n")
         source = make("SELECT id FROM book WHERE id >= 1000")
         await source.start()
         async with aclosing(source.query({})) as batches:
             read_ = [len((await anext(batches)).data) for _ in range(8)]
-            assert read_ == [1, 2, 4, 8, 16, 32, 64, 128]
+            assert read_[0] == 1
+            assert all(count <= 2 * before for before, count in itertools.pairwise(read_))
             state = await connection.fetchval(
                 "SELECT state FROM pg_stat_activity WHERE query LIKE 'FETCH%' AND datname = current_database()"
             )
@@ -248,7 +250,7 @@ def own_server() -> Iterator[PostgresServer]:
 
 async def test_a_query_whose_database_goes_fails(own_server: PostgresServer) -> None:
     database = PostgresDatabase("shop", await asyncio.to_thread(own_server.create_database))
-    source = PostgresSource("numbers", database, "SELECT n FROM generate_series(1, 100000000) AS n")
+    source = PostgresSource("numbers", database, "SELECT generate_series(1, 100000000) AS n")
     await source.start()
     async with aclosing(source.query({})) as batches:
         await anext(batches)
