@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from tailrace_common_api import (
     ProtocolError,
     QueuedRecord,
     Settlement,
     StorageFailure,
+    StorageFull,
 )
 from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._signal import Signal
@@ -32,6 +34,8 @@ from tailrace_server_api import Handed, RequestTelemetry, ResourceService, WorkS
 
 _MOST_UNANSWERED = 64
 """Messages with answers that a consumer may have sent and not been told the outcome of."""
+_LAST_MESSAGE_TIMEOUT = 5.0
+"""Time that a consumer which does not read may hold up its own end, in seconds."""
 
 
 async def serve_work(
@@ -82,8 +86,9 @@ class _WorkConversation:
                 for task in done:
                     task.result()
             # No message is cut: another one follows on the stream.
-            async with self._sending:
-                await cancel_and_wait(handing)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_MESSAGE_TIMEOUT), self._sending:
+                    await cancel_and_wait(handing)
         finally:
             await cancel_and_wait(*tasks)
 
@@ -136,7 +141,7 @@ class _WorkConversation:
     async def _settle(self, together: Sequence[Sequence[Settlement]]) -> Sequence[Settled]:
         try:
             counted = await self._session.settle([settlement for part in together for settlement in part])
-        except StorageFailure as error:
+        except (StorageFailure, StorageFull) as error:
             return [Settled((), error.message) for _ in together]
         outcomes, first = [], 0
         for part in together:

@@ -3,6 +3,9 @@
 One task claims for all consumers together, whenever one of them may be given more and there may be something to give.
 It knows of work by hints, by what is due, and by a slow look now and then. What it claims is with a consumer from the
 moment of the claim on, so that between claim and delivery nothing is in nobody's hands.
+
+Another task finds out which consumers are stalled. That is a question to the database, so it is asked seldom, and not
+at all while everyone has credit; a claim that could have been given more answers it, too.
 """
 
 from __future__ import annotations
@@ -10,12 +13,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import deque
+import sys
 from collections.abc import Sequence
+from itertools import islice
 
 from tailrace_common_api import (
+    MAX_RECORD_SIZE,
+    MEBIBYTE,
+    RECORD_OVERHEAD,
     GoingAway,
-    InvalidArgument,
     Overloaded,
     QueuedRecord,
     QueueFigures,
@@ -26,18 +32,29 @@ from tailrace_common_api import (
 from tailrace_impl_common import Signal, cancel_and_wait
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._settings import ServerSettings
+from tailrace_impl_server._work_session import DispatchedSession
 from tailrace_impl_server._work_settlements import Delivered, JoinedSettlements
-from tailrace_server_api import Claim, CreditState, Handed, Queue, WorkSession
+from tailrace_server_api import Claim, Queue, WorkSession
 
 logger = logging.getLogger(__name__)
 
 _MOST_CLAIMED = 2048
 """Most records of one claim, so that no transaction of it is long."""
+_MOST_CLAIMANTS = 256
+"""Most consumers of one claim."""
+_CLAIMED_BYTES = 32 * MEBIBYTE
+"""Bytes that one claim asks for, unless that is less than the largest record for each of its consumers."""
+_EVERYONE = sys.maxsize
+_LARGEST = MAX_RECORD_SIZE + RECORD_OVERHEAD
+"""What the largest record counts for in a credit, in bytes."""
 _RETRY_FIRST, _RETRY_LAST = 0.1, 5.0
 """Shortest and longest time after which a database that failed is asked again, in seconds."""
-_LARGEST_CREDIT_BYTES = 2**40
 _LOOK_INTERVAL = 0.05
-"""Least time between two questions to the database that only serve to find out when to look again, in seconds."""
+"""Least time between two questions to the database that hand nothing out, in seconds."""
+_LOOK_SHARE = 20
+"""A question for stalled consumers waits for so many times the time that the last one took."""
+_LOOK_PER_CONSUMER = 2e-5
+"""Time that it waits for each consumer, who may have to be told, in seconds."""
 
 
 class WorkDispatcher:
@@ -50,19 +67,32 @@ class WorkDispatcher:
         self._settings = settings
         self._settlements = JoinedSettlements(name, queue.queue)
         self._sessions: dict[str, DispatchedSession] = {}
+        self._willing: dict[str, DispatchedSession] = {}
+        """Consumers that can be given something; who was looked at last comes last."""
         self._woken = Signal()
         self._due = False
         """Whether there may be something to claim that has not been looked for."""
+        self._look = Signal()
+        self._look_due = False
+        """Whether consumers may have become stalled."""
+        self._drained = 0
+        """How often a claim has shown that nothing is ready."""
+        self._nothing_left = False
+        """Whether the last claim has shown that, and there was no reason to think otherwise since."""
+        self._any_stalled = False
         self._claiming: frozenset[str] = frozenset()
         """Consumers of the claim that runs."""
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
     async def start(self) -> None:
         """Begin; called once."""
         self._queue.queue.subscribe(self.wake)
         self._settlements.start()
-        self._task = asyncio.create_task(self._run(), name=f"tailrace-work-{self.name}")
+        self._tasks = [
+            asyncio.create_task(self._hand_out(), name=f"tailrace-work-{self.name}"),
+            asyncio.create_task(self._watch_stalls(), name=f"tailrace-stalls-{self.name}"),
+        ]
 
     def go_away(self) -> None:
         """Tell every consumer ``GoingAway``, and take no new one."""
@@ -73,8 +103,7 @@ class WorkDispatcher:
     async def close(self) -> None:
         """Stop handing out, and take the answers that are there; idempotent."""
         self.go_away()
-        if self._task is not None:
-            await cancel_and_wait(self._task)
+        await cancel_and_wait(*self._tasks)
         await self._settlements.close()
 
     @property
@@ -129,8 +158,25 @@ class WorkDispatcher:
 
     def wake(self) -> None:
         """Look for work as soon as may be: there is some, or somebody may be given more."""
-        self._due = True
+        self._due = self._look_due = True
+        self._nothing_left = False
         self._woken.notify()
+        self._look.notify()
+
+    def consider(self, session: DispatchedSession, *, changed: bool = True) -> None:
+        """Look whether a consumer can be given something; ``changed``: more than before."""
+        if session.claim(1, 1) is None:
+            self._willing.pop(session.consumer, None)
+        else:
+            if not self._willing:
+                # Time is of no matter while nobody can be given anything; from here on it is.
+                self._woken.notify()
+            self._willing.setdefault(session.consumer, session)
+            if changed or not self._nothing_left:
+                self.wake()
+        if session.exhausted:
+            self._look_due = True
+            self._look.notify()
 
     def claims_for(self, consumer: str) -> bool:
         """Whether a claim for the consumer runs, which may bring records for the credit that it began with."""
@@ -140,40 +186,51 @@ class WorkDispatcher:
         """Take answers; those of all consumers go together."""
         counted = await self._settlements.settle(settlements)
         if any(settlement.verdict is Verdict.REQUEUE for settlement in settlements):
+            # The time of the next look may be an earlier one.
             self.wake()
         return counted
 
     def remove(self, session: DispatchedSession, deliveries: Sequence[Delivered]) -> asyncio.Future[None]:
         """Take a consumer out, and give back what it leaves."""
         self._sessions.pop(session.consumer, None)
+        self._willing.pop(session.consumer, None)
         given = self._settlements.give_back(deliveries)
         given.add_done_callback(lambda _: self.wake())
         return given
 
-    # The task.
+    # Handing out.
 
-    async def _run(self) -> None:
+    async def _hand_out(self) -> None:
         pause = _RETRY_FIRST
         while True:
-            self._due = False
             try:
-                more = await self._claim()
-                wait = 0.0 if more else await self._next_look()
+                self._due = False
+                untried = len(self._willing)
+                while untried > 0:
+                    untried -= await self._claim()
+                    # Others have their turn, and what they ask for goes into the next claim.
+                    await asyncio.sleep(0)
+                await self._wait_for_work()
                 pause = _RETRY_FIRST
             except TailraceError as error:
                 logger.warning("queue %s does not hand out work: %s", self.name, error)
-                wait, pause = pause, min(2 * pause, _RETRY_LAST)
-                await asyncio.sleep(wait)
-                continue
             except Exception:
                 logger.exception("queue %s does not hand out work", self.name)
-                wait, pause = pause, min(2 * pause, _RETRY_LAST)
-                await asyncio.sleep(wait)
+            else:
                 continue
-            # Others have their turn, and what they ask for goes into the same claim.
-            await asyncio.sleep(0)
-            if not more:
-                await self._wait(wait)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _RETRY_LAST)
+
+    async def _wait_for_work(self) -> None:
+        """Wait until there may be something to claim, or it is time to look for it without a hint."""
+        while not (self._due or self._willing):
+            await self._woken.wait()
+        await self._wait(_LOOK_INTERVAL)
+        if self._due:
+            return
+        due = await self._queue.queue.next_due()
+        # A moment later: what is due is then surely so for the database's clock, too.
+        await self._wait(min(self._settings.poll_interval, float("inf") if due is None else due + 0.005))
 
     async def _wait(self, seconds: float) -> None:
         if not self._due:
@@ -183,200 +240,118 @@ class WorkDispatcher:
             except TimeoutError:
                 pass
 
-    async def _next_look(self) -> float:
-        """Return after how long to look for work without a hint, in seconds, once nobody has hinted for a moment."""
-        interval = self._settings.poll_interval
-        if not self._sessions:
-            return interval
-        await self._wait(_LOOK_INTERVAL)
-        if self._due:
-            return 0.0
-        await self._look_for_stalls()
-        due = await self._queue.queue.next_due()
-        # A moment later: what is due is then surely so for the database's clock, too.
-        return interval if due is None else min(interval, due + 0.005)
+    async def _claim(self) -> int:
+        """Claim what there is for those who were looked at longest ago.
 
-    async def _claim(self) -> bool:
-        """Claim what there is for who may be given it; return whether there may be more to give at once."""
+        Returns how many consumers have been looked at: as many as there can be when nothing is left.
+        """
+        willing = list(islice(self._willing.values(), _MOST_CLAIMANTS))
+        share = max(_LARGEST, _CLAIMED_BYTES // max(1, len(willing)))
         claims: list[Claim] = []
-        total = 0
-        for session in list(self._sessions.values()):
-            claim = session.claim(_MOST_CLAIMED - total)
+        left, looked = _MOST_CLAIMED, 0
+        for session in willing:
+            del self._willing[session.consumer]
+            looked += 1
+            claim = session.claim(left, share)
             if claim is not None:
                 claims.append(claim)
-                total += claim.records
-            if total >= _MOST_CLAIMED:
-                break
+                left -= claim.records
+                if left < 1:
+                    break
         if not claims:
-            return False
+            return looked or _EVERYONE
+        drained = False
+        for claim, records in zip(claims, await self._claimed(claims), strict=True):
+            consumer = self._sessions.get(claim.consumer)
+            if consumer is None:
+                self._give(records)
+                continue
+            if records:
+                consumer.hand(records)
+            self._keep_willing(consumer)
+            room = claim.bytes - sum(record.size for record in records)
+            if len(records) < claim.records and (room >= _LARGEST or (claim.idle and not records)):
+                # Whatever there was would have fitted.
+                drained = True
+        self._look_due = True
+        self._look.notify()
+        if not drained:
+            return looked
+        self._drained += 1
+        self._nothing_left = not self._due
+        if self._any_stalled:
+            self._any_stalled = False
+            for session in self._sessions.values():
+                session.set_stalled(False)
+        return _EVERYONE
+
+    def _keep_willing(self, session: DispatchedSession) -> None:
+        """Keep a consumer that can be given still more, behind all others, until there may be something for it."""
+        if session.claim(1, 1) is not None:
+            self._willing[session.consumer] = session
+
+    async def _claimed(self, claims: Sequence[Claim]) -> Sequence[Sequence[QueuedRecord]]:
         self._claiming = frozenset(claim.consumer for claim in claims)
         claiming = asyncio.ensure_future(self._queue.queue.claim(claims))
         try:
             # What is claimed has to find its consumer, or its way back.
-            found = await asyncio.shield(claiming)
+            return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             await asyncio.wait((claiming,))
             if claiming.exception() is None:
-                self._give([records for part in claiming.result() for records in part])
+                self._give([record for records in claiming.result() for record in records])
+            raise
+        except BaseException:
+            for claim in claims:
+                if (session := self._sessions.get(claim.consumer)) is not None:
+                    self._keep_willing(session)
             raise
         finally:
             self._claiming = frozenset()
-        filled = False
-        for claim, records in zip(claims, found, strict=True):
-            consumer = self._sessions.pop(claim.consumer, None)
-            if consumer is None:
-                self._give(records)
-                continue
-            # Who was served stands behind the others the next time.
-            self._sessions[claim.consumer] = consumer
-            consumer.hand(records)
-            filled = filled or len(records) == claim.records
-        return filled and total >= _MOST_CLAIMED
+            for claim in claims:
+                if (session := self._sessions.get(claim.consumer)) is not None:
+                    # Credit that was changed meanwhile is in force from here on.
+                    session.notify()
 
     def _give(self, records: Sequence[QueuedRecord]) -> None:
-        self._settlements.give_back([(record.id, record.attempt) for record in records])
+        self._settlements.give_back([(record.id, record.attempt) for record in records]).add_done_callback(
+            lambda _: self.wake()
+        )
+
+    # Who is stalled.
+
+    async def _watch_stalls(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._look_due:
+                try:
+                    async with asyncio.timeout(self._settings.poll_interval):
+                        await self._look.wait()
+                except TimeoutError:
+                    pass
+            self._look_due = False
+            began = loop.time()
+            try:
+                await self._look_for_stalls()
+            except TailraceError as error:
+                logger.warning("queue %s does not say whether there is work: %s", self.name, error)
+                await asyncio.sleep(_RETRY_LAST)
+            except Exception:
+                logger.exception("queue %s does not say whether there is work", self.name)
+                await asyncio.sleep(_RETRY_LAST)
+            took = loop.time() - began
+            await asyncio.sleep(max(_LOOK_INTERVAL, _LOOK_SHARE * took, _LOOK_PER_CONSUMER * len(self._sessions)))
 
     async def _look_for_stalls(self) -> None:
         """Tell consumers that can be given nothing whether there is something that they do not get for it."""
-        if any(session.exhausted for session in self._sessions.values()):
-            ready = (await self._queue.queue.depth()).ready > 0
-            for session in self._sessions.values():
-                session.set_stalled(ready and session.exhausted)
-
-
-class DispatchedSession(WorkSession):
-    """One consumer of a dispatcher."""
-
-    def __init__(self, consumer: str, dispatcher: WorkDispatcher, queue: Queue, settings: ServerSettings) -> None:
-        self._consumer = consumer
-        self._dispatcher = dispatcher
-        self._queue = queue
-        self._settings = settings
-        self._records = 0
-        self._bytes = 0
-        self._sequence = -1
-        self._told_sequence = -1
-        self._outstanding: dict[Delivered, int] = {}
-        """Size of each record that is with the consumer."""
-        self._size = 0
-        self._handed: deque[QueuedRecord] = deque()
-        self._stalled = False
-        self._told_stalled = False
-        self._changed = Signal()
-        self._ended = False
-
-    @property
-    def consumer(self) -> str:
-        return self._consumer
-
-    @property
-    def content_type(self) -> str:
-        return self._queue.content_type
-
-    @property
-    def lease(self) -> float:
-        return self._queue.queue.lease
-
-    @property
-    def stalled(self) -> bool:
-        """Whether there is work that only its lack of credit keeps from it."""
-        return self._stalled
-
-    @property
-    def exhausted(self) -> bool:
-        """Whether it can be given nothing more, or no record of the largest size."""
-        if self._ended or not self._outstanding:
-            return False
-        return len(self._outstanding) >= self._records or self._size + self._settings.max_record_size > self._bytes
-
-    def set_credit(self, sequence: int, *, records: int, bytes: int) -> None:
-        if sequence <= self._sequence:
-            raise InvalidArgument(field="sequence", problem=f"{sequence} does not rise above {self._sequence}")
-        if not 0 <= records <= self._settings.max_credit:
-            problem = f"{records} is not within 0 and {self._settings.max_credit} records"
-            raise InvalidArgument(field="credit", problem=problem)
-        if not 0 <= bytes <= _LARGEST_CREDIT_BYTES:
-            raise InvalidArgument(field="credit_bytes", problem=f"{bytes} is not within 0 and {_LARGEST_CREDIT_BYTES}")
-        if not sequence:
-            # The one that the session begins with is nobody's question.
-            self._told_sequence = 0
-        self._sequence, self._records, self._bytes = sequence, records, bytes
-        self._changed.notify()
-        self._dispatcher.wake()
-
-    async def next(self) -> Handed | CreditState:
-        while True:
-            if self._handed:
-                records = tuple(self._handed)
-                self._handed.clear()
-                return Handed(records)
-            if self._dispatcher.closed:
-                raise GoingAway(retry_after=GOING_AWAY_RETRY)
-            settled = not self._dispatcher.claims_for(self._consumer)
-            if (self._told_sequence != self._sequence and settled) or self._told_stalled != self._stalled:
-                self._told_stalled = self._stalled
-                if settled:
-                    self._told_sequence = self._sequence
-                return CreditState(max(0, self._told_sequence), len(self._outstanding), self._stalled)
-            await self._changed.wait()
-
-    async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
-        counted = await self._dispatcher.settle(settlements)
-        freed = False
-        for settlement in settlements:
-            if settlement.verdict is not Verdict.EXTEND:
-                size = self._outstanding.pop((settlement.id, settlement.attempt), None)
-                if size is not None:
-                    self._size -= size
-                    freed = True
-        if freed:
-            if not self.exhausted:
-                self.set_stalled(False)
-            self._dispatcher.wake()
-        return counted
-
-    async def leave(self) -> None:
-        await asyncio.shield(self._end(list(self._outstanding)))
-
-    async def release(self) -> None:
-        # What was never handed over has no consumer that could answer it.
-        await asyncio.shield(self._end([(record.id, record.attempt) for record in self._handed]))
-
-    def _end(self, deliveries: Sequence[Delivered]) -> asyncio.Future[None]:
-        self._ended = True
-        self._stalled = False
-        self._handed.clear()
-        self._outstanding.clear()
-        return self._dispatcher.remove(self, deliveries)
-
-    # For the dispatcher.
-
-    def claim(self, most: int) -> Claim | None:
-        """Return what it may be given, of ``most`` records; ``None`` for nothing."""
-        records = min(self._records - len(self._outstanding), most)
-        if self._ended or records < 1:
-            return None
-        size = self._bytes - self._size
-        idle = not self._outstanding
-        if size <= 0 and not idle:
-            return None
-        return Claim(self._consumer, records, size, idle)
-
-    def hand(self, records: Sequence[QueuedRecord]) -> None:
-        """Give it records."""
-        for record in records:
-            size = record.size
-            self._outstanding[record.id, record.attempt] = size
-            self._size += size
-        self._handed.extend(records)
-        self._changed.notify()
-
-    def set_stalled(self, stalled: bool) -> None:
-        """Take note whether it lacks credit for what there is."""
-        if stalled != self._stalled:
-            self._stalled = stalled
-            self._changed.notify()
-
-    def notify(self) -> None:
-        """Let it look again."""
-        self._changed.notify()
+        if not any(session.exhausted for session in self._sessions.values()):
+            return
+        drained = self._drained
+        ready = (await self._queue.queue.depth()).ready > 0
+        if drained != self._drained:
+            # A claim has told meanwhile that nothing was left, and that may be newer.
+            self._look_due = True
+            return
+        self._any_stalled = ready
+        for session in self._sessions.values():
+            session.set_stalled(ready and session.exhausted)
