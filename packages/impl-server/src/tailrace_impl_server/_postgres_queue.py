@@ -63,6 +63,8 @@ class PostgresQueue(RecordQueue):
         self._wakes: list[Callable[[], None]] = []
         self._search = ReadySearch()
         self._claiming = asyncio.Lock()
+        # Whether a claim has made dead letters that nobody was told of.
+        self._died = False
         self._again: asyncio.TimerHandle | None = None
         self._uncounted = 0
         self._upkeep_due = asyncio.Event()
@@ -161,7 +163,10 @@ class PostgresQueue(RecordQueue):
         # What one claim has locked and leaves must not count as gone for the next one.
         async with self._claiming:
             handed, scan = await self._in_transaction(lambda connection: self._claim(connection, claims))
+            died, self._died = self._died, False
             again = self._search.end(scan, {record.id for records in handed for record in records})
+        if died:
+            self._dead.wake()
         if again is not None and self._again is None:
             self._again = asyncio.get_running_loop().call_later(again, self._look_again)
         return handed
@@ -193,8 +198,7 @@ class PostgresQueue(RecordQueue):
         leases = await connection.fetch(statements.ENDED_LEASES, self.name, self._max_attempts, self._dead.name)
         if exhausted := sum(row["exhausted"] for row in leases):
             await connection.execute(statements.COUNT, self._dead.name, exhausted, self.name)
-            # Hints may come early as they may come late; whoever claims is woken once more when it is known.
-            asyncio.get_running_loop().call_soon(self._dead.wake)
+            self._died = True
         return len(delays) + len(leases)
 
     async def _leased(
