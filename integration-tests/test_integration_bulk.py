@@ -72,6 +72,10 @@ async def refused(client: ConnectedClient, records: Records, **arguments: Any) -
     return list(record_problems(caught.value))
 
 
+def result_of(bulk: BulkUpload) -> BulkResult | None:
+    return bulk.result
+
+
 def places(problems: Sequence[RecordProblem]) -> list[tuple[int, ProblemKind, str | None]]:
     return [(problem.index, problem.kind, problem.field) for problem in problems]
 
@@ -93,8 +97,8 @@ async def test_a_bulk_becomes_visible_as_a_whole(
         for number in range(count):
             await bulk.send(contact(number))
         assert await record_database.contacts() == 0
-        assert bulk.result is None
-    result = bulk.result
+        assert result_of(bulk) is None
+    result = result_of(bulk)
     assert result is not None
     assert (result.records, result.collection, result.id) == (count, "contacts", bulk.id)
     assert not result.repeated
