@@ -30,6 +30,7 @@ from tailrace_common_api import (
     MAX_KEY_SIZE,
     MAX_OFFSET,
     MAX_PRIORITY,
+    MAX_RECORD_SIZE,
     MIN_PRIORITY,
     RECORD_OVERHEAD,
     BulkResult,
@@ -41,12 +42,16 @@ from tailrace_common_api import (
     InvalidArgument,
     Limits,
     Metadata,
+    QueuedRecord,
+    QueueFigures,
     RecordBatch,
     RecordLimits,
     Reference,
     ResourceState,
+    Settlement,
     Status,
     TailraceError,
+    Verdict,
     Visibility,
     error_classes,
     error_from_wire,
@@ -144,6 +149,9 @@ def test_states() -> None:
         ("1.10", "ContextEvent", ContextEvent),
         ("1.11", "RecordLimits", RecordLimits),
         ("1.11", "BulkResult", BulkResult),
+        ("2.18", "QueuedRecord", QueuedRecord),
+        ("2.18", "Settlement", Settlement),
+        ("2.18", "QueueFigures", QueueFigures),
     ],
 )
 def test_fields_of_values(number: str, column: str, cls: type) -> None:
@@ -263,6 +271,19 @@ RECORD_MESSAGES: list[tuple[str, list[Any]]] = [
         ],
     ),
     ("2.17", [record_messages.Query, record_messages.QueryStarted, record_messages.QueryEnd]),
+    (
+        "2.18",
+        [
+            record_messages.Work,
+            record_messages.WorkOpened,
+            record_messages.Credit,
+            record_messages.CreditSet,
+            record_messages.Deliveries,
+            record_messages.Settle,
+            record_messages.Settled,
+            record_messages.GetQueue,
+        ],
+    ),
 ]
 
 
@@ -308,6 +329,8 @@ def test_how_records_are_counted_and_packed() -> None:
     assert f"1 to {record_messages.MESSAGE_RECORDS:,} records that count {record_messages.MESSAGE_BYTES:,}" in text
     assert f"1 to {MAX_KEY_SIZE} bytes" in text
     assert f"{MIN_PRIORITY:,} to {MAX_PRIORITY:,}" in prose("2.16")
+    assert f"({MAX_RECORD_SIZE + RECORD_OVERHEAD:,})" in prose("2.18")
+    assert [quoted(row["verdict"])[0] for row in table("2.18", "verdict")] == [verdict.value for verdict in Verdict]
 
 
 def test_every_request_and_its_answers() -> None:
