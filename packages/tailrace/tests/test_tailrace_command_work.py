@@ -158,6 +158,13 @@ def test_no_more_records_are_taken_than_asked_for(run: Run, url: str, letters: Q
     ] == [1, 1]
 
 
+def test_no_command_crashes_before_it_has_begun(run: Run, url: str, letters: Queue) -> None:
+    # Beside gRPC, one of twenty does where processes are started by a fork that runs its handlers.
+    letters.feed(*({"n": number} for number in range(100)))
+    outcome = run("work", letters.name, "--drain", "--credit", "2", "--json", "--server", url, "--", "true")
+    assert answers(outcome) == [("acknowledge", 0)] * 100
+
+
 def test_a_lease_is_extended_while_its_command_runs(
     run: Run, start: Start, url: str, brief: Queue, tmp_path: Path
 ) -> None:

@@ -60,14 +60,13 @@ async def work_queue(url: str, job: WorkJob, interruption: Interruption) -> None
         OSError: The command cannot be started.
     """
     report = _Report(job)
-    # What is printed on the terminal shows the progress by itself.
-    with record_progress(job.queue, shown=not sys.stdout.isatty()) as progress:
-        report.progress = progress
-        try:
+    try:
+        # What is printed on the terminal shows the progress by itself.
+        with record_progress(job.queue, shown=not sys.stdout.isatty()) as report.progress:
             async with connect(url) as client:
                 await _Worker(client, job, report).work(interruption)
-        finally:
-            report.ended()
+    finally:
+        report.ended()
 
 
 class _Report:
