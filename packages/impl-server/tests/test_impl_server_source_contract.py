@@ -1,8 +1,8 @@
 """The sources over SQL statements pass the tests of the interface."""
 
-import asyncio
 import contextlib
-import sqlite3
+import sys
+import traceback
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from pathlib import Path
 
@@ -74,14 +74,9 @@ class TestSqliteSource(RecordSourceContract):
         await thread.start()
         await thread.run(lambda connection: connection.execute("CREATE TABLE one AS SELECT 0 AS zero"))
 
-        def cut() -> int:
-            # A log that somebody reads cannot be cut.
-            with contextlib.closing(sqlite3.connect(thread.path, timeout=0, isolation_level=None)) as connection:
-                connection.execute("UPDATE one SET zero = 0")
-                return int(connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0])
-
         async def running() -> int:
-            return await asyncio.to_thread(cut)
+            stacks = map(traceback.extract_stack, sys._current_frames().values())
+            return sum(any(frame.name == "_slice" for frame in stack) for stack in stacks)
 
         def make(name: str, sql: str, **more: object) -> RecordSource:
             return SqliteSource(name, thread, sql, **more)  # type: ignore[arg-type]

@@ -266,3 +266,23 @@ async def test_a_query_whose_database_goes_fails(own_server: PostgresServer) -> 
     async with aclosing(source.query({})) as batches:
         assert len((await anext(batches)).data) == 1
     await source.close()
+
+
+async def test_an_ended_query_of_sqlite_holds_no_view_of_the_file(tmp_path: Path) -> None:
+    """The log of the file can be cut: nothing of the query is left, although its error may still be referred to."""
+    thread = SqliteThread(tmp_path / "shop.sqlite", durability=Durability.OS)
+    await thread.start()
+    await thread.run(lambda connection: connection.execute("CREATE TABLE book AS SELECT 1 AS id"))
+    source = SqliteSource("books", thread, "SELECT b.id FROM book, (SELECT 1 AS id UNION ALL SELECT 2) AS b")
+    await source.start()
+    async with aclosing(source.query({})) as batches:
+        await anext(batches)
+        await thread.run(lambda connection: connection.execute("UPDATE book SET id = 2"))
+
+    def cut() -> object:
+        with closing(sqlite3.connect(thread.path, timeout=0, isolation_level=None)) as connection:
+            return connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+    assert await asyncio.to_thread(cut) == (0, 0, 0)
+    await source.close()
+    await thread.close()

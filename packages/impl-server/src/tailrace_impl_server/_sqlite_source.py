@@ -145,6 +145,7 @@ class _Reading:
     def __init__(self, path: Path, text: str, values: Mapping[str, Argument], threads: ThreadPoolExecutor) -> None:
         self._threads = threads
         self._job: Future[list[bytes]] | None = None
+        self._waiter: asyncio.Future[list[bytes]] | None = None
         self._path = path
         self._text = text
         self._values = values
@@ -159,24 +160,32 @@ class _Reading:
     async def next(self) -> list[bytes]:
         """Return the next rows, as :meth:`_slice` does."""
         self._job = self._threads.submit(self._slice)
-        return await asyncio.shield(asyncio.wrap_future(self._job))
+        self._waiter = asyncio.wrap_future(self._job)
+        return await asyncio.shield(self._waiter)
 
     async def end(self) -> None:
         """End the statement, wherever it is, and wait until its thread has let go of it; idempotent."""
         self.ended = True
-        job = self._job
-        if job is not None and not job.cancel() and not job.done():
-            waiter = asyncio.wrap_future(job)
+        job, waiter = self._job, self._waiter
+        if job is not None and waiter is not None and not job.cancel():
             while not waiter.done():
                 # Again and again: an interruption just before the statement begins to run is lost.
                 if self._connection is not None:
                     self._connection.interrupt()
                 await asyncio.wait([waiter], timeout=_INTERRUPT_AGAIN)
-            # It is that of the interruption; whoever waits for the rows has it, too.
-            waiter.exception()
+            if not waiter.cancelled():
+                # It is that of the interruption; whoever waits for the rows has it, too.
+                waiter.exception()
+        await asyncio.to_thread(self._release)
+
+    def _release(self) -> None:
+        cursor, self._cursor = self._cursor, None
+        if cursor is not None:
+            # A connection that is closed before would live on, with its view of the file, as long as the cursor.
+            cursor.close()
         connection, self._connection = self._connection, None
         if connection is not None:
-            await asyncio.to_thread(connection.close)
+            connection.close()
 
     def _slice(self) -> list[bytes]:
         """Return the next rows as JSON: one at first, then what some milliseconds give; nothing at the end."""
