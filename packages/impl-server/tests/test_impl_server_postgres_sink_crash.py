@@ -78,8 +78,8 @@ async def test_records_that_a_crash_of_the_database_takes_are_noticed(crashing: 
     await crashing.start()
     visible = await crashing.visible()
     assert visible == written
-    assert (await crashing.fetch("SELECT count(*) FROM tailrace_bulks WHERE staged = 1000"))[0][0] == written
     if written:
+        assert (await crashing.fetch("SELECT count(*) FROM tailrace_bulks WHERE staged = 1000"))[0][0] == 1
         await sink.stage("bulk", staged_batch(1000, rows[1000:]))
         with pytest.raises(StagingLost) as raised:
             await commit(sink, "bulk", 2000)
