@@ -24,12 +24,14 @@ from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._reconnecting import ServerLink
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream
-from tailrace_impl_common._work_machine import Answer, Place, WorkerMachine
+from tailrace_impl_common._work_machine import Answer, WorkerMachine
 from tailrace_impl_common.messages import ServerMessage
 
 _EXTENSIONS = 3
 """How often a lease is begun again while it would last, where that is done by itself."""
 _LONGEST_REASON = 1024
+_LONGEST_TIME = 366 * 86400.0
+"""Longest delay and lease, in seconds."""
 
 
 class ConnectedDelivery(Delivery):
@@ -66,19 +68,22 @@ class ConnectedDelivery(Delivery):
         await self._answer(Verdict.ACKNOWLEDGE)
 
     async def reject(self, reason: str = "", *, delay: float = 0.0, dead_letter: bool = False) -> None:
-        if not 0 <= delay < float("inf"):
-            raise InvalidArgument(field="delay", problem=f"{delay:g} is no number of seconds from 0 on")
+        if not 0 <= delay <= _LONGEST_TIME:
+            raise InvalidArgument(field="delay", problem=f"{delay:g} seconds are not within 0 and {_LONGEST_TIME:g}")
         await self._answer(
             Verdict.DEAD_LETTER if dead_letter else Verdict.REQUEUE, 0.0 if dead_letter else delay, reason
         )
 
     async def extend(self, seconds: float | None = None) -> None:
-        if seconds is not None and not 0 < seconds < float("inf"):
-            raise InvalidArgument(field="seconds", problem=f"{seconds:g} is not a positive number of seconds")
+        if seconds is not None and not 0 < seconds <= _LONGEST_TIME:
+            problem = f"{seconds:g} seconds are not above 0 and up to {_LONGEST_TIME:g}"
+            raise InvalidArgument(field="seconds", problem=problem)
         await self._answer(Verdict.EXTEND, seconds or 0.0)
 
     async def _answer(self, verdict: Verdict, seconds: float = 0.0, reason: str = "") -> None:
-        settlement = Settlement(self.id, self.attempt, verdict, seconds, reason[:_LONGEST_REASON])
+        # Reasons are often texts of errors, and may hold what is no text, such as undecodable names of files.
+        told = reason[:_LONGEST_REASON].encode("utf-8", "replace").decode()
+        settlement = Settlement(self.id, self.attempt, verdict, seconds, told)
         await self._consumer.settle(settlement)
         if verdict is not Verdict.EXTEND:
             self._settled = True
@@ -116,9 +121,27 @@ class ConnectedConsumer(RecordConsumer):
         self._to_send = Signal()
         self._task: asyncio.Task[None] | None = None
         self._failure: TailraceError | None = None
+        self._refused = range(0)
+        """Numbers of the credits that the server refused last."""
+        self._refusal: TailraceError | None = None
+        self._opening = 0
         self._closing = False
 
     async def open(self) -> None:
+        self._opening += 1
+        try:
+            await self._open()
+        except asyncio.CancelledError:
+            if self._machine.opened is None and self._opening == 1 and self._task is not None:
+                # Who is cancelled while entering never leaves: nothing may take work behind its back.
+                task, self._task = self._task, None
+                await cancel_and_wait(task)
+                self._failure = None
+            raise
+        finally:
+            self._opening -= 1
+
+    async def _open(self) -> None:
         if self._task is None:
             if self._closing:
                 raise ConnectionLost("the consumer was closed")
@@ -147,9 +170,11 @@ class ConnectedConsumer(RecordConsumer):
         version = self._machine.grant(records, bytes)
         self._to_send.notify()
         await self.open()
-        while self._machine.version_in_force < version:
+        while self._machine.version_in_force < version and version not in self._refused:
             self._check()
             await self._arrived.wait()
+        if self._refusal is not None and version in self._refused:
+            raise _copy(self._refusal)
 
     def __aiter__(self) -> AsyncIterator[Delivery]:
         return _Deliveries(self)
@@ -161,7 +186,7 @@ class ConnectedConsumer(RecordConsumer):
             TailraceError: The server's error, or the connection's when it did not come back.
         """
         if self._task is None and not self._closing:
-            await self.open()
+            await self._open()
         while not self._inbox:
             if self._closing:
                 return None
@@ -183,6 +208,9 @@ class ConnectedConsumer(RecordConsumer):
             StorageFailure: The server could not take it; it may be repeated.
             TailraceError: The server's error, or the connection's.
         """
+        if self._task is not None and self._machine.leave_said:
+            # Its session takes no more answers, and is about to end.
+            await asyncio.wait((self._task,))
         if self._failure is not None or self._task is None or self._task.done():
             await self._settle_late(settlement)
             return
@@ -271,6 +299,8 @@ class ConnectedConsumer(RecordConsumer):
                 return
             except TailraceError as error:
                 lost = error
+                if isinstance(error, InvalidArgument) and self._revert(error):
+                    continue
                 if stream is not None:
                     self._link.lose(stream, lost)
             finally:
@@ -280,6 +310,15 @@ class ConnectedConsumer(RecordConsumer):
                 raise lost
             # What was answered is worth a connection still; for anything else the server comes to know by itself.
             await self._link.come_back(reconnection, lost, unwanted=lambda: self._closing and not self._machine.answers)
+
+    def _revert(self, error: InvalidArgument) -> bool:
+        """Go back to the credit before, if the server has ended the conversation because of a new one."""
+        refused = range(self._machine.version_in_force + 1, self._machine.version + 1)
+        if not self._machine.revert():
+            return False
+        self._refused, self._refusal = refused, error
+        self._arrived.notify()
+        return True
 
     async def _first(self, stream: ClientStream) -> ServerMessage:
         seconds = self._link.settings.answer_timeout
@@ -331,13 +370,12 @@ class ConnectedConsumer(RecordConsumer):
         self._to_send.notify()
 
     async def _extend_leases(self) -> None:
-        """Begin the leases of everything that is held again, before they end."""
+        """Begin the leases of everything that is held again, before they end: at once where a session was lost."""
         while True:
-            await asyncio.sleep(self.lease / _EXTENSIONS)
-            places: list[Place] = list(self._machine.held)
-            for place in places:
+            for place in self._machine.unanswered:
                 # Whether one was lost meanwhile shows when it is answered.
                 self._give(Settlement(*place, Verdict.EXTEND))
+            await asyncio.sleep(self.lease / _EXTENSIONS)
 
 
 class _Deliveries(AsyncIterator[Delivery]):

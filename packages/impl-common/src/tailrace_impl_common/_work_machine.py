@@ -5,7 +5,9 @@ connection is lost, what was delivered in it stays with the consumer, and the se
 
     credit said to the server = credit of the user - what is held from earlier sessions
 
-which rises as these are answered. What is delivered within the session is counted by the server itself.
+which rises as these are answered. What is delivered within the session is counted by the server itself. It does not
+see what is held besides, and gives a consumer that it takes for idle one record of any size; so while something is held
+from earlier sessions, nothing is asked for unless any record fits.
 
 An answer goes through three places: *waiting*, *sent* (in one ``Settle`` with others; ``Settled`` comes in the same
 order), and gone. When a session is lost, what was sent waits again: to answer twice is harmless.
@@ -18,6 +20,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tailrace_common_api import (
+    MAX_RECORD_SIZE,
+    RECORD_OVERHEAD,
     LeaseLost,
     ProtocolError,
     QueuedRecord,
@@ -45,6 +49,9 @@ SETTLE_REASONS = 100_000
 """Most characters of their reasons, each of which may take six bytes on the wire; one answer always goes."""
 SETTLES_UNANSWERED = 2
 """Most messages with answers that are on their way: the next one gathers while the previous is being taken."""
+
+_LARGEST = MAX_RECORD_SIZE + RECORD_OVERHEAD
+"""What the largest record counts for in a credit, in bytes."""
 
 Place = tuple[int, int]
 """A delivery: the number of the record in its queue, and the attempt."""
@@ -81,6 +88,10 @@ class WorkerMachine:
         """Number of the last credit that the user granted."""
         self.version_in_force = -1
         """Number of the last one that the server keeps to."""
+        self._kept = (records, size)
+        """That one."""
+        self._granted = {0: (records, size)}
+        """Each of the credits that are not in force, by number."""
         self.opened: WorkOpened | None = None
         """How the last session was opened; ``None`` before the first."""
         self.stalled = False
@@ -109,7 +120,15 @@ class WorkerMachine:
         """Change the credit; return its number."""
         self._records, self._size = records, size
         self.version += 1
+        self._granted[self.version] = (records, size)
         return self.version
+
+    def revert(self) -> bool:
+        """Go back to the credit that the server keeps to; return whether it was another one that it was last told."""
+        if self.version_in_force in (-1, self.version):
+            return False
+        self.grant(*self._kept)
+        return True
 
     def answer(self, answer: Answer) -> None:
         """Say what becomes of a delivery."""
@@ -138,8 +157,7 @@ class WorkerMachine:
         if self._leaving:
             return 0, 0
         size = self._size - sum(self._earlier.values())
-        if self._earlier and size <= 0:
-            # It would take the consumer for idle, and may then give it one record of any size.
+        if self._earlier and size < _LARGEST:
             return 0, 0
         return max(0, self._records - len(self._earlier)), max(0, size)
 
@@ -205,6 +223,8 @@ class WorkerMachine:
             if known < sequence:
                 # The last one is kept: it tells which credit of the user's has been said.
                 del self._versions[known], self._allowed[known]
+        for version in [version for version in self._granted if version <= self.version_in_force]:
+            self._kept = self._granted.pop(version)
 
     def _deliver(self, records: tuple[QueuedRecord, ...]) -> tuple[QueuedRecord, ...]:
         for record in records:
@@ -239,6 +259,18 @@ class WorkerMachine:
         self._waiting.clear()
         for answer in waiting:
             answer.done(error())
+
+    @property
+    def leave_said(self) -> bool:
+        """Whether the session takes no more answers."""
+        return self._leave_sent
+
+    @property
+    def unanswered(self) -> list[Place]:
+        """Deliveries that are held, but for those of which has been said what becomes of them."""
+        answered = {answer.place for answer in self._waiting if answer.final}
+        answered.update(answer.place for together in self._sent for answer in together if answer.final)
+        return [place for place in self.held if place not in answered]
 
     @property
     def answers(self) -> int:
