@@ -161,7 +161,14 @@ class _Reading:
         """Return the next rows, as :meth:`_slice` does."""
         self._job = self._threads.submit(self._slice)
         self._waiter = asyncio.wrap_future(self._job)
-        return await asyncio.shield(self._waiter)
+        shielded = asyncio.shield(self._waiter)
+        try:
+            return await shielded
+        except asyncio.CancelledError:
+            if shielded.done() and not shielded.cancelled():
+                # The statement failed in the same turn of the loop, and nobody is left to be told.
+                shielded.exception()
+            raise
 
     async def end(self) -> None:
         """End the statement, wherever it is, and wait until its thread has let go of it; idempotent."""
