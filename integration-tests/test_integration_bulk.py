@@ -6,10 +6,12 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
 from cells import WIRED_RECORD_CELLS, RecordCell
+from google.protobuf import descriptor_pb2
 from manifest import proves
 from message_faults import Direction
 from record_databases import RecordDatabase, contact, eventually
@@ -72,6 +74,15 @@ async def refused(client: ConnectedClient, records: Records, **arguments: Any) -
     return list(record_problems(caught.value))
 
 
+def person_descriptors() -> bytes:
+    """Return what `protoc --descriptor_set_out` writes of a file with one message."""
+    file = descriptor_pb2.FileDescriptorProto(name="person.proto", package="suite", syntax="proto3")
+    person = file.message_type.add(name="Person")
+    person.field.add(name="name", number=1, type=9, label=1)
+    person.field.add(name="age", number=2, type=5, label=1)
+    return descriptor_pb2.FileDescriptorSet(file=[file]).SerializeToString()
+
+
 def result_of(bulk: BulkUpload) -> BulkResult | None:
     return bulk.result
 
@@ -122,6 +133,25 @@ async def test_records_are_bytes_text_mappings_and_have_keys(
     rows = await record_database.rows("SELECT key, record FROM notes ORDER BY position")
     assert [key for key, _ in rows] == [None, None, "third", "vierte é"]
     assert [json.loads(record) for _, record in rows] == [json.loads(text) for text in texts]
+
+
+@proves("REC-0")
+async def test_a_collection_of_protobuf_messages_takes_no_others(
+    new_record_server: NewServer, record_cell: RecordCell, record_database: RecordDatabase, tmp_path: Path
+) -> None:
+    descriptors = tmp_path / "person.binpb"
+    descriptors.write_bytes(person_descriptors())
+    more = {"people": {"message": "suite.Person", "descriptors": str(descriptors)}}
+    client = (await new_record_server(ends={"collections": more})).connect(record_cell.transport)
+    # Fields 1 and 2: a name and an age.
+    people = [b"\x0a\x03Ada\x10\x24", b"\x0a\x05Grace\x10\x55", b""]
+    async with client.bulk("people") as bulk:
+        await bulk.send_all(people)
+    assert result_of(bulk) is not None
+    rows = await record_database.rows("SELECT record FROM people ORDER BY position")
+    assert [bytes(record) for (record,) in rows] == people
+    problems = await refused(client, [people[0], b"\x0a\xff"], collection="people")
+    assert places(problems) == [(1, INVALID, None)]
 
 
 @proves("REC-0")
