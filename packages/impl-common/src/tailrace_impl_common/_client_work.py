@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
@@ -11,7 +12,9 @@ from tailrace_client_download_api import DEFAULT_CREDIT_BYTES, Delivery, RecordC
 from tailrace_common_api import (
     ConnectionLost,
     DeadlineExceeded,
+    InternalError,
     InvalidArgument,
+    LeaseLost,
     QueuedRecord,
     Record,
     Settlement,
@@ -26,12 +29,19 @@ from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream
 from tailrace_impl_common._work_machine import Answer, WorkerMachine
 from tailrace_impl_common.messages import ServerMessage
+from tailrace_impl_common.record_messages import Deliveries, Settled
+
+logger = logging.getLogger(__name__)
 
 _EXTENSIONS = 3
 """How often a lease is begun again while it would last, where that is done by itself."""
+_SHORTEST_PAUSE = 0.01
+"""Least time between that, in seconds."""
 _LONGEST_REASON = 1024
 _LONGEST_TIME = 366 * 86400.0
 """Longest delay and lease, in seconds."""
+_LARGEST_CREDIT = 2**53 - 1
+"""What every transport can say."""
 
 
 class ConnectedDelivery(Delivery):
@@ -84,9 +94,11 @@ class ConnectedDelivery(Delivery):
         # Reasons are often texts of errors, and may hold what is no text, such as undecodable names of files.
         told = reason[:_LONGEST_REASON].encode("utf-8", "replace").decode()
         settlement = Settlement(self.id, self.attempt, verdict, seconds, told)
-        await self._consumer.settle(settlement)
-        if verdict is not Verdict.EXTEND:
-            self._settled = True
+        await self._consumer.settle(settlement, self)
+
+    def set_settled(self) -> None:
+        """Take note that its answer counts."""
+        self._settled = True
 
 
 class ConnectedConsumer(RecordConsumer):
@@ -198,50 +210,57 @@ class ConnectedConsumer(RecordConsumer):
         """Return a delivery that is there; ``None`` when none is."""
         return self._inbox.popleft() if self._inbox else None
 
-    async def settle(self, settlement: Settlement) -> None:
+    async def settle(self, settlement: Settlement, delivery: ConnectedDelivery) -> None:
         """Give an answer, and wait until the server has taken it.
 
-        Who stops waiting does not withdraw it.
+        Who stops waiting does not withdraw it, but where the consumer was closed before.
 
         Raises:
             LeaseLost: It does not count.
             StorageFailure: The server could not take it; it may be repeated.
             TailraceError: The server's error, or the connection's.
         """
+        if settlement.verdict is Verdict.EXTEND and (delivery.settled or self._machine.is_answered(settlement[:2])):
+            # The server would take it for the holder's word of something that it has let go.
+            raise LeaseLost(id=settlement.id, attempt=settlement.attempt)
         if self._task is not None and self._machine.leave_said:
             # Its session takes no more answers, and is about to end.
             await asyncio.wait((self._task,))
         if self._failure is not None or self._task is None or self._task.done():
-            await self._settle_late(settlement)
+            await self._settle_late(settlement, delivery)
             return
-        await asyncio.shield(self._give(settlement))
+        await self._give(settlement, delivery)
 
-    def _give(self, settlement: Settlement) -> asyncio.Future[None]:
+    def _give(self, settlement: Settlement, delivery: ConnectedDelivery | None = None) -> asyncio.Future[None]:
         told: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         def done(error: TailraceError | None) -> None:
+            if error is None and delivery is not None and settlement.verdict is not Verdict.EXTEND:
+                delivery.set_settled()
             if told.done():
+                # Nobody waits any more.
                 return
             if error is None:
                 told.set_result(None)
             else:
                 told.set_exception(error)
-                # It may be that nobody waits any more.
+                # Where nobody ever waited it is nobody's concern.
                 told.exception()
 
         self._machine.answer(Answer(settlement, done))
         self._to_send.notify()
         return told
 
-    async def _settle_late(self, settlement: Settlement) -> None:
+    async def _settle_late(self, settlement: Settlement, delivery: ConnectedDelivery) -> None:
         """Answer behind the end of the consumer, in a session of its own that takes no work."""
         late = ConnectedConsumer(self._link, self._queue, credit=0, credit_bytes=0)
         try:
             await late.open()
-            await asyncio.shield(late._give(settlement))
+            await late._give(settlement, delivery)
         finally:
             await late.close()
-        self._machine.held.pop((settlement.id, settlement.attempt), None)
+        if settlement.verdict is not Verdict.EXTEND:
+            self._machine.forget(settlement[:2])
 
     async def close(self) -> None:
         if not self._closing:
@@ -275,6 +294,9 @@ class ConnectedConsumer(RecordConsumer):
             await self._keep_sessions()
         except TailraceError as exc:
             error = exc
+        except Exception as exc:
+            logger.exception("working on queue %s failed", self._queue)
+            error = InternalError(f"working on queue {self._queue} failed: {type(exc).__name__}")
         finally:
             if not self._closing:
                 self._failure = error
@@ -359,8 +381,10 @@ class ConnectedConsumer(RecordConsumer):
             message = await stream.receive()
             if message is None:
                 raise ConnectionLost("the server ended the conversation")
-            progress()
             await self._take(message)
+            if isinstance(message, Deliveries | Settled):
+                # Nothing else brings the work on, however often it is said.
+                progress()
 
     async def _take(self, message: ServerMessage) -> None:
         for record in self._machine.receive(message):
@@ -372,10 +396,10 @@ class ConnectedConsumer(RecordConsumer):
     async def _extend_leases(self) -> None:
         """Begin the leases of everything that is held again, before they end: at once where a session was lost."""
         while True:
-            for place in self._machine.unanswered:
+            for place in self._machine.untouched:
                 # Whether one was lost meanwhile shows when it is answered.
                 self._give(Settlement(*place, Verdict.EXTEND))
-            await asyncio.sleep(self.lease / _EXTENSIONS)
+            await asyncio.sleep(max(_SHORTEST_PAUSE, self.lease / _EXTENSIONS))
 
 
 class _Deliveries(AsyncIterator[Delivery]):
@@ -392,10 +416,10 @@ class _Deliveries(AsyncIterator[Delivery]):
 
 
 def _check_credit(records: int, size: int) -> None:
-    if records < 0:
-        raise InvalidArgument(field="credit", problem=f"{records} records are negative")
-    if size < 0:
-        raise InvalidArgument(field="credit_bytes", problem=f"{size} bytes are negative")
+    if not 0 <= records <= _LARGEST_CREDIT:
+        raise InvalidArgument(field="credit", problem=f"{records} is no number of records")
+    if not 0 <= size <= _LARGEST_CREDIT:
+        raise InvalidArgument(field="credit_bytes", problem=f"{size} is no number of bytes")
 
 
 def _copy(error: TailraceError) -> TailraceError:

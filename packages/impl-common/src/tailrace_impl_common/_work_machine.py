@@ -16,8 +16,9 @@ order), and gone. When a session is lost, what was sent waits again: to answer t
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from tailrace_common_api import (
     MAX_RECORD_SIZE,
@@ -102,6 +103,12 @@ class WorkerMachine:
         """Size of each delivery that is not answered."""
         self._earlier: dict[Place, int] = {}
         """Of these, the ones of earlier sessions."""
+        self._earlier_size = 0
+        self._with_us = 0
+        """Deliveries of this session that the server must still count, and below their size."""
+        self._with_us_size = 0
+        self._answered: dict[Place, int] = {}
+        """How many final answers to each delivery are on their way: the server may have taken them already."""
         self._waiting: deque[Answer] = deque()
         self._sent: deque[list[Answer]] = deque()
         self._open = False
@@ -111,8 +118,10 @@ class WorkerMachine:
         self._said = (0, 0)
         self._versions: dict[int, int] = {}
         """Number of the user's credit by that of the change that says it, as far as it is not in force."""
-        self._allowed: dict[int, int] = {}
-        """Records that were granted with each of these changes."""
+        self._allowed: dict[int, tuple[int, int]] = {}
+        """Records and bytes that were granted with each of these changes."""
+        self._returned = False
+        """Whether what is held from earlier sessions was given back."""
 
     # What the user does.
 
@@ -135,8 +144,23 @@ class WorkerMachine:
         self._waiting.append(answer)
 
     def leave(self) -> None:
-        """Leave as soon as all answers have been taken."""
+        """Leave as soon as all answers have been taken, and what is held from earlier sessions was given back.
+
+        The server gives back by itself what it has delivered in the session that is left.
+        """
         self._leaving = True
+
+    def forget(self, place: Place) -> None:
+        """Take a delivery off the consumer's hands."""
+        if place not in self._answered:
+            self._count(place, -1)
+        self.held.pop(place, None)
+        self._earlier_size -= self._earlier.pop(place, 0)
+
+    def _count(self, place: Place, sign: int) -> None:
+        if place in self.held and place not in self._earlier:
+            self._with_us += sign
+            self._with_us_size += sign * self.held[place]
 
     # Sessions.
 
@@ -145,18 +169,21 @@ class WorkerMachine:
         while self._sent:
             self._waiting.extendleft(reversed(self._sent.pop()))
         self._earlier = dict(self.held)
-        self._open = self._leave_sent = self.stalled = False
+        self._earlier_size = sum(self._earlier.values())
+        self._with_us = self._with_us_size = 0
+        self._answered.clear()
+        self._open = self._leave_sent = self._returned = self.stalled = False
         self._sequence = 0
         self._said = self._allowance()
         self._versions = {0: self.version}
-        self._allowed = {0: self._said[0]}
+        self._allowed = {0: self._said}
         return Work(queue=self._queue, records=self._said[0], bytes=self._said[1])
 
     def _allowance(self) -> tuple[int, int]:
         """Return the credit that is to be said to the server."""
         if self._leaving:
             return 0, 0
-        size = self._size - sum(self._earlier.values())
+        size = self._size - self._earlier_size
         if self._earlier and size < _LARGEST:
             return 0, 0
         return max(0, self._records - len(self._earlier)), max(0, size)
@@ -170,16 +197,28 @@ class WorkerMachine:
             self._sequence += 1
             self._said = allowance
             self._versions[self._sequence] = self.version
-            self._allowed[self._sequence] = allowance[0]
+            self._allowed[self._sequence] = allowance
             return Credit(sequence=self._sequence, records=allowance[0], bytes=allowance[1])
-        if self._waiting and len(self._sent) < SETTLES_UNANSWERED:
+        if self._leaving and not self._returned:
+            self._returned = True
+            self._give_back()
+        if self._waiting and len(self._sent) < SETTLES_UNANSWERED and not self._leave_sent:
             together = self._next_answers()
             self._sent.append(together)
+            for place in [answer.place for answer in together if answer.final]:
+                self._answered[place] = self._answered.get(place, 0) + 1
+                if self._answered[place] == 1:
+                    self._count(place, -1)
             return Settle(tuple(answer.settlement for answer in together))
         if self._leaving and not (self._waiting or self._sent or self._leave_sent):
             self._leave_sent = True
             return Leave()
         return None
+
+    def _give_back(self) -> None:
+        for place in self.unanswered:
+            if place in self._earlier:
+                self._waiting.append(Answer(Settlement(*place, Verdict.REQUEUE), lambda _: None))
 
     def _next_answers(self) -> list[Answer]:
         """Take as many of the answers that wait as fit into one message."""
@@ -199,7 +238,7 @@ class WorkerMachine:
             ProtocolError: It does not belong here.
         """
         match message:
-            case WorkOpened() if not self._open:
+            case WorkOpened() if not self._open and 0 < message.lease < float("inf"):
                 self.opened = message
                 self._open = True
                 self._in_force(0)
@@ -227,34 +266,42 @@ class WorkerMachine:
             self._kept = self._granted.pop(version)
 
     def _deliver(self, records: tuple[QueuedRecord, ...]) -> tuple[QueuedRecord, ...]:
-        for record in records:
-            self.held[record.id, record.attempt] = record.size
-        # What was answered may be off the server's hands before it has said so.
-        answered = sum(answer.final for together in self._sent for answer in together)
-        within = len(self.held) - len(self._earlier) - answered
-        if within > max(self._allowed.values()):
-            raise ProtocolError(f"{within} records are with this consumer, which granted {max(self._allowed.values())}")
+        delivered = {(record.id, record.attempt): record.size for record in records}
+        if len(delivered) < len(records) or not delivered.keys().isdisjoint(self.held):
+            raise ProtocolError("a record was delivered twice in one attempt")
+        count, size = self._with_us + len(delivered), self._with_us_size + sum(delivered.values())
+        granted = max(allowed[0] for allowed in self._allowed.values())
+        if count > granted:
+            raise ProtocolError(f"{count} records are with this consumer, which granted {granted}")
+        granted = max(allowed[1] for allowed in self._allowed.values())
+        if count > 1 and size > granted:
+            raise ProtocolError(f"{size} bytes are with this consumer, which granted {granted}")
+        self._with_us, self._with_us_size = count, size
+        self.held |= delivered
         return records
 
     def _settled(self, message: Settled) -> None:
+        if not message.failed and len(message.counted) != len(self._sent[0]):
+            raise ProtocolError(f"{len(message.counted)} outcomes for {len(self._sent[0])} answers")
         together = self._sent.popleft()
+        for place in [answer.place for answer in together if answer.final]:
+            self._answered[place] -= 1
+            if not self._answered[place]:
+                del self._answered[place]
+                self._count(place, 1)
         if message.failed:
             for answer in together:
                 answer.done(StorageFailure(message.failed))
             return
-        if len(message.counted) != len(together):
-            self._sent.appendleft(together)
-            raise ProtocolError(f"{len(message.counted)} outcomes for {len(together)} answers")
         for answer, counted in zip(together, message.counted, strict=True):
             if answer.final:
-                self.held.pop(answer.place, None)
-                self._earlier.pop(answer.place, None)
+                self.forget(answer.place)
             lost = LeaseLost(id=answer.settlement.id, attempt=answer.settlement.attempt)
             answer.done(None if counted else lost)
 
     def fail(self, error: Callable[[], TailraceError]) -> None:
         """Tell everyone who waits for an answer that none will come."""
-        waiting = [answer for together in self._sent for answer in together] + list(self._waiting)
+        waiting = list(self._unsettled())
         self._sent.clear()
         self._waiting.clear()
         for answer in waiting:
@@ -268,11 +315,23 @@ class WorkerMachine:
     @property
     def unanswered(self) -> list[Place]:
         """Deliveries that are held, but for those of which has been said what becomes of them."""
-        answered = {answer.place for answer in self._waiting if answer.final}
-        answered.update(answer.place for together in self._sent for answer in together if answer.final)
+        answered = {answer.place for answer in self._unsettled() if answer.final}
         return [place for place in self.held if place not in answered]
 
     @property
+    def untouched(self) -> list[Place]:
+        """Deliveries that are held and of which nothing is on its way to the server."""
+        touched = {answer.place for answer in self._unsettled()}
+        return [place for place in self.held if place not in touched]
+
+    def is_answered(self, place: Place) -> bool:
+        """Whether it was said what becomes of a delivery, and that may count."""
+        return any(answer.final and answer.place == place for answer in self._unsettled())
+
+    @property
     def answers(self) -> int:
-        """Answers of which is not known what became of them."""
-        return len(self._waiting) + sum(map(len, self._sent))
+        """Final answers of which is not known whether they count."""
+        return sum(answer.final for answer in self._unsettled())
+
+    def _unsettled(self) -> Iterator[Answer]:
+        yield from chain(*self._sent, self._waiting)
