@@ -15,7 +15,12 @@ from servers import LocalServer
 
 import tailrace
 import tailrace.sync
-from tailrace_client_download_api.contracts import DownloadClientContract, Producer, QueryClientContract
+from tailrace_client_download_api.contracts import (
+    DownloadClientContract,
+    Producer,
+    QueryClientContract,
+    WorkClientContract,
+)
 from tailrace_client_upload_api import UploadSession
 from tailrace_client_upload_api.contracts import BulkClientContract, UploadClientContract
 from tailrace_common_api import Record, TransportMissing
@@ -113,6 +118,19 @@ class TestQueries(QueryClientContract):
 
         await eventually(running, 0)
         return len(record_sources.made)
+
+
+@proves("USE-3", "REC-8", "REC-9", "REC-10")
+class TestWork(WorkClientContract):
+    @pytest.fixture
+    def work_client(self, record_server: LocalServer, record_client: ConnectedClient) -> ConnectedClient:
+        self.feeder = record_server.connect(Transport.IN_PROCESS)
+        return record_client
+
+    async def put(self, records: Sequence[bytes], *, priority: int = 0) -> None:
+        async with self.feeder.bulk(self.queue, priority=priority) as bulk:
+            for record in records:
+                await bulk.send(record)
 
 
 THIRD_PARTY = '''

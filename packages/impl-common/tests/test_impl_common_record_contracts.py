@@ -1,4 +1,4 @@
-"""The client over the in-process transport keeps the contracts of bulks and queries."""
+"""The client over the in-process transport keeps the contracts of bulks, queries and work."""
 
 import asyncio
 import json
@@ -6,8 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 
 import pytest
 from impl_common_record_bench import RecordBench
+from impl_common_work_bench import WorkBench
 
-from tailrace_client_download_api.contracts import QueryClientContract
+from tailrace_client_download_api.contracts import QueryClientContract, WorkClientContract
 from tailrace_client_upload_api.contracts import BulkClientContract
 from tailrace_common_api import (
     Argument,
@@ -83,3 +84,14 @@ class TestQueries(QueryClientContract):
         while self.numbers.running:
             await self.numbers.changed.wait()
         return self.numbers.yielded
+
+
+class TestWork(WorkClientContract):
+    @pytest.fixture
+    async def work_client(self) -> AsyncIterator[ConnectedClient]:
+        async with WorkBench() as bench:
+            self.bench = bench
+            yield bench.client
+
+    async def put(self, records: Sequence[bytes], *, priority: int = 0) -> None:
+        self.bench.queue.put(records, priority=priority)

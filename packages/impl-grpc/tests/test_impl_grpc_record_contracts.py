@@ -3,11 +3,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from impl_grpc_ends import MemorySink, Produce, ends
 
-from tailrace_client_download_api.contracts import QueryClientContract
+from tailrace_client_download_api.contracts import QueryClientContract, WorkClientContract
 from tailrace_client_upload_api.contracts import BulkClientContract
 from tailrace_common_api import Argument, Record, RecordBatch
 from tailrace_impl_common import ConnectedClient
@@ -67,3 +68,22 @@ class TestGrpcQueries(QueryClientContract):
         async with self.ended:
             await self.ended.wait_for(lambda: not self.running)
         return self.yielded
+
+
+class TestGrpcWork(WorkClientContract):
+    @pytest.fixture
+    async def work_client(self, no_task_is_left: None, tmp_path: Path) -> AsyncIterator[ConnectedClient]:
+        async with create_manager(tmp_path, {}, records={"queues": {self.queue: {}}}) as managed:
+            server = GrpcServer()
+            await server.start(managed.manager, TransportServerSettings())
+            try:
+                async with connect(server.urls["grpc"]) as client:
+                    self.client = client
+                    yield client
+            finally:
+                await server.close(5.0)
+
+    async def put(self, records: Sequence[bytes], *, priority: int = 0) -> None:
+        async with self.client.bulk(self.queue, priority=priority) as bulk:
+            for record in records:
+                await bulk.send(record)

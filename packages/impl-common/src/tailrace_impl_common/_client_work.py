@@ -140,28 +140,50 @@ class ConnectedConsumer(RecordConsumer):
         self._closing = False
 
     async def open(self) -> None:
-        self._opening += 1
         try:
             await self._open()
         except asyncio.CancelledError:
-            if self._machine.opened is None and self._opening == 1 and self._task is not None:
+            if not self._opening and self._task is not None:
                 # Who is cancelled while entering never leaves: nothing may take work behind its back.
-                task, self._task = self._task, None
-                await cancel_and_wait(task)
-                self._failure = None
+                await self._undo_opening()
             raise
+
+    async def _open(self) -> None:
+        self._opening += 1
+        try:
+            while self._task is None or self._machine.opened is None:
+                if self._closing:
+                    raise ConnectionLost("the consumer was closed")
+                self._check()
+                if self._task is None:
+                    self._task = asyncio.create_task(self._run(), name=f"tailrace-consumer-{self._queue}")
+                await self._arrived.wait()
+            self._check()
         finally:
             self._opening -= 1
 
-    async def _open(self) -> None:
-        if self._task is None:
-            if self._closing:
-                raise ConnectionLost("the consumer was closed")
-            self._task = asyncio.create_task(self._run(), name=f"tailrace-work-{self._queue}")
-        while self._machine.opened is None:
-            self._check()
-            await self._arrived.wait()
-        self._check()
+    async def _open_to_read(self) -> None:
+        """Open it, unless it is closed meanwhile: that ends the reading in order."""
+        try:
+            await self._open()
+        except ConnectionLost:
+            if not self._closing:
+                raise
+
+    async def _undo_opening(self) -> None:
+        """Be as before :meth:`open`; in order where the server has let the consumer in meanwhile."""
+        assert self._task is not None
+        try:
+            if self._machine.opened is None:
+                await cancel_and_wait(self._task)
+            else:
+                await self.close()
+        finally:
+            self._task = self._failure = None
+            self._closing = False
+            self._machine = self._machine.anew()
+            self._inbox.clear()
+            self._arrived.notify()
 
     @property
     def lease(self) -> float:
@@ -197,13 +219,14 @@ class ConnectedConsumer(RecordConsumer):
         Raises:
             TailraceError: The server's error, or the connection's when it did not come back.
         """
-        if self._task is None and not self._closing:
-            await self._open()
         while not self._inbox:
             if self._closing:
                 return None
             self._check()
-            await self._arrived.wait()
+            if self._task is None or self._machine.opened is None:
+                await self._open_to_read()
+            else:
+                await self._arrived.wait()
         return self._inbox.popleft()
 
     def try_next(self) -> ConnectedDelivery | None:
@@ -247,7 +270,7 @@ class ConnectedConsumer(RecordConsumer):
                 # Where nobody ever waited it is nobody's concern.
                 told.exception()
 
-        self._machine.answer(Answer(settlement, done))
+        self._machine.answer(Answer(settlement, done, lambda: not told.done()))
         self._to_send.notify()
         return told
 

@@ -92,6 +92,8 @@ class _ClientEnd(ClientStream):
         self._to_client: _Pipe[ServerMessage] = _Pipe()
         self._trace = outgoing_trace()
         self._task = asyncio.ensure_future(self._serve(connection, request))
+        # A task that is cancelled before its first step runs nothing of its own.
+        self._task.add_done_callback(lambda _: self._to_client.end(ConnectionLost("the conversation was cancelled")))
 
     async def _serve(self, connection: InProcessConnection, request: Request) -> None:
         error: TailraceError | None = ConnectionLost("the conversation was cancelled")

@@ -65,6 +65,8 @@ class Answer:
     settlement: Settlement
     done: Callable[[TailraceError | None], None]
     """Called once: with ``None`` when the answer counts, else with what is to be raised."""
+    awaited: Callable[[], bool] = lambda: True
+    """Whether somebody waits for that."""
 
     @property
     def place(self) -> Place:
@@ -122,6 +124,13 @@ class WorkerMachine:
         """Records and bytes that were granted with each of these changes."""
         self._returned = False
         """Whether what is held from earlier sessions was given back."""
+
+    def anew(self) -> WorkerMachine:
+        """Return the bookkeeping of the same consumer before its first session."""
+        machine = WorkerMachine(self._queue, self._records, self._size)
+        machine.version = self.version
+        machine._granted = {self.version: (self._records, self._size)}
+        return machine
 
     # What the user does.
 
@@ -330,8 +339,8 @@ class WorkerMachine:
 
     @property
     def answers(self) -> int:
-        """Final answers of which is not known whether they count."""
-        return sum(answer.final for answer in self._unsettled())
+        """Final answers of which somebody waits to know whether they count."""
+        return sum(answer.final and answer.awaited() for answer in self._unsettled())
 
     def _unsettled(self) -> Iterator[Answer]:
         yield from chain(*self._sent, self._waiting)
