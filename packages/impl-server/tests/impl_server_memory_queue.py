@@ -61,9 +61,7 @@ class MemoryQueue(RecordQueue):
         self.settle_failures: list[Exception] = []
         self.poison: int | None = None
         """Answers to this record break every call that has one."""
-        self.before_claim, self.after_claim, self.before_settle = Gate(), Gate(), Gate()
-        self.limited_to = 2**31
-        """Most records that one call gives."""
+        self.before_claim, self.after_claim, self.before_settle, self.before_release = Gate(), Gate(), Gate(), Gate()
         self._lease = lease
         self._answers: dict[tuple[int, int], Verdict] = {}
         self._wakes: list[Callable[[], None]] = []
@@ -122,7 +120,7 @@ class MemoryQueue(RecordQueue):
         left = [claim.bytes for claim in claims]
         blocked = [False] * len(claims)
         turn = 0
-        for entry in self._ready()[: self.limited_to]:
+        for entry in self._ready():
             for step in range(len(claims)):
                 index = (turn + step) % len(claims)
                 claim, found = claims[index], given[index]
@@ -173,6 +171,7 @@ class MemoryQueue(RecordQueue):
         return True
 
     async def release(self, deliveries: Sequence[tuple[int, int]]) -> None:
+        await self.before_release.pass_through()
         self.released.extend(deliveries)
         for number, attempt in deliveries:
             entry = self.entries.get(number)
