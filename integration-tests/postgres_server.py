@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
@@ -63,6 +64,8 @@ class PostgresServer:
         self._databases = 0
         # Root must not run it; the one who does must be able to reach the folder, which excludes root's own.
         self._user = _unprivileged() if os.geteuid() == 0 else None
+        # Not `Popen(user=…)`: it makes a real fork, in whose child gRPC's fork handlers crash now and then.
+        self._as_user = ["setpriv", f"--reuid={self._user}", "--clear-groups", "--"] if self._user else []
         self._folder: Path | None = None
         self.port = 0
         """Port, from the start on; it stays the same."""
@@ -123,12 +126,11 @@ class PostgresServer:
         assert self._folder is not None
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                [self._programs / "postgres", "-D", self._data, "-p", str(self.port)],
+                [*self._as_user, self._programs / "postgres", "-D", self._data, "-p", str(self.port)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                user=self._user,
                 # A signal that is meant for the tests is not for it.
                 start_new_session=True,
             )
@@ -146,14 +148,21 @@ class PostgresServer:
         assert self._process is not None
         pid = self._process.pid
         # Each is the leader of a group of its own. One that is at work would not notice soon that the first has gone.
-        with suppress(OSError):
-            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-            for child in (pid, *map(int, children)):
-                with suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-        with suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGSTOP)
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        ends = []
+        for child in map(int, children):
+            with suppress(ProcessLookupError):
+                ends.append(os.pidfd_open(child))
+                os.kill(child, signal.SIGKILL)
+        os.kill(pid, signal.SIGKILL)
         self._process.wait()
+        # No other server may start on the data while one of them still has the shared memory.
+        for end in ends:
+            waiting = select.poll()
+            waiting.register(end, select.POLLIN)
+            waiting.poll()
+            os.close(end)
         # Its shared memory is freed by the next start.
         self._process = None
 
@@ -187,9 +196,8 @@ class PostgresServer:
 
     def _run(self, program: str, *arguments: str) -> str:
         done = subprocess.run(
-            [self._programs / program, *arguments],
+            [*self._as_user, self._programs / program, *arguments],
             cwd=self._folder,
-            user=self._user,
             check=False,
             text=True,
             capture_output=True,

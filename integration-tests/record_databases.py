@@ -42,6 +42,16 @@ def contact(number: int, **more: object) -> dict[str, object]:
     return {"name": f"Name {number}", "email": f"{number}@example.org", "city": 1 + number % 2, **more}
 
 
+def _toml(value: Any) -> str:
+    """Return a value of a settings file, on one line."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_toml(each)}" for key, each in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    # Texts, numbers and truth values are written as in JSON.
+    return json.dumps(value)
+
+
 async def eventually(count: Callable[[], Awaitable[int]], wanted: int) -> None:
     """Wait until a count in a database is what is wanted."""
     async with asyncio.timeout(20):
@@ -110,11 +120,13 @@ class RecordDatabase(ABC):
         return declared
 
     def settings(self, folder: Path) -> Path:
-        """Write the tables into a settings file in ``folder`` and return it."""
+        """Write the tables into a settings file in ``folder`` and return it; without functions of the suite."""
         lines = []
         for table, ends in self.tables({}).items():
             for name, values in ends.items():
-                lines += [f"[{table}.{name}]", *(f"{key} = {json.dumps(value)}" for key, value in values.items())]
+                # A server in a process of its own does not have the modules of the suite.
+                if "function" not in values:
+                    lines += [f"[{table}.{name}]", *(f"{key} = {_toml(value)}" for key, value in values.items())]
         path = folder / "tailrace.toml"
         path.write_text("\n".join(lines) + "\n")
         return path
