@@ -25,7 +25,9 @@ from cells import (
     ordered,
 )
 from clock import Clock
+from faulty_server import FaultyServer
 from manifest import EXPECTED_FAILURES
+from postgres_server import PostgresServer
 from record_databases import PostgresDatabase, RecordDatabase, SqliteDatabase
 from server_process import ServerProcess
 from servers import LocalServer, NewServer
@@ -305,3 +307,47 @@ def new_server_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]
 def server_process(new_server_process: Callable[..., ServerProcess]) -> ServerProcess:
     """A server in a process of its own, which listens on both transports."""
     return new_server_process()
+
+
+# Servers of record streams in a process of their own
+
+
+_FAULTY_RECORD_OPTIONS = {"group_seconds": 0.01, "staging_retention": 1.0, "sweep_interval": 0.1}
+
+
+@pytest.fixture
+def faulty_record_server(record_database: RecordDatabase, tmp_path: Path) -> Iterator[FaultyServer]:
+    """A server with the ends of the suite on the cell's database, which the test starts."""
+    record_database.settings(tmp_path)
+    server = FaultyServer(tmp_path / "data", tmp_path, _FAULTY_RECORD_OPTIONS)
+    yield server
+    server.dispose()
+
+
+@pytest.fixture(scope="session")
+def _syncing_postgres() -> Iterator[PostgresServer]:
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture
+def mortal_postgres(_syncing_postgres: PostgresServer) -> PostgresServer:
+    """A PostgreSQL server that syncs its commits, and that nobody else uses while this test does."""
+    if not _syncing_postgres.running:
+        _syncing_postgres.start()
+    return _syncing_postgres
+
+
+@pytest.fixture
+async def on_mortal_postgres(
+    mortal_postgres: PostgresServer, tmp_path: Path
+) -> AsyncIterator[tuple[FaultyServer, PostgresDatabase]]:
+    """A server that runs on it, and its database."""
+    database = PostgresDatabase(await asyncio.to_thread(mortal_postgres.create_database), tmp_path)
+    await database.make_tables()
+    database.settings(tmp_path)
+    # A crash may take longer than what is old is kept for otherwise.
+    server = FaultyServer(tmp_path / "data", tmp_path, {**_FAULTY_RECORD_OPTIONS, "staging_retention": 60.0})
+    await asyncio.to_thread(server.start)
+    yield server, database
+    server.dispose()

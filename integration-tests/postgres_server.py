@@ -121,6 +121,11 @@ class PostgresServer:
             "psql", "-X", "-A", "-t", "-q", "-v", "ON_ERROR_STOP=1", "-d", url or self.url(), "-c", statement
         )
 
+    @property
+    def running(self) -> bool:
+        """Whether it was started, and was not stopped since."""
+        return self._process is not None
+
     def start(self) -> None:
         """Start the server, and wait until it takes connections; after a crash it recovers first."""
         assert self._folder is not None

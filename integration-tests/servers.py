@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +119,11 @@ class LocalServer:
 
 NewServer = Callable[..., Awaitable[LocalServer]]
 """Starts a server; what the fixture of that name gives."""
+
+
+@asynccontextmanager
+async def connected(url: str, transport: Transport, **settings: Any) -> AsyncIterator[ConnectedClient]:
+    """Have a client of a server in another process; ``settings`` are fields of ``ClientSettings``."""
+    connect = connect_grpc if transport is Transport.GRPC else connect_websocket
+    async with connect(url, ClientSettings(**settings)) as client:
+        yield client

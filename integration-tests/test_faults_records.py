@@ -1,62 +1,45 @@
-"""Record streams while processes die: servers, clients and PostgreSQL, at every step."""
+"""Bulks while processes die and networks fail: servers, clients and PostgreSQL, at every step."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
-from cells import WIRED_RECORD_CELLS, Database, RecordCell, Transport
+from cells import POSTGRES_RECORD_CELLS, WIRED_RECORD_CELLS, RecordCell
 from fault_points import BULK_POINTS, Fault, Injection
 from faulty_server import FaultyServer
 from manifest import proves
+from message_faults import Direction
 from postgres_server import PostgresServer
 from record_databases import PostgresDatabase, RecordDatabase, contact, eventually
 from server_process import spawn
+from servers import connected
 from soak import SEED, SOAK
 from tcp_proxy import TcpProxy
 
-from tailrace_common_api import BulkResult, ClientSettings, LeaseLost, StagingLost, TailraceError
+from tailrace_common_api import BulkResult, StagingLost, TailraceError
 from tailrace_impl_common import ConnectedClient
-from tailrace_impl_grpc import connect as connect_grpc
-from tailrace_impl_websocket import connect as connect_websocket
 
 COUNT = 4000
 """Records of a bulk: several groups."""
-POSTGRES_CELLS = frozenset(cell for cell in WIRED_RECORD_CELLS if cell.database is Database.POSTGRESQL)
 COMMITTED_BY = BULK_POINTS.index("after bulk commit")
-OPTIONS = {"group_seconds": 0.01, "staging_retention": 1.0, "sweep_interval": 0.1}
 
 pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS)]
 
 
 @pytest.fixture
-def server(record_database: RecordDatabase, tmp_path: Path) -> Iterator[FaultyServer]:
-    record_database.settings(tmp_path)
-    server = FaultyServer(tmp_path / "data", tmp_path, OPTIONS)
-    yield server
-    server.dispose()
+def server(faulty_record_server: FaultyServer) -> FaultyServer:
+    return faulty_record_server
 
 
-@asynccontextmanager
-async def connected(url: str, cell: RecordCell, **settings: Any) -> AsyncIterator[ConnectedClient]:
-    connect = connect_grpc if cell.transport is Transport.GRPC else connect_websocket
-    async with connect(url, ClientSettings(**settings)) as client:
-        yield client
-
-
-def url_of(server: FaultyServer, cell: RecordCell) -> str:
-    return server.urls["grpc" if cell.transport is Transport.GRPC else "ws"]
-
-
-async def send(client: ConnectedClient, key: str, count: int = COUNT) -> BulkResult:
+async def send(client: ConnectedClient, key: str, first: int = 0) -> BulkResult:
+    """Send contacts in a bulk of their own, from number ``first`` on."""
     async with client.bulk("contacts", idempotency_key=key) as bulk:
-        for number in range(count):
-            await bulk.send(contact(number))
+        for number in range(COUNT):
+            await bulk.send(contact(first + number))
             if not number % 500:
                 # Groups are staged meanwhile, and points are met before the commit.
                 await asyncio.sleep(0.02)
@@ -74,7 +57,7 @@ async def test_a_server_that_is_killed_leaves_nothing_or_all(
 ) -> None:
     server.start_faulty(Injection(faults=(Fault(point, "kill", 2 if "staging" in point else 1),)))
     outcome: BulkResult | TailraceError
-    async with connected(url_of(server, record_cell), record_cell, reconnect_timeout=0.0) as client:
+    async with connected(server.url(record_cell.transport), record_cell.transport, reconnect_timeout=0.0) as client:
         try:
             outcome = await send(client, "key")
         except TailraceError as error:
@@ -91,7 +74,7 @@ async def test_a_server_that_is_killed_leaves_nothing_or_all(
         assert visible == COUNT
     server.start()
     await eventually(record_database.staged, 0)
-    async with connected(url_of(server, record_cell), record_cell) as client:
+    async with connected(server.url(record_cell.transport), record_cell.transport) as client:
         again = await send(client, "key")
     # The retry says whether the first one came through.
     assert again.repeated == (visible == COUNT)
@@ -104,15 +87,109 @@ async def test_a_client_finds_out_what_became_of_its_commit(
     server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase
 ) -> None:
     server.start_faulty(Injection(faults=(Fault("after bulk commit", "kill"),)))
-    async with TcpProxy(url_of(server, record_cell)) as proxy, connected(proxy.url, record_cell) as client:
+    async with (
+        TcpProxy(server.url(record_cell.transport)) as proxy,
+        connected(proxy.url, record_cell.transport) as client,
+    ):
         sending = asyncio.create_task(send(client, "key"))
         assert await server.fault() == "killed"
         server.forget()
         server.start()
-        proxy.aim(url_of(server, record_cell))
+        proxy.aim(server.url(record_cell.transport))
         result = await sending
     assert result.records == COUNT
     assert await record_database.contacts() == COUNT
+
+
+# The network fails
+
+
+@proves("REC-2", "REC-5")
+async def test_a_client_that_is_cut_off_behind_the_commit_has_its_result(
+    server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase
+) -> None:
+    server.start()
+    async with (
+        TcpProxy(server.url(record_cell.transport)) as proxy,
+        connected(proxy.url, record_cell.transport) as client,
+    ):
+        bulk = client.bulk("contacts", idempotency_key="key")
+        await bulk.open()
+        for number in range(COUNT):
+            await bulk.send(contact(number))
+        # The last windows are on their way still, and may be needed.
+        await eventually(record_database.staged, COUNT)
+        proxy.stall(Direction.TO_CLIENT)
+        committing = asyncio.create_task(bulk.commit())
+        await eventually(record_database.contacts, COUNT)
+        proxy.cut()
+        proxy.release()
+        assert (await committing).records == COUNT
+    assert await record_database.contacts() == COUNT
+
+
+@proves("REC-2", "REC-5")
+@pytest.mark.parametrize("direction", Direction)
+async def test_a_connection_that_breaks_anywhere_leaves_nothing_or_all(
+    server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase, direction: Direction
+) -> None:
+    server.start()
+    chance = random.Random(SEED)
+    if direction is Direction.TO_SERVER:
+        # A bulk of this size is about 280,000 bytes.
+        places = [1, 1000, 100_000, *(chance.randrange(300_000) for _ in range(50 if SOAK else 2))]
+    else:
+        places = [1, *(chance.randrange(800) for _ in range(50 if SOAK else 3))]
+    committed = 0
+    async with TcpProxy(server.url(record_cell.transport)) as proxy:
+        for turn, place in enumerate(places):
+            proxy.cut_after[direction] = place
+            outcome: BulkResult | TailraceError
+            async with connected(proxy.url, record_cell.transport, reconnect_timeout=0.0) as client:
+                try:
+                    outcome = await send(client, f"key {turn}", committed)
+                except TailraceError as error:
+                    outcome = error
+            proxy.cut_after.clear()
+            # What was staged goes with the connection, and what had begun to commit goes on.
+            await eventually(record_database.staged, 0)
+            visible = await record_database.contacts() - committed
+            assert visible in (0, COUNT), place
+            if isinstance(outcome, BulkResult):
+                assert visible == COUNT, place
+            async with connected(proxy.url, record_cell.transport) as client:
+                again = await send(client, f"key {turn}", committed)
+            # What the server had received when the client went may have been committed meanwhile.
+            assert again.repeated or not visible, place
+            committed += COUNT
+            assert await record_database.contacts() == committed
+
+
+@proves("REC-2")
+async def test_a_bulk_that_is_cancelled_at_any_moment_leaves_nothing_or_all(
+    server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase
+) -> None:
+    server.start()
+    chance = random.Random(SEED)
+    committed = 0
+    async with connected(server.url(record_cell.transport), record_cell.transport) as client:
+        for turn in range(100 if SOAK else 8):
+            sending = asyncio.create_task(send(client, f"key {turn}", committed))
+            await asyncio.wait((sending,), timeout=chance.random() * 0.4)
+            done = sending.done()
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+            await eventually(record_database.staged, 0)
+            visible = await record_database.contacts() - committed
+            assert visible in (0, COUNT), turn
+            if done:
+                assert visible == COUNT, turn
+            again = await send(client, f"key {turn}", committed)
+            # What the server had received when the client went may have been committed meanwhile.
+            assert again.repeated or not visible, turn
+            committed += COUNT
+            assert await record_database.contacts() == committed
 
 
 # The client dies
@@ -124,7 +201,7 @@ async def test_a_client_that_is_killed_leaves_nothing(
     server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase, tmp_path: Path, lines: int
 ) -> None:
     server.start()
-    with spawn(tmp_path, "bulk", "contacts", "-", "--server", url_of(server, record_cell)) as process:
+    with spawn(tmp_path, "bulk", "contacts", "-", "--server", server.url(record_cell.transport)) as process:
         assert process.stdin is not None
         for number in range(lines):
             process.stdin.write(b'{"name":"a","email":"%d"}\n' % number)
@@ -137,45 +214,20 @@ async def test_a_client_that_is_killed_leaves_nothing(
         process.kill()
     await eventually(record_database.staged, 0)
     assert await record_database.contacts() == 0
-    async with connected(url_of(server, record_cell), record_cell) as client:
+    async with connected(server.url(record_cell.transport), record_cell.transport) as client:
         assert (await send(client, "other")).records == COUNT
 
 
 # PostgreSQL dies
 
 
-@pytest.fixture
-def mortal() -> Iterator[PostgresServer]:
-    """A PostgreSQL server of the test's own, which syncs its commits."""
-    with PostgresServer() as server:
-        yield server
-
-
-@pytest.fixture
-def record_database_of_its_own(mortal: PostgresServer, tmp_path: Path) -> PostgresDatabase:
-    return PostgresDatabase(mortal.create_database(), tmp_path)
-
-
-@pytest.fixture
-async def on_mortal(
-    record_database_of_its_own: PostgresDatabase, tmp_path: Path
-) -> AsyncIterator[tuple[FaultyServer, PostgresDatabase]]:
-    database = record_database_of_its_own
-    await database.make_tables()
-    database.settings(tmp_path)
-    server = FaultyServer(tmp_path / "data", tmp_path, OPTIONS)
-    server.start()
-    yield server, database
-    server.dispose()
-
-
 @proves("REC-2", "REC-3")
-@pytest.mark.record_cells(POSTGRES_CELLS)
+@pytest.mark.record_cells(POSTGRES_RECORD_CELLS)
 async def test_a_crash_of_postgresql_between_two_groups_loses_no_rows_silently(
-    mortal: PostgresServer, on_mortal: tuple[FaultyServer, PostgresDatabase], record_cell: RecordCell
+    mortal_postgres: PostgresServer, on_mortal_postgres: tuple[FaultyServer, PostgresDatabase], record_cell: RecordCell
 ) -> None:
-    server, database = on_mortal
-    async with connected(url_of(server, record_cell), record_cell) as client:
+    server, database = on_mortal_postgres
+    async with connected(server.url(record_cell.transport), record_cell.transport) as client:
         bulk = client.bulk("contacts", idempotency_key="key")
         await bulk.open()
         for number in range(1500):
@@ -185,8 +237,8 @@ async def test_a_crash_of_postgresql_between_two_groups_loses_no_rows_silently(
             return int(await database.staged() >= 1000)
 
         await eventually(is_staged, 1)
-        await asyncio.to_thread(mortal.crash)
-        await asyncio.to_thread(mortal.start)
+        await asyncio.to_thread(mortal_postgres.crash)
+        await asyncio.to_thread(mortal_postgres.start)
         # The tables of staging are empty; nobody has told the server.
         assert await database.staged() == 0
 
@@ -206,21 +258,24 @@ async def test_a_crash_of_postgresql_between_two_groups_loses_no_rows_silently(
 
 
 @proves("REC-2", "REC-5")
-@pytest.mark.record_cells(POSTGRES_CELLS)
+@pytest.mark.record_cells(POSTGRES_RECORD_CELLS)
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05])
 async def test_a_crash_of_postgresql_around_the_commit_is_found_out(
-    mortal: PostgresServer, on_mortal: tuple[FaultyServer, PostgresDatabase], record_cell: RecordCell, delay: float
+    mortal_postgres: PostgresServer,
+    on_mortal_postgres: tuple[FaultyServer, PostgresDatabase],
+    record_cell: RecordCell,
+    delay: float,
 ) -> None:
-    server, database = on_mortal
-    async with connected(url_of(server, record_cell), record_cell) as client:
+    server, database = on_mortal_postgres
+    async with connected(server.url(record_cell.transport), record_cell.transport) as client:
         bulk = client.bulk("contacts", idempotency_key="key")
         await bulk.open()
         for number in range(COUNT):
             await bulk.send(contact(number))
         committing = asyncio.create_task(bulk.commit())
         await asyncio.sleep(delay)
-        await asyncio.to_thread(mortal.crash)
-        await asyncio.to_thread(mortal.start)
+        await asyncio.to_thread(mortal_postgres.crash)
+        await asyncio.to_thread(mortal_postgres.start)
         result: BulkResult | None = None
         with suppress(TailraceError):
             result = await committing
@@ -233,114 +288,3 @@ async def test_a_crash_of_postgresql_around_the_commit_is_found_out(
         assert again.repeated == (visible == COUNT)
     assert await database.contacts() == COUNT
     await eventually(database.staged, 0)
-
-
-# Work
-
-
-async def left(client: ConnectedClient) -> int:
-    """Count what is not done."""
-    figures = await client.queue_figures("quick")
-    return figures.ready + figures.delayed + figures.in_flight
-
-
-@proves("REC-9", "REC-12")
-async def test_no_acknowledged_record_comes_again_through_kills(
-    server: FaultyServer, record_cell: RecordCell, record_database: RecordDatabase
-) -> None:
-    kills = 100 if SOAK else 5
-    count = 40 * kills
-    chance = random.Random(SEED)
-    server.start()
-    acknowledged: set[int] = set()
-    delivered: dict[int, int] = {}
-    async with TcpProxy(url_of(server, record_cell)) as proxy:
-        async with connected(proxy.url, record_cell) as client, client.bulk("quick") as bulk:
-            for number in range(count):
-                await bulk.send({"n": number})
-
-        async def consume(credit: int) -> None:
-            """Work until it is lost, again and again."""
-            while True:
-                with suppress(TailraceError):
-                    async with connected(proxy.url, record_cell) as client, client.work("quick", credit=credit) as work:
-                        async for delivery in work:
-                            number = delivery.json()["n"]
-                            assert number not in acknowledged, f"{number} came again"
-                            delivered[number] = max(delivered.get(number, 0), delivery.attempt)
-                            with suppress(LeaseLost):
-                                await delivery.ack()
-                                acknowledged.add(number)
-                await asyncio.sleep(0.01)
-
-        consumers = [asyncio.create_task(consume(1 + number)) for number in range(3)]
-        for _ in range(kills):
-            await asyncio.sleep(chance.random() * 0.2)
-            server.kill()
-            server.start()
-            proxy.aim(url_of(server, record_cell))
-
-        async with connected(proxy.url, record_cell) as client, asyncio.timeout(40 + 3 * kills):
-            # What a consumer has to say may also be that something came again.
-            while await left(client) and not any(task.done() for task in consumers):
-                await asyncio.wait(consumers, timeout=0.05)
-        for task in consumers:
-            task.cancel()
-        outcomes = await asyncio.gather(*consumers, return_exceptions=True)
-    assert [outcome for outcome in outcomes if not isinstance(outcome, asyncio.CancelledError)] == []
-    # An answer that counted may have been lost with its server, and is forgotten there after a lease.
-    assert delivered.keys() == set(range(count))
-    assert len(acknowledged) > count * 0.8
-
-
-@proves("REC-9")
-async def test_records_of_a_killed_worker_come_again_after_the_lease(
-    server: FaultyServer, record_cell: RecordCell, tmp_path: Path
-) -> None:
-    server.start()
-    async with connected(url_of(server, record_cell), record_cell) as client:
-        async with client.bulk("quick") as bulk:
-            for number in range(4):
-                await bulk.send({"n": number})
-        command = ("--credit", 2, "--", "sleep", 60)
-        with spawn(tmp_path, "work", "quick", "--server", url_of(server, record_cell), *command) as worker:
-
-            async def in_flight() -> int:
-                return (await client.queue_figures("quick")).in_flight
-
-            await eventually(in_flight, 2)
-            worker.kill()
-        attempts: dict[int, int] = {}
-        async with client.work("quick", credit=1) as consumer:
-            async for delivery in consumer:
-                attempts[delivery.json()["n"]] = delivery.attempt
-                await delivery.ack()
-                if len(attempts) == 4:
-                    break
-    assert [attempts[number] for number in range(4)] == [2, 2, 1, 1]
-
-
-@proves("REC-12")
-@pytest.mark.record_cells(POSTGRES_CELLS)
-async def test_queues_outlive_a_crash_of_postgresql(
-    mortal: PostgresServer, on_mortal: tuple[FaultyServer, PostgresDatabase], record_cell: RecordCell
-) -> None:
-    server, _ = on_mortal
-    async with connected(url_of(server, record_cell), record_cell) as client:
-        async with client.bulk("quick") as bulk:
-            for number in range(30):
-                await bulk.send({"n": number})
-        acknowledged: set[int] = set()
-        async with client.work("quick", credit=3) as consumer:
-            async for delivery in consumer:
-                number = delivery.json()["n"]
-                assert number not in acknowledged
-                if len(acknowledged) == 10:
-                    await asyncio.to_thread(mortal.crash)
-                    await asyncio.to_thread(mortal.start)
-                with suppress(TailraceError):
-                    await delivery.ack()
-                    acknowledged.add(number)
-                if len(acknowledged) == 30:
-                    break
-    assert acknowledged == set(range(30))
