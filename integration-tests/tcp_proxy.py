@@ -29,6 +29,8 @@ class TcpProxy:
         """What happens to one message of the connections that begin from now on."""
         self.cut_after: dict[Direction, int] = {}
         """Bytes after which the next connection breaks, by direction; used up when it has."""
+        self.passed = dict.fromkeys(Direction, 0)
+        """Bytes that have arrived from the other side, over all connections, by direction."""
 
     @property
     def url(self) -> str:
@@ -120,6 +122,7 @@ class TcpProxy:
             return
         passed = 0
         while data := await reader.read(_PIECE):
+            self.passed[direction] += len(data)
             limit = self.cut_after.get(direction)
             if limit is not None and passed + len(data) >= limit:
                 del self.cut_after[direction]
