@@ -48,6 +48,7 @@ def bytes_of_deliveries_are_not_counted() -> None:
         executed()
 
     put(_work_session.DispatchedSession, "hand", hand)
+    let_clients_take_everything()
 
 
 @saboteur("REC-9", cell="grpc-sqlite")
