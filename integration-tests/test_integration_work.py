@@ -282,6 +282,33 @@ async def test_a_consumer_that_comes_back_still_answers(record_server: LocalServ
     assert await drained(feeder) == 3
 
 
+@proves("REC-8", "REC-9")
+@pytest.mark.record_cells(WIRED_RECORD_CELLS)
+async def test_what_is_held_counts_for_a_consumer_that_comes_back(
+    record_server: LocalServer, record_cell: RecordCell
+) -> None:
+    feeder = record_server.connect(record_cell.transport)
+    await feed(feeder, range(6))
+    async with TcpProxy(record_server.url(record_cell.transport)) as proxy:
+        client = record_server.connect(record_cell.transport, url=proxy.url)
+        async with client.work("tasks", credit=3) as consumer:
+            held = await take(consumer, 3)
+            proxy.cut()
+            # In force: it is back.
+            await consumer.set_credit(4)
+            (fourth,) = await take(consumer, 1)
+            async with feeder.work("tasks", credit=6) as other:
+                assert numbers_of(await take(other, 2)) == [4, 5]
+                assert consumer.outstanding == 4
+            await held[0].ack()
+            # What it held before the connection was lost makes room for others, too.
+            assert numbers_of([fourth, *await take(consumer, 1)]) == [3, 4]
+        # It gives all of it back, whichever connection it came over.
+        assert (await feeder.queue_figures("tasks")).delayed == 0
+        async with feeder.work("tasks", credit=6) as other:
+            assert sorted(numbers_of(await take(other, 5))) == [1, 2, 3, 4, 5]
+
+
 # Priorities and credit
 
 
