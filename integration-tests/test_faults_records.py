@@ -27,7 +27,7 @@ COUNT = 4000
 """Records of a bulk: several groups."""
 COMMITTED_BY = BULK_POINTS.index("after bulk commit")
 
-pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS)]
+pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS), pytest.mark.timeout(600 if SOAK else 60)]
 
 
 @pytest.fixture
@@ -173,7 +173,7 @@ async def test_a_bulk_that_is_cancelled_at_any_moment_leaves_nothing_or_all(
     chance = random.Random(SEED)
     committed = 0
     async with connected(server.url(record_cell.transport), record_cell.transport) as client:
-        for turn in range(100 if SOAK else 8):
+        for turn in range(100 if SOAK else 6):
             sending = asyncio.create_task(send(client, f"key {turn}", committed))
             await asyncio.wait((sending,), timeout=chance.random() * 0.4)
             done = sending.done()
@@ -259,7 +259,7 @@ async def test_a_crash_of_postgresql_between_two_groups_loses_no_rows_silently(
 
 @proves("REC-2", "REC-5")
 @pytest.mark.record_cells(POSTGRES_RECORD_CELLS)
-@pytest.mark.parametrize("delay", [0.0, 0.005, 0.02, 0.05])
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.02, 0.05, 0.1] if SOAK else [0.0, 0.02])
 async def test_a_crash_of_postgresql_around_the_commit_is_found_out(
     mortal_postgres: PostgresServer,
     on_mortal_postgres: tuple[FaultyServer, PostgresDatabase],

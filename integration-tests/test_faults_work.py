@@ -22,7 +22,7 @@ from tcp_proxy import TcpProxy
 from tailrace_common_api import LeaseLost, TailraceError
 from tailrace_impl_common import ConnectedClient
 
-pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS)]
+pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS), pytest.mark.timeout(600 if SOAK else 60)]
 
 
 @pytest.fixture
@@ -73,10 +73,10 @@ async def test_no_acknowledged_record_comes_again_through_kills(server: FaultySe
             await asyncio.sleep(chance.random() * 0.2)
             if chance.random() < 0.3:
                 proxy.cut()
-            else:
-                await asyncio.to_thread(server.kill)
-                await asyncio.to_thread(server.start)
-                proxy.aim(server.url(record_cell.transport))
+                await asyncio.sleep(chance.random() * 0.1)
+            await asyncio.to_thread(server.kill)
+            await asyncio.to_thread(server.start)
+            proxy.aim(server.url(record_cell.transport))
 
         async with connected(proxy.url, record_cell.transport) as client, asyncio.timeout(40 + 3 * kills):
             # What a consumer has to say may also be that something came again.
