@@ -97,7 +97,7 @@ class WorkClientContract:
 
     async def test_bytes_are_bounded_too(self, work_client: RecordClient) -> None:
         await self.feed(range(2), padding=100 * _KIB)
-        await self.feed(range(2, 4), padding=10 * _KIB)
+        await self.feed(range(2, 7), padding=10 * _KIB)
         async with work_client.work(self.queue, credit=10, credit_bytes=32 * _KIB) as consumer:
             for number in range(2):
                 # It is larger than the credit, and comes alone.
@@ -105,7 +105,10 @@ class WorkClientContract:
                 assert large.json()["n"] == number
                 assert consumer.outstanding == 1
                 await large.ack()
-            assert _numbers(await _take(consumer, 2)) == [2, 3]
+            assert _numbers(await _take(consumer, 3)) == [2, 3, 4]
+            async with work_client.work(self.queue, credit=2) as other:
+                assert _numbers(await _take(other, 2)) == [5, 6]
+                assert consumer.outstanding == 3
 
     async def test_higher_priority_comes_first(self, work_client: RecordClient) -> None:
         await self.feed(range(50))
@@ -327,7 +330,9 @@ class WorkClientContract:
             pass
         await self.feed([0])
         async with work_client.work(self.queue, credit=1) as consumer:
-            assert await _next_and_ack(consumer) == (0, 1)
+            # A request that was still on its way may have had it for a moment.
+            (number, _) = await _next_and_ack(consumer)
+            assert number == 0
 
     async def test_an_unknown_queue_is_told(self, work_client: RecordClient) -> None:
         with pytest.raises(RecordEndNotFound):
