@@ -119,7 +119,7 @@ def run_users(user: str, arguments: argparse.Namespace, targets: dict[str, str],
     }
     command = [sys.executable, "-m", "locust", "-f", str(HERE / "load_users.py"), user, "--headless", "--only-summary"]
     command += ["--users", str(arguments.users), "--spawn-rate", str(arguments.users)]
-    command += ["--run-time", f"{arguments.seconds}s", "--stop-timeout", "30", "--loglevel", "ERROR"]
+    command += ["--run-time", f"{arguments.seconds:.0f}s", "--stop-timeout", "30", "--loglevel", "ERROR"]
     subprocess.run(command, env=environment, check=False, stdout=subprocess.DEVNULL)
     found: dict[str, Any] = json.loads(report.read_text())
     if found["failures"] or not found["result_seconds"]:

@@ -88,8 +88,8 @@ class StreamingGrpcUser(ReadingUser):
 
     def records(self) -> Iterator[int]:
         pb = self._pb
-        request = pb.QueryRequest(query=pb.Query(source="people"))
-        request.query.arguments["count"].integer = RECORDS
+        request = pb.QueryRequest(open=pb.OpenQuery(source="people"))
+        request.open.arguments["count"].int_value = RECORDS
         for response in self._query(iter([request])):
             if response.WhichOneof("message") == "records":
                 yield len(response.records.data)

@@ -33,7 +33,9 @@ from tailrace_server_api import BulkOrigin, Durability, RecordSink, StagedBatch
 GROUP = 1000
 COLUMNS = ("name", "email", "city", "note")
 PLAIN = "CREATE TABLE {} (name TEXT NOT NULL, email TEXT NOT NULL, city INTEGER, note TEXT)"
-RULES = "CREATE TABLE {} (name TEXT NOT NULL, email TEXT NOT NULL UNIQUE, city INTEGER REFERENCES cities (id), note TEXT)"
+RULES = (
+    "CREATE TABLE {} (name TEXT NOT NULL, email TEXT NOT NULL UNIQUE, city INTEGER REFERENCES cities (id), note TEXT)"
+)
 CITIES = ("CREATE TABLE cities (id INTEGER PRIMARY KEY)", "INSERT INTO cities VALUES (1), (2)")
 TABLES = {"plain table": PLAIN, "table with a unique index and a reference": RULES}
 

@@ -456,12 +456,17 @@ async def test_answers_are_checked(dispatcher: WorkDispatcher, answer: Settlemen
         await consumer(dispatcher, 1).settle([answer])
 
 
-async def test_reasons_are_what_databases_take(dispatcher: WorkDispatcher, queue: MemoryQueue) -> None:
+@pytest.mark.parametrize(
+    ("said", "taken"), [("a\0b", "a\N{REPLACEMENT CHARACTER}b"), ("a\ud800b", "a?b"), ("é", "é")], ids=ascii
+)
+async def test_reasons_are_what_databases_take(
+    dispatcher: WorkDispatcher, queue: MemoryQueue, said: str, taken: str
+) -> None:
     queue.put(1)
     session = consumer(dispatcher, 1)
     await take(session, 1)
-    await session.settle([Settlement(1, 1, Verdict.REQUEUE, 0.0, "a\0b")])
-    assert queue.settled[0][0].reason == "a\N{REPLACEMENT CHARACTER}b"
+    await session.settle([Settlement(1, 1, Verdict.REQUEUE, 0.0, said)])
+    assert queue.settled[0][0].reason == taken
 
 
 # Everything at once.

@@ -161,7 +161,8 @@ def _checked(settlement: Settlement) -> Settlement:
     if len(settlement.reason) > _LONGEST_REASON:
         problem = f"{len(settlement.reason)} characters; at most {_LONGEST_REASON} are allowed"
         raise InvalidArgument(field="reason", problem=problem)
-    if "\0" in settlement.reason:
-        # Databases do not take it in text.
-        return settlement._replace(reason=settlement.reason.replace("\0", "\N{REPLACEMENT CHARACTER}"))
-    return settlement
+    # What databases do not take in text: zero bytes, and halves of surrogate pairs.
+    reason = settlement.reason.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if not reason.isascii():
+        reason = reason.encode("utf-8", "replace").decode()
+    return settlement if reason == settlement.reason else settlement._replace(reason=reason)
