@@ -1,7 +1,7 @@
 """Measures how many records a second the sinks take, beside what the databases take without them.
 
-Run it: ``python packages/impl-server/tests/impl_server_sink_rates.py [RECORDS]``. Records are of about 100 bytes as JSON,
-parsed before the clock starts, and come in groups of 1,000. Each line is one run over an empty table.
+Run it: ``python packages/impl-server/tests/impl_server_sink_rates.py [RECORDS]``. Records are of about 100 bytes as
+JSON, parsed before the clock starts, and come in groups of 1,000. Each line is one run over an empty table.
 """
 
 from __future__ import annotations
