@@ -208,12 +208,11 @@ def _put_upload_points(points: _Points) -> None:
 
 
 def _put_bulk_points(points: _Points) -> None:
-    from tailrace_impl_server._sqlite_sink import SqliteSink
-
     from tailrace_impl_common import MessageStream, _serve
     from tailrace_impl_common.record_messages import BulkCommitted, BulkOpened
     from tailrace_impl_server import _bulk_ingest
     from tailrace_impl_server._postgres_sink import PostgresSink
+    from tailrace_impl_server._sqlite_sink import SqliteSink
 
     stage_group = _bulk_ingest.StagedBulk._stage_group
     serve = _serve.serve_bulk
