@@ -209,13 +209,13 @@ def _put_upload_points(points: _Points) -> None:
 
 def _put_bulk_points(points: _Points) -> None:
     from tailrace_impl_common import MessageStream, _serve
+    from tailrace_impl_common._serve_bulk import serve_bulk
     from tailrace_impl_common.record_messages import BulkCommitted, BulkOpened
     from tailrace_impl_server import _bulk_ingest
     from tailrace_impl_server._postgres_sink import PostgresSink
     from tailrace_impl_server._sqlite_sink import SqliteSink
 
     stage_group = _bulk_ingest.StagedBulk._stage_group
-    serve = _serve.serve_bulk
 
     async def watched_stage(self: Any) -> None:
         points.reach("before staging")
@@ -258,7 +258,7 @@ def _put_bulk_points(points: _Points) -> None:
             return await self._inner.receive()
 
     async def watched_serve(request: Any, stream: Any, **named: Any) -> None:
-        await serve(request, WatchedStream(stream), **named)
+        await serve_bulk(request, WatchedStream(stream), **named)
 
     put(_serve, "serve_bulk", watched_serve)
 
