@@ -45,7 +45,7 @@ class ReadingUser(User):  # type: ignore[misc]  # Locust has no types
         """Yield how many records have arrived with each piece of the answer."""
         raise NotImplementedError
 
-    @task
+    @task  # type: ignore[untyped-decorator]
     def read(self) -> None:
         """Read one result."""
         begin = time.perf_counter()
@@ -101,7 +101,7 @@ class UnaryGrpcUser(ReadingUser):
     def __init__(self, environment: Any) -> None:
         super().__init__(environment)
         self._channel = grpc.insecure_channel(TARGETS["unary"])
-        self._page = self._channel.unary_unary("/load.People/Page")
+        self._page: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary("/load.People/Page")
 
     def records(self) -> Iterator[int]:
         seen = 0
@@ -175,7 +175,7 @@ class PlainRestUser(ReadingUser):
             yield len(answer.json())
 
 
-@events.quitting.add_listener
+@events.quitting.add_listener  # type: ignore[untyped-decorator]
 def report(environment: Any, **_: object) -> None:
     """Leave the figures for the one who started this."""
     with open(REPORT, "w") as file:

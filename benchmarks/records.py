@@ -183,7 +183,7 @@ async def one_call_per_record(bench: Bench) -> AsyncIterator[str]:
         return b""
 
     server = grpc.aio.server()
-    handlers = {"Insert": grpc.unary_unary_rpc_method_handler(insert)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Insert": grpc.unary_unary_rpc_method_handler(insert)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("bench.People", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -201,7 +201,7 @@ async def one_call_per_record(bench: Bench) -> AsyncIterator[str]:
 async def call_per_record(address: str, count: int, concurrency: int) -> float:
     """Send records in calls of their own, so many at a time; return the seconds."""
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary("/bench.People/Insert")
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary("/bench.People/Insert")
         numbers = iter(range(count))
 
         async def caller() -> None:
@@ -477,13 +477,14 @@ async def without_credit(seconds: float) -> int:
             written += 1
 
     server = grpc.aio.server()
-    handlers = {"Work": grpc.unary_stream_rpc_method_handler(hand_out)}
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Work": grpc.unary_stream_rpc_method_handler(hand_out)}
     server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("bench.Work", handlers)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     most = taken = 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        call = channel.unary_stream("/bench.Work/Work")(b"")
+        method: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream("/bench.Work/Work")
+        call = method(b"")
         deadline = time.perf_counter() + seconds
         async for _ in call:
             taken += 1

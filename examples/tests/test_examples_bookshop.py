@@ -49,7 +49,7 @@ def test_it_shows_queries_bulks_and_work_and_ends(database: list[str]) -> None:
 
 
 def test_ctrl_c_ends_it_and_its_server() -> None:
-    command = [sys.executable, SHOP]
+    command = [sys.executable, str(SHOP)]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as shop:
         assert shop.stdout is not None
