@@ -18,7 +18,7 @@ postgresql: setup ## Find a PostgreSQL server for the tests, or install one wher
 	scripts/setup-postgresql
 
 .PHONY: check
-check: lint types imports generated packages-alone wheels examples test ## Check everything; what continuous integration runs.
+check: lint types imports generated packages-alone wheels examples guard test ## Check everything; what continuous integration runs.
 
 .PHONY: lint
 lint: setup ## Style, formatting, and texts that must not be committed.
@@ -55,6 +55,11 @@ wheels: setup ## Build the wheels, install them into clean environments, and use
 examples: setup ## Test the examples; installs Node.js, Chromium and npm packages where it may.
 	scripts/setup-node
 	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal examples
+
+.PHONY: guard
+guard: setup ## Count the instructions of fixed transfers, and compare with the record.
+	scripts/setup-valgrind
+	$(PYTHON_BIN) benchmarks/guard.py
 
 .PHONY: demo
 demo: setup ## Upload a live stream over gRPC, follow it over WebSocket, and compare.
