@@ -2,53 +2,126 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import os
 import socket
+import struct
+import subprocess
+import sys
+import threading
 import time
-from multiprocessing.connection import Connection
+from typing import Self
 
 MESSAGE = 1024 * 1024
+PING = 100
+_HEADER = struct.Struct("!QQ")
+"""Bytes to receive, and pings to answer."""
 
 
-def _receive(ready: Connection, size: int) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        ready.send(listener.getsockname()[1])
-        peer, _ = listener.accept()
-        with peer:
-            buffer = bytearray(MESSAGE)
-            left = size
-            while left:
-                received = peer.recv_into(buffer)
-                if not received:
-                    raise ConnectionError(f"the sender left with {left} bytes unsent")
-                left -= received
-            peer.sendall(b"!")
+def random_message() -> bytes:
+    """Return 1 MiB that does not compress and is the same at every call of one process."""
+    return _MESSAGE
 
 
-def raw_socket_seconds(size: int) -> float:
-    """Return the time to move ``size`` bytes in messages of 1 MiB from this process to another, and to hear of it."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    receiver = context.Process(target=_receive, args=(theirs, size))
-    receiver.start()
-    try:
-        data = bytes(MESSAGE)
-        with socket.create_connection(("127.0.0.1", ours.recv())) as sender:
+_MESSAGE = os.urandom(MESSAGE)
+
+
+class RawSocket:
+    """A process that receives what it is sent; it ends with the block."""
+
+    def __enter__(self) -> Self:
+        self._receiver = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._receiver.stdout is not None
+        # Ends with nothing where the process does, so that nobody waits for a dead one.
+        self._port = int(self._receiver.stdout.readline() or 0)
+        if not self._port:
+            raise ConnectionError(f"the receiver ended with {self._receiver.wait()}")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._receiver.communicate()
+
+    @property
+    def pid(self) -> int:
+        """Id of the receiving process."""
+        return self._receiver.pid
+
+    def seconds(self, size: int) -> float:
+        """Return the time to send ``size`` bytes in messages of 1 MiB to the process, and to hear that it has them."""
+        data = memoryview(random_message())
+        with self._connect(size, 0) as sender:
             begin = time.perf_counter()
             for start in range(0, size, MESSAGE):
                 sender.sendall(data[: min(MESSAGE, size - start)])
-            if sender.recv(1) != b"!":
-                raise ConnectionError("the receiver did not confirm")
+            _receive_exactly(sender, bytearray(1))
             return time.perf_counter() - begin
-    finally:
-        receiver.join()
+
+    def round_trips(self, count: int) -> list[float]:
+        """Return the times of messages of 100 bytes to the process and back, one after the other."""
+        times = []
+        message, answer = random_message()[:PING], bytearray(PING)
+        with self._connect(0, count) as sender:
+            sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for _ in range(count):
+                begin = time.perf_counter()
+                sender.sendall(message)
+                _receive_exactly(sender, answer)
+                times.append(time.perf_counter() - begin)
+        if answer != message:
+            raise AssertionError("the process answered with something else")
+        return times
+
+    def _connect(self, size: int, pings: int) -> socket.socket:
+        sender = socket.create_connection(("127.0.0.1", self._port), timeout=60)
+        # A socket with a timeout is not a blocking one to the kernel, and costs a call more per message.
+        sender.settimeout(None)
+        sender.sendall(_HEADER.pack(size, pings))
+        return sender
 
 
-def plain_write_seconds(path: str, size: int) -> float:
-    """Return the time to write ``size`` bytes to a new file in pieces of 1 MiB, without syncing."""
-    data = bytes(MESSAGE)
-    begin = time.perf_counter()
-    with open(path, "xb", buffering=0) as file:
-        for start in range(0, size, MESSAGE):
-            file.write(data[: min(MESSAGE, size - start)])
-    return time.perf_counter() - begin
+def _receive_exactly(peer: socket.socket, buffer: bytearray) -> None:
+    view, received = memoryview(buffer), 0
+    while received < len(buffer):
+        count = peer.recv_into(view[received:])
+        if not count:
+            raise ConnectionError(f"the other side left after {received} bytes of {len(buffer)}")
+        received += count
+
+
+def serve_one(peer: socket.socket) -> None:
+    """Do what one connection asks for."""
+    header = bytearray(_HEADER.size)
+    _receive_exactly(peer, header)
+    left, pings = _HEADER.unpack(header)
+    if pings:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        ping = bytearray(PING)
+        for _ in range(pings):
+            _receive_exactly(peer, ping)
+            peer.sendall(ping)
+        return
+    buffer = bytearray(MESSAGE)
+    while left:
+        received = peer.recv_into(buffer, min(MESSAGE, left))
+        if not received:
+            raise ConnectionError(f"the sender left with {left} bytes unsent")
+        left -= received
+    peer.sendall(b"!")
+
+
+def main() -> None:
+    """Serve connections one after the other, until standard input ends."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        print(listener.getsockname()[1], flush=True)
+        # Whoever started this has it as standard input: its end is theirs, however they ended.
+        threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(0)), daemon=True).start()
+        while True:
+            peer, _ = listener.accept()
+            with peer:
+                try:
+                    serve_one(peer)
+                except ConnectionError as error:
+                    print(f"raw socket: {error}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,165 +1,136 @@
 """Measure Tailrace beside a raw loopback socket, interleaved, on this machine.
 
-Run `make bench` (or this file with --help). Every figure is the median of the rounds; the ratio is that of each round
-to the raw socket of the same round. Results go to standard output and, as JSON and Markdown, into a folder.
+    make bench, make bench-quick, or python benchmarks/run.py [--quick] [--only REGEX] [--peers] [--list]
+
+Rounds are outermost: each measures every row once, directly behind a raw socket of its own. Results are written as JSON
+and as Markdown; `plots.py` draws them.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
-import platform
-import statistics
+import re
+import resource
+import shlex
+import sys
 import tempfile
-from collections.abc import Coroutine
-from dataclasses import asdict, dataclass, field
+import time
+import traceback
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import workloads
-from raw_socket import plain_write_seconds, raw_socket_seconds
-from server import ServerProcess, usage_of
+# Modules of rows: importing them registers what they measure.
+import baseline_rows
+import line_rows
+import transfer_rows
+from cases import CASES, FULL, GIGABYTE, GROUPS, MEBIBYTE, QUICK, Case, Result, Run
+from machine import describe_code, describe_libraries, describe_machine, load_average
+from report import Report, render
 
 from tailrace._malloc import tune_malloc
 
-TRANSPORTS = ("grpc", "ws")
-GIGABYTE = 1e9
+ROWS = (baseline_rows, transfer_rows, line_rows)
+RESULTS = Path(__file__).parent / "results"
+RAW_SIZE = 256 * MEBIBYTE
+"""Bytes of the raw socket directly before a measurement."""
 
 
-@dataclass
-class Row:
-    """One measured case."""
-
-    name: str
-    unit: str
-    values: list[float] = field(default_factory=list)
-    ratios: list[float] = field(default_factory=list)
-    server_cpu: list[float] = field(default_factory=list)
-    client_cpu: list[float] = field(default_factory=list)
-
-    def line(self) -> str:
-        """Return the row as a line of a Markdown table."""
-        cells = [self.name, _spread(self.values, self.unit), _spread(self.ratios, "")]
-        cells += [_spread(self.server_cpu, "s/GB"), _spread(self.client_cpu, "s/GB")]
-        return "| " + " | ".join(cells) + " |"
-
-
-def _spread(values: list[float], unit: str) -> str:
-    if not values:
-        return "–"
-    return f"{statistics.median(values):.2f} {unit} ({min(values):.2f}–{max(values):.2f})".replace("  ", " ")
-
-
-class Benchmark:
-    """All rounds of one run against one server."""
-
-    def __init__(self, server: ServerProcess, scratch: Path, size: int, lines: int) -> None:
-        self._server = server
-        self._scratch = scratch
-        self._size = size
-        self._lines = lines
-        self.rows: dict[str, Row] = {}
-
-    def _row(self, name: str, unit: str) -> Row:
-        return self.rows.setdefault(name, Row(name, unit))
-
-    def round(self) -> None:
-        """Measure every case once, each transfer behind a raw socket of its own."""
-        for transport in TRANSPORTS:
-            self._round_of(transport, self._server.urls[transport])
-
-    def _round_of(self, transport: str, url: str) -> None:
-        size = self._size
-        reference = self._bulk(f"{transport} upload", workloads.upload(url, size))
-        self._bulk(f"{transport} download", workloads.download(url, reference, size))
-        followed = self._bulk(f"{transport} follow while uploading", workloads.follow_while_uploading(url, size))
-        asyncio.run(workloads.delete(url, [reference, followed]))
-        seconds = asyncio.run(workloads.write_lines(url, self._lines))
-        self._row(f"{transport} lines of 100 bytes", "thousand/s").values.append(self._lines / seconds / 1e3)
-        latencies = sorted(asyncio.run(workloads.follow_latencies(url, 300, 0.002)))
-        row = self._row(f"{transport} write to follower, p50", "ms")
-        row.values.append(statistics.median(latencies) * 1e3)
-        row = self._row(f"{transport} write to follower, p99", "ms")
-        row.values.append(latencies[int(len(latencies) * 0.99)] * 1e3)
-
-    def _bulk(self, name: str, workload: Coroutine[Any, Any, tuple[float, str]]) -> str:
-        """Measure one transfer beside a raw socket and a plain write; return the reference of its resource."""
-        raw = raw_socket_seconds(self._size)
-        self._row("raw socket", "GB/s").values.append(self._size / raw / GIGABYTE)
-        path = self._scratch / "plain"
-        self._row("plain write of a new file", "GB/s").values.append(
-            self._size / plain_write_seconds(str(path), self._size) / GIGABYTE
-        )
-        path.unlink()
-        server_before, client_before = self._server.usage().cpu, usage_of(os.getpid()).cpu
-        seconds, reference = asyncio.run(workload)
-        row = self._row(name, "GB/s")
-        row.values.append(self._size / seconds / GIGABYTE)
-        row.ratios.append(raw / seconds)
-        row.server_cpu.append((self._server.usage().cpu - server_before) / (self._size / GIGABYTE))
-        row.client_cpu.append((usage_of(os.getpid()).cpu - client_before) / (self._size / GIGABYTE))
-        return reference
+def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, Result]) -> None:
+    """Measure every row once."""
+    raw = baseline_rows.raw_socket_of(run)
+    size = min(RAW_SIZE, run.scale.size)
+    for case in cases:
+        if case.rounds is not None and number >= case.rounds:
+            continue
+        result = results[case.id]
+        if result.problem is not None:
+            continue
+        begin = time.perf_counter()
+        limit = size / raw.seconds(size) / GIGABYTE
+        try:
+            sample = case.measure(run)
+        except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
+            result.problem = f"{type(error).__name__}: {error}"
+            print(f"{case.id}: {result.problem}", file=sys.stderr)
+            traceback.print_exc()
+            continue
+        sample.round, sample.raw = number, limit
+        result.samples.append(sample)
+        took = time.perf_counter() - begin
+        print(f"round {number + 1}: {case.id}: {sample.value:.3f} {case.unit} ({took:.1f} s)", file=sys.stderr)
 
 
-def describe_machine() -> str:
-    """Return processor, cores, memory, kernel and interpreter in one line."""
-    model = "unknown processor"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.partition(":")[2].strip()
-            break
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    system = f"{platform.system()} {platform.release()}, CPython {platform.python_version()}"
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {system}"
+def measure(cases: list[Case], run: Run) -> dict[str, Result]:
+    """Measure all rounds."""
+    results = {case.id: Result.of(case) for case in cases}
+    for number in range(run.scale.rounds):
+        measure_round(run, number, cases, results)
+    return results
 
 
-def render(rows: dict[str, Row], peak: int, size: int, rounds: int) -> str:
-    """Return the results as Markdown."""
-    lines = [
-        f"Medians (min–max) of {rounds} rounds of {size >> 20} MiB; ratio to a raw loopback socket of the same round.",
-        "",
-        f"Machine: {describe_machine()}. Largest memory of the server: {peak >> 20} MiB.",
-        "",
-        "| case | rate | ratio to raw | server processor | client processor |",
-        "|---|---|---|---|---|",
-        *(row.line() for row in rows.values()),
+def write(report: Report, folder: Path) -> str:
+    """Write the report as JSON and Markdown, and return the latter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = render(report)
+    record = json.dumps(report.to_json(), indent=1) + "\n"
+    (folder / "latest.md").write_text(text)
+    (folder / "latest.json").write_text(record)
+    (folder / f"{report.date.replace(':', '').replace(' ', '-')}.json").write_text(record)
+    return text
+
+
+def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
+    """Return what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer: under three minutes")
+    parser.add_argument("--only", metavar="REGEX", default="", help="rows whose id has this in it, such as '^ws.*up'")
+    parser.add_argument("--rounds", type=int, help="rounds")
+    parser.add_argument("--size", type=int, metavar="MIB", help="size of a transfer, in MiB")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for results")
+    parser.add_argument("--list", action="store_true", help="only name the rows")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    """Run the suite; return the exit code."""
+    arguments = arguments_of()
+    scale = QUICK if arguments.quick else FULL
+    if arguments.rounds is not None:
+        scale = replace(scale, rounds=arguments.rounds)
+    if arguments.size is not None:
+        scale = replace(scale, size=arguments.size * MEBIBYTE)
+    cases = [
+        case
+        for group in GROUPS
+        for case in CASES.values()
+        if case.group == group and re.search(arguments.only, case.id)
     ]
-    return "\n".join(lines) + "\n"
-
-
-def main() -> None:
-    """Run the benchmark."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--size", type=int, default=512, help="size of a transfer, in MiB (default: 512)")
-    parser.add_argument("--lines", type=int, default=200_000, help="lines of the row of small writes")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds (default: 5)")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results", help="folder for results")
-    arguments = parser.parse_args()
+    if arguments.list or not cases:
+        print("\n".join(f"{case.id:<32} {case.title}" for case in cases) or "no row matches")
+        return 0 if cases else 2
     tune_malloc()  # As the command line does: the clients of the benchmark run in this process.
-    size = arguments.size << 20
-    with (
-        tempfile.TemporaryDirectory(prefix="tailrace-benchmark-") as scratch,
-        ServerProcess(Path(scratch, "data")) as server,
-    ):
-        benchmark = Benchmark(server, Path(scratch), size, arguments.lines)
-        for _ in range(arguments.rounds):
-            benchmark.round()
-        peak = server.usage().peak
-    table = render(benchmark.rows, peak, size, arguments.rounds)
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "latest.md").write_text(table)
-    record = {
-        "machine": describe_machine(),
-        "size": size,
-        "rounds": arguments.rounds,
-        "server_peak": peak,
-        "rows": [asdict(row) for row in benchmark.rows.values()],
-    }
-    (arguments.output / "latest.json").write_text(json.dumps(record, indent=1) + "\n")
-    print(table)
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    begin, load = time.perf_counter(), load_average()
+    with tempfile.TemporaryDirectory(prefix="tailrace-bench-") as scratch, Run(scale, Path(scratch)) as run:
+        results = measure(cases, run)
+    report = Report(
+        date=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        machine=describe_machine(),
+        libraries=describe_libraries(),
+        code=describe_code(),
+        arguments=shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]]),
+        rounds=scale.rounds,
+        size=scale.size,
+        seconds=time.perf_counter() - begin,
+        load=load,
+        results=results,
+    )
+    print(write(report, arguments.output))
+    return 1 if any(result.problem for result in results.values()) else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

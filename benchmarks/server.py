@@ -7,54 +7,92 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+from processes import Usage, usage_of
 
+__all__ = ["ServerProcess", "Usage", "usage_of"]
 
-@dataclass(frozen=True, slots=True)
-class Usage:
-    """What a process has used."""
-
-    cpu: float
-    """Processor time, in seconds."""
-    peak: int
-    """Largest resident set since it started, in bytes."""
+TAILRACE = ("-m", "tailrace")
+"""Arguments of the interpreter that make it the command line."""
 
 
 class ServerProcess:
     """`tailrace serve` on a scratch folder and free ports."""
 
-    def __init__(self, data: Path, *, config: Path | None = None) -> None:
-        """Describe the server: its folder, and its settings file if it has one."""
+    def __init__(
+        self,
+        data: Path,
+        *,
+        config: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+        program: Sequence[str] = TAILRACE,
+        log: Path | None = None,
+    ) -> None:
+        """Describe the server.
+
+        Args:
+            data: Its folder.
+            config: Its settings file, if it has one.
+            settings: Settings as variables of the environment, such as ``TAILRACE_STORAGE_DURABILITY``.
+            program: Arguments of the interpreter, for a program that ends in the command line.
+            log: File for what it says; ``None`` for standard error.
+        """
         self._data = data
-        self._config = config
+        self._environment = dict(settings or {})
+        if config is not None:
+            self._environment["TAILRACE_CONFIG"] = str(config)
+        self._program = tuple(program)
+        self._log = log
         self.urls: dict[str, str] = {}
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-m", "tailrace", "serve", "--data", str(self._data), "--json"]
-        command += ["--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"]
-        more = {} if self._config is None else {"TAILRACE_CONFIG": str(self._config)}
-        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **more})
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the server ended with {self._process.wait()} before it was ready")
-        self.urls = {name: url for name, url in json.loads(line).items() if name != "event"}
+        self.start()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start, at the addresses of the last time if there was one; return when it is ready."""
+        addresses = {
+            name: urlsplit(self.urls[name]).netloc if self.urls else "127.0.0.1:0" for name in ("grpc", "http")
+        }
+        command = [sys.executable, *self._program, "serve", "--data", str(self._data), "--json"]
+        command += ["--grpc", addresses["grpc"], "--http", addresses["http"]]
+        with nullcontext() if self._log is None else self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **self._environment}
+            )
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the server ended with {self._process.wait()} before it was ready")
+        self.urls = {name: url for name, url in json.loads(line).items() if name != "event"}
+
+    def stop(self) -> None:
+        """End it in order, or else by force."""
         self._process.send_signal(signal.SIGTERM)
         try:
             self._process.wait(20)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait()
+        self._reap()
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self._process.kill()
+        self._reap()
+
+    def _reap(self) -> None:
+        self._process.wait()
         assert self._process.stdout is not None
         self._process.stdout.close()
 
@@ -66,13 +104,3 @@ class ServerProcess:
     def usage(self) -> Usage:
         """Return what the server has used up to now."""
         return usage_of(self._process.pid)
-
-
-def usage_of(pid: int) -> Usage:
-    """Return what a process has used, from the kernel's tables."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    cpu = (int(fields[11]) + int(fields[12])) / _TICKS
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return Usage(cpu, int(line.split()[1]) * 1024)
-    raise RuntimeError("the kernel does not say how much memory a process has used")

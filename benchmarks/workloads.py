@@ -1,77 +1,130 @@
-"""What is measured: each workload drives the public API against a real server, and proves what it moved."""
+"""What clients do in the rows: the public API against a real server, with what proves that it was done.
+
+The times are the caller's, who puts a meter around what it is to count. Chunk hashes and heads are checked by the
+protocol on both sides within it; what is compared besides, byte by byte, is compared outside of it.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import os
+import random
 import time
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from functools import cache
+
+from cases import Meter
+from raw_socket import MESSAGE, random_message
 
 import tailrace
-from tailrace_common_api import ResourceState
-from tailrace_impl_common import head_of
+from tailrace_common_api import ResourceState, Status
+from tailrace_impl_common import ConnectedClient, HeadHasher, head_of
 
-MESSAGE = 1024 * 1024
 LINE = b"x" * 99 + b"\n"
 
 
-def make_data() -> bytes:
-    """Return 1 MiB that does not compress and is the same at every call of one process."""
-    return _DATA
+@cache
+def expected_head(size: int) -> bytes:
+    """Return the head of ``size`` bytes of the message over and over."""
+    hasher = HeadHasher()
+    for piece in pieces(size):
+        hasher.update(piece)
+    return hasher.head()
 
 
-_DATA = os.urandom(MESSAGE)
+def pieces(size: int) -> Iterator[memoryview]:
+    """Yield ``size`` bytes in messages."""
+    data = memoryview(random_message())
+    for start in range(0, size, MESSAGE):
+        yield data[: min(MESSAGE, size - start)]
 
 
-async def upload(url: str, size: int, *, lines: bool = False) -> tuple[float, str]:
-    """Upload ``size`` bytes; return the seconds until it was COMPLETED and synced, and the reference."""
-    data = make_data()
-    async with tailrace.connect(url) as client:
-        begin = time.perf_counter()
-        async with client.upload("benchmark", lines=lines) as session:
-            for _ in range(size // MESSAGE):
-                await session.write(data)
-        seconds = time.perf_counter() - begin
-        status = session.status
-        if status.state is not ResourceState.COMPLETED or status.size != size:
-            raise AssertionError(f"the upload ended {status.state.name} with {status.size} bytes")
-        return seconds, status.reference
+def check_stored(status: Status, size: int) -> None:
+    """Prove by its head what is stored."""
+    if status.state is not ResourceState.COMPLETED or status.size != size or status.head != expected_head(size):
+        raise AssertionError(f"the upload ended {status.state.name} with {status.size} bytes of {size}, or others")
 
 
-async def download(url: str, reference: str, size: int) -> tuple[float, str]:
-    """Download a resource; every chunk and the final head are verified on the way."""
-    async with tailrace.connect(url) as client, client.open(reference) as resource:
-        begin = time.perf_counter()
-        received = 0
-        async with aclosing(resource.chunks()) as chunks:
-            async for chunk in chunks:
-                received += len(chunk.data)
-        seconds = time.perf_counter() - begin
+def expected_range(start: int, end: int) -> bytes:
+    """Return the bytes that a range of a stored resource has."""
+    data = random_message()
+    whole = data * ((end - start) // MESSAGE + 2)
+    return whole[start % MESSAGE : start % MESSAGE + end - start]
+
+
+async def upload(client: ConnectedClient, size: int, *, lines: bool = False) -> Status:
+    """Upload; return the status once it is COMPLETED and synced."""
+    async with client.upload("benchmark", lines=lines) as session:
+        for piece in pieces(size):
+            await session.write(piece)
+    return session.status
+
+
+@asynccontextmanager
+async def connected(url: str, *, verify: bool = True) -> AsyncGenerator[ConnectedClient, None]:
+    """Connect, and make the connection: its handshake is not what the rows measure."""
+    async with tailrace.connect(url, verify=verify) as client:
+        await client.list_page(limit=1)
+        yield client
+
+
+async def store(url: str, size: int) -> str:
+    """Upload without being timed; return the reference."""
+    async with connected(url) as client:
+        status = await upload(client, size)
+    check_stored(status, size)
+    return status.reference
+
+
+async def timed_upload(url: str, size: int, meter: Meter, *, lines: bool = False) -> str:
+    """Upload; return the reference."""
+    async with connected(url) as client:
+        with meter:
+            status = await upload(client, size, lines=lines)
+    check_stored(status, size)
+    return status.reference
+
+
+async def timed_uploads(url: str, size: int, number: int, meter: Meter) -> list[str]:
+    """Upload at the same time, each over a connection of its own, ``size`` bytes in all; return the references."""
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(connected(url)) for _ in range(number)]
+        with meter:
+            statuses = await asyncio.gather(*(upload(client, size // number) for client in clients))
+    for status in statuses:
+        check_stored(status, size // number)
+    return [status.reference for status in statuses]
+
+
+async def timed_download(url: str, reference: str, size: int, meter: Meter, *, verify: bool = True) -> None:
+    """Download; every chunk is verified on the way, unless that is switched off."""
+    received = 0
+    async with connected(url, verify=verify) as client, client.open(reference) as resource:
+        with meter:
+            async with aclosing(resource.chunks()) as chunks:
+                async for chunk in chunks:
+                    received += len(chunk.data)
     if received != size:
         raise AssertionError(f"{received} bytes of {size} arrived")
-    return seconds, reference
 
 
-async def follow_latencies(url: str, count: int, pause: float) -> list[float]:
-    """Return the seconds from each write of a 100-byte line to its arrival at a follower on another connection."""
-    async with tailrace.connect(url) as writer, tailrace.connect(url) as reader:
-        session = writer.upload("benchmark", lines=True)
-        await session.open()
-        latencies = []
-        async with session, reader.open(session.reference) as resource, aclosing(resource.follow()) as pieces:
-            for _ in range(count):
-                await asyncio.sleep(pause)
-                begin = time.perf_counter()
-                await session.write(LINE)
-                if await anext(pieces) != LINE:
-                    raise AssertionError("the follower got something else than the line that was written")
-                latencies.append(time.perf_counter() - begin)
-    return latencies
+async def compare_download(url: str, reference: str, size: int) -> None:
+    """Download, and compare each byte with what was uploaded."""
+    data = memoryview(random_message() * 6)
+    received = 0
+    async with connected(url) as client, client.open(reference) as resource, aclosing(resource.chunks()) as chunks:
+        async for chunk in chunks:
+            begin = received % MESSAGE
+            if chunk.offset != received or chunk.data != data[begin : begin + len(chunk.data)]:
+                raise AssertionError(f"other bytes than those that were uploaded came from {received} on")
+            received += len(chunk.data)
+    if received != size:
+        raise AssertionError(f"{received} bytes of {size} arrived")
 
 
-async def follow_while_uploading(url: str, size: int) -> tuple[float, str]:
-    """Upload while another connection follows; return the seconds until the follower has all, and the reference."""
-    async with tailrace.connect(url) as writer, tailrace.connect(url) as reader:
+async def timed_follow(url: str, size: int, meter: Meter) -> str:
+    """Upload while another connection follows, until that has all; return the reference."""
+    async with connected(url) as writer, connected(url) as reader:
         session = writer.upload("benchmark")
         await session.open()
 
@@ -82,30 +135,76 @@ async def follow_while_uploading(url: str, size: int) -> tuple[float, str]:
                     received += len(chunk.data)
             return received
 
-        data = make_data()
-        begin = time.perf_counter()
-        following = asyncio.create_task(follow())
-        async with session:
-            for _ in range(size // MESSAGE):
-                await session.write(data)
-        received = await following
-        seconds = time.perf_counter() - begin
+        with meter:
+            following = asyncio.create_task(follow())
+            async with session:
+                for piece in pieces(size):
+                    await session.write(piece)
+            received = await following
+    check_stored(session.status, size)
     if received != size:
         raise AssertionError(f"the follower got {received} bytes of {size}")
-    return seconds, session.reference
+    return session.reference
 
 
-async def write_lines(url: str, count: int) -> float:
-    """Upload ``count`` lines of 100 bytes, one write each; return the seconds until it was COMPLETED."""
-    async with tailrace.connect(url) as client:
-        begin = time.perf_counter()
-        async with client.upload("benchmark", lines=True) as session:
-            for _ in range(count):
-                await session.write(LINE)
-        seconds = time.perf_counter() - begin
-    if session.status.lines != count or session.status.head != head_of(LINE * count):
-        raise AssertionError(f"{session.status.lines} lines of {count} are stored")
-    return seconds
+async def timed_ranges(url: str, reference: str, size: int, length: int, count: int, meter: Meter) -> None:
+    """Read ranges at random places, one after the other."""
+    places = [random.randrange(size - length) for _ in range(count)]
+    async with connected(url) as client, client.open(reference) as resource:
+        with meter:
+            read = [await resource.read(start, start + length) for start in places]
+    for start, data in zip(places, read, strict=True):
+        if data != expected_range(start, start + length):
+            raise AssertionError(f"the range from {start} has other bytes")
+
+
+async def timed_lines(url: str, count: int, meter: Meter, *, followed: bool = False) -> str:
+    """Upload lines of 100 bytes, a write each, to the end of the upload, or to that of its follower."""
+    received = HeadHasher()
+
+    async def follow(reader: ConnectedClient, reference: str) -> None:
+        async with reader.open(reference) as resource, aclosing(resource.follow_chunks()) as chunks:
+            async for chunk in chunks:
+                received.update(chunk.data)
+
+    async with connected(url) as writer, connected(url) as reader:
+        session = writer.upload("benchmark", lines=True)
+        await session.open()
+        with meter:
+            following = asyncio.create_task(follow(reader, session.reference)) if followed else None
+            async with session:
+                for _ in range(count):
+                    await session.write(LINE)
+            if following is not None:
+                await following
+    head = head_of(LINE * count)
+    if session.status.lines != count or session.status.head != head or (followed and received.head() != head):
+        raise AssertionError(f"{session.status.lines} lines of {count} are stored, or the follower has others")
+    return session.reference
+
+
+async def follow_latencies(url: str, count: int, pause: float, meter: Meter) -> list[float]:
+    """Return the seconds from each write of a 100-byte line to its arrival at a follower on another connection."""
+    async with connected(url) as writer, connected(url) as reader:
+        session = writer.upload("benchmark", lines=True)
+        await session.open()
+        latencies = []
+        async with session, reader.open(session.reference) as resource, aclosing(resource.follow()) as arriving:
+            # The first one waits for the follower to be there, and is not counted.
+            await session.write(LINE)
+            if await anext(arriving) != LINE:
+                raise AssertionError("the follower got something else than the line that was written")
+            with meter:
+                for _ in range(count):
+                    await asyncio.sleep(pause)
+                    begin = time.perf_counter()
+                    await session.write(LINE)
+                    got = await anext(arriving)
+                    latencies.append(time.perf_counter() - begin)
+                    if got != LINE:
+                        raise AssertionError("the follower got something else than the line that was written")
+        await writer.delete(session.reference)
+    return latencies
 
 
 async def delete(url: str, references: list[str]) -> None:

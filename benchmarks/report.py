@@ -1,0 +1,165 @@
+"""The report of a run as Markdown: a table for each group of rows, the goals, and the peers."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from cases import GIGABYTE, Result, Sample
+
+NOTHING = "–"
+
+
+@dataclass
+class Report:
+    """What a run has found."""
+
+    date: str
+    machine: str
+    libraries: str
+    code: str
+    arguments: str
+    rounds: int
+    size: int
+    seconds: float
+    """How long the run took."""
+    load: float
+    """Processes that wanted a processor when it began."""
+    results: dict[str, Result]
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Report:
+        """Return what :meth:`to_json` gave."""
+        results = [Result.from_json(result) for result in fields["results"]]
+        return cls(**{**fields, "results": {result.id: result for result in results}})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return {**vars(self), "results": [result.to_json() for result in self.results.values()]}
+
+    def values(self, id: str) -> dict[int, float]:
+        """Return the values of a row by round."""
+        result = self.results.get(id)
+        return {} if result is None else {sample.round: sample.value for sample in result.samples}
+
+    def ratios_to(self, id: str, limits: Iterable[str]) -> list[float]:
+        """Return the ratios of a row to the least of other rows, each of the same round."""
+        found = [self.values(limit) for limit in limits]
+        return [
+            value / min(limit[number] for limit in found)
+            for number, value in self.values(id).items()
+            if found and all(number in limit for limit in found)
+        ]
+
+    def ratios_to_raw(self, id: str) -> list[float]:
+        """Return the ratios of a row in GB/s to the raw socket directly before each measurement."""
+        result = self.results.get(id)
+        if result is None or result.unit != "GB/s":
+            return []
+        return [sample.value / sample.raw for sample in result.samples if sample.raw]
+
+
+def figure(value: float) -> str:
+    """Return a number with three digits that count."""
+    if value == 0 or abs(value) >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 0.1 else f"{value:.3f}"
+
+
+def spread(values: list[float]) -> str:
+    """Return median, minimum and maximum."""
+    if not values:
+        return NOTHING
+    if len(values) == 1:
+        return figure(values[0])
+    return f"{figure(statistics.median(values))} ({figure(min(values))}–{figure(max(values))})"
+
+
+def median_of(result: Result, take: Callable[[Sample], float]) -> float | None:
+    """Return the median of something over the samples; ``None`` if there is none."""
+    return statistics.median([take(sample) for sample in result.samples]) if result.samples else None
+
+
+def _processor(result: Result, side: str) -> str:
+    """Return the processor time of a side: in s/GB for bytes, else in microseconds for each thing that was done."""
+
+    def share(sample: Sample) -> float:
+        used: float = getattr(sample, f"{side}_cpu")
+        return used / (sample.bytes / GIGABYTE) if sample.bytes else used / sample.count * 1e6 if sample.count else 0.0
+
+    found = median_of(result, share)
+    if not found:
+        return NOTHING
+    return f"{figure(found)} s/GB" if result.samples[0].bytes else f"{figure(found)} µs"
+
+
+def _peaks(result: Result) -> str:
+    server, client = (max(getattr(s, f"{side}_peak") for s in result.samples) >> 20 for side in ("server", "client"))
+    return f"{server or NOTHING} / {client or NOTHING}"
+
+
+def _more(result: Result) -> str:
+    names = dict.fromkeys(name for sample in result.samples for name in sample.more)
+    texts = []
+    for name in names:
+        values = [sample.more[name] for sample in result.samples if name in sample.more]
+        what, _, unit = name.rpartition("_")
+        texts.append(f"{what.replace('_', ' ')} {figure(statistics.median(values))} {unit}")
+    return ", ".join(texts)
+
+
+def table(report: Report, results: list[Result]) -> list[str]:
+    """Return the table of a group."""
+    lines = [
+        "| row | median (min–max) | to raw | to floor | server CPU | client CPU | peak MiB, server / client | more |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for result in results:
+        if not result.samples:
+            lines.append(f"| {result.title} | not measured: {result.problem} | | | | | | |")
+            continue
+        values = [sample.value for sample in result.samples]
+        to_floor = report.ratios_to(result.id, [result.floor]) if result.floor else []
+        cells = [
+            result.title,
+            f"{spread(values)} {result.unit}",
+            spread(report.ratios_to_raw(result.id)) if result.id != "raw.socket" else NOTHING,
+            spread(to_floor),
+            _processor(result, "server"),
+            _processor(result, "client"),
+            _peaks(result),
+            _more(result) + (f"; FAILED: {result.problem}" if result.problem else ""),
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def head(report: Report) -> list[str]:
+    """Return what the figures stand on."""
+    return [
+        f"Made by `{report.arguments}` on {report.date}, in {report.seconds / 60:.1f} minutes, of {report.code}.",
+        "",
+        f"Machine: {report.machine}; {report.libraries}; load when it began: {report.load:.1f}.",
+        "",
+        f"Medians (minimum–maximum) of up to {report.rounds} rounds; transfers of {report.size >> 20} MiB. Directly "
+        "before each measurement a blocking socket between two processes moves data in messages of 1 MiB; *to raw* is "
+        "the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, in the same round. "
+        "Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident memory, with what "
+        "earlier rows left in it.",
+    ]
+
+
+def render(report: Report, sections: Iterable[list[str]] = ()) -> str:
+    """Return the report; ``sections`` come behind the tables."""
+    lines = ["# Results", "", *head(report)]
+    groups: dict[str, list[Result]] = {}
+    for result in report.results.values():
+        groups.setdefault(result.group, []).append(result)
+    for group, results in groups.items():
+        lines += ["", f"## {group}", "", *table(report, results)]
+    for section in sections:
+        if section:
+            lines += ["", *section]
+    return "\n".join(lines) + "\n"
