@@ -1,0 +1,57 @@
+"""Arrow Flight, with a server in Python and its own client."""
+
+from __future__ import annotations
+
+import json
+from typing import ClassVar
+
+from peers.driven_peer import DrivenPeer, missing_python
+from peers.processes import PYTHON, ClientProcess, PeerProcess
+
+
+class FlightStoring(DrivenPeer):
+    """pyarrow's Flight server, whose handler in Python does the work that a server of uploads has to do.
+
+    Messages of 1 MiB: a batch with one column of bytes around the piece, without a copy on either side. The handler
+    hashes with XXH3-128, writes to a new file, compares with the client's hash and syncs before it answers; the client
+    hashes both ways. A download reads the file in pieces of 1 MiB. Malloc is tuned as ours. A line is a batch of its
+    own; the file is buffered by 1 MiB.
+    """
+
+    name: ClassVar[str] = "Arrow Flight"
+    does_less: ClassVar[str] = "the same work, but no live readers, no resuming, one hash at the end"
+    supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
+
+    @classmethod
+    def missing(cls) -> str | None:
+        """Return what is not installed that it needs, or None."""
+        return missing_python("pyarrow", "xxhash")
+
+    async def _start(self) -> ClientProcess:
+        stored = self._scratch / "stored"
+        stored.mkdir()
+        return await self._start_server("--folder", str(stored))
+
+    async def _start_server(self, *arguments: str) -> ClientProcess:
+        server = PeerProcess([PYTHON, "-m", "peers.programs.flight_server", *arguments], self.log("server"))
+        await self._serve(server)
+        settings = {"port": json.loads(await server.read_line())["port"], "hashes": bool(arguments)}
+        return ClientProcess.python("flight_client", settings, self.log("client"))
+
+    async def delete(self, handle: str) -> None:
+        """Remove the file and its hash."""
+        for name in (handle, f"{handle}.hash"):
+            (self._scratch / "stored" / name).unlink()
+
+
+class FlightCounting(FlightStoring):
+    """The same without any work: the handler counts bytes; a download sends one batch from memory, by C++ alone."""
+
+    name: ClassVar[str] = "Arrow Flight, counting only"
+    does_less: ClassVar[str] = "no hash, nothing stored, no live readers, no resuming"
+
+    async def _start(self) -> ClientProcess:
+        return await self._start_server()
+
+    async def delete(self, handle: str) -> None:
+        """Do nothing: a number is kept."""

@@ -1,0 +1,164 @@
+"""The processes of a peer: where its programs are, how they are started and stopped, and how its client is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+TOOLS = FOLDER.parents[1] / ".tools" / "peers"
+PYTHON = TOOLS / "python" / "bin" / "python"
+NODE = TOOLS / "node"
+
+TUNED_MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": "33554432",
+    "MALLOC_TRIM_THRESHOLD_": "536870912",
+    "MALLOC_TOP_PAD_": "16777216",
+    "MALLOC_ARENA_MAX": "1",
+}
+"""What the entry points of Tailrace set for themselves; given to every peer, since it costs none of them anything."""
+
+_START_SECONDS = 30
+_STOP_SECONDS = 20
+_LONGEST_ANSWER = 64 * 1024 * 1024
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface that was free just now."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def processes_of(pid: int) -> list[int]:
+    """Return a process and everything that it started and that still runs."""
+    found = [pid]
+    for parent in found:
+        with suppress(FileNotFoundError, ProcessLookupError):
+            for thread in Path(f"/proc/{parent}/task").iterdir():
+                found.extend(int(child) for child in (thread / "children").read_text().split())
+    return found
+
+
+class PeerProcess:
+    """A process of a peer, with tuned malloc; what it prints goes to a log file of its own, shown when it fails."""
+
+    def __init__(
+        self, command: Sequence[str | Path], log: Path, *, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Describe the process; nothing is started."""
+        self._command = [str(part) for part in command]
+        self._log = log
+        self._environment = {**os.environ, **TUNED_MALLOC, "PYTHONPATH": str(FOLDER.parent), **(environment or {})}
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Ids of the process and its children; empty unless it runs."""
+        if self._process is None or self._process.returncode is not None:
+            return []
+        return processes_of(self._process.pid)
+
+    async def start(self, *, port: int | None = None, folder: Path | None = None) -> None:
+        """Start it; with ``port``, wait until it listens there."""
+        with self._log.open("ab") as log:
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=log,
+                env=self._environment,
+                cwd=folder,
+                limit=_LONGEST_ANSWER,
+            )
+        try:
+            if port is not None:
+                await self._listens(port)
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def _listens(self, port: int) -> None:
+        deadline = time.monotonic() + _START_SECONDS
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                if self._process is None or self._process.returncode is not None or time.monotonic() > deadline:
+                    raise self.failure("does not listen") from None
+                await asyncio.sleep(0.02)
+            else:
+                writer.close()
+                await writer.wait_closed()
+                return
+
+    def failure(self, what: str) -> RuntimeError:
+        """Return the error that says what went wrong, with the end of the log."""
+        said = self._log.read_text("utf-8", "replace")[-2000:] if self._log.exists() else ""
+        return RuntimeError(f"{Path(self._command[0]).name} {what}: {said.strip() or 'it says nothing'}")
+
+    async def read_line(self) -> str:
+        """Return the next line of its standard output; raise when it ends instead."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        line = await self._process.stdout.readline()
+        if not line:
+            raise self.failure(f"ended with {await self._process.wait()}")
+        return line.decode()
+
+    async def write_line(self, line: str) -> None:
+        """Write a line to its standard input."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        self._process.stdin.write(line.encode() + b"\n")
+        with suppress(ConnectionError):
+            # One that has ended is noticed by whoever reads its answer.
+            await self._process.stdin.drain()
+
+    async def stop(self) -> None:
+        """End it, softly at first, and wait until it is gone."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        if process.returncode is None:
+            with suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM)
+        # What it still prints is read, so that it cannot hang on a full pipe.
+        try:
+            await asyncio.wait_for(process.communicate(), _STOP_SECONDS)
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                process.kill()
+            await process.communicate()
+
+
+class ClientProcess(PeerProcess):
+    """A peer's own client in a process of its own, asked by lines of JSON."""
+
+    @classmethod
+    def python(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
+        """Describe a client of ``programs/`` in the peers' Python."""
+        return cls([PYTHON, "-m", "peers.programs.client", module, json.dumps(settings)], log)
+
+    @classmethod
+    def here(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
+        """Describe a client of ``programs/`` that needs the standard library alone, in this Python."""
+        return cls([sys.executable, "-m", "peers.programs.client", module, json.dumps(settings)], log)
+
+    async def ask(self, method: str, *arguments: object) -> object:
+        """Call a method of the client and return its result; raise `RuntimeError` for what it raised."""
+        await self.write_line(json.dumps([method, *arguments]))
+        answer = json.loads(await self.read_line())
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["result"]

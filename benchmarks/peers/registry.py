@@ -1,0 +1,24 @@
+"""All peers, and which of them cannot run here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from peers.driven_peer import DrivenPeer
+from peers.flight import FlightCounting, FlightStoring
+from peers.grpc_tutorial import GrpcTutorial
+from peers.nginx import Nginx
+
+PEERS: Final[tuple[type[DrivenPeer], ...]] = (
+    FlightStoring,
+    FlightCounting,
+    Nginx,
+    GrpcTutorial,
+)
+"""Each is constructed with a scratch folder and then satisfies :class:`~peers.peer.Peer`."""
+
+
+def missing() -> dict[str, str]:
+    """Return, by the name of each peer that cannot run here, what is not installed."""
+    reasons = {peer.name: peer.missing() for peer in PEERS}
+    return {name: reason for name, reason in reasons.items() if reason}
