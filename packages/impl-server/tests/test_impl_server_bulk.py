@@ -457,7 +457,7 @@ async def test_a_newer_bulk_with_the_key_fences_the_older_one_at_once(bench: Str
     await older.send(*objects(3))
     watching = asyncio.create_task(older.watch())
     newer = await bench.begin(key="once")
-    with pytest.raises(Fenced):
+    with pytest.raises(Fenced, match="a newer bulk has the same idempotency key"):
         await watching
     with pytest.raises(Fenced):
         await older.commit()

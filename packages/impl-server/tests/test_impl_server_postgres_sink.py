@@ -14,6 +14,7 @@ from tailrace_common_api import (
     BulkRefused,
     BulkResult,
     ConfigurationError,
+    Fenced,
     ProblemKind,
     RecordBatch,
     StorageFailure,
@@ -385,6 +386,60 @@ async def test_many_commits_leave_connections_to_others(place: PostgresPlace) ->
     await asyncio.gather(*commits)
     assert len(await place.rows()) == 8
     await sink.close()
+
+
+async def test_what_waits_for_its_commit_is_not_swept(place: PostgresPlace) -> None:
+    database = place.new_database(max_connections=2)
+    sink = PostgresSink("contacts", database, table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await begin(sink, "left alone")
+    await stage(sink, "left alone", [contact(2), contact(3)])
+    async with database.moves:
+        committing = asyncio.create_task(commit(sink, "bulk", 1))
+        await asyncio.sleep(0)
+        assert await sink.sweep(0.0) == 2
+    assert (await committing).records == 1
+    assert len(await place.rows()) == 1
+    await sink.close()
+
+
+async def test_the_time_of_a_commit_is_the_time_of_the_database(
+    place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results are kept by the clock of the database: a server whose own is far behind does not forget them at once."""
+    sink = place.new_sink()
+    await sink.start()
+    monkeypatch.setattr("time.time", lambda: 1_000_000.0)
+    result = await deliver(sink, "bulk", [contact(1)], key="once")
+    now = await place.raw.fetchval("SELECT extract(epoch FROM clock_timestamp())::double precision")
+    assert 0 <= now - result.committed_at < 60
+    await sink.sweep(3600.0, results_older_than=3600.0)
+    repeated = await begin(sink, "again", key="once")
+    assert repeated is not None
+    assert repeated.committed_at == result.committed_at
+    await sink.close()
+
+
+async def test_a_bulk_is_told_who_has_ended_it(place: PostgresPlace) -> None:
+    first, second = place.new_sink(), place.new_sink()
+    for sink in (first, second):
+        await sink.start()
+    await begin(first, "bulk", key="once")
+    await begin(second, "newer", key="once")
+    with pytest.raises(Fenced, match="a newer one has the same idempotency key"):
+        await stage(first, "bulk", [contact(1)])
+    await begin(first, "swept")
+    await first.sweep(0.0)
+    with pytest.raises(Fenced, match="it was swept") as raised:
+        await stage(first, "swept", [contact(1)])
+    assert "key" not in str(raised.value)
+    await first.rollback("swept")
+    with pytest.raises(Fenced, match="rolled back"):
+        await commit(first, "swept", 1)
+    for sink in (first, second):
+        await sink.close()
 
 
 async def test_limits_of_the_user_do_not_end_a_commit(place: PostgresPlace) -> None:

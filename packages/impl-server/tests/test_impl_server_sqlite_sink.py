@@ -5,6 +5,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -273,6 +274,44 @@ async def test_of_two_servers_with_staging_of_their_own_one_commits_a_key(place:
     for sink in sinks:
         await sink.close()
     assert await place.rows() == [row(contact(0))]
+
+
+async def test_what_waits_for_its_commit_is_not_swept(place: SqlitePlace) -> None:
+    file, staging = (
+        SqliteThread(place.path, durability=Durability.OS),
+        SqliteThread(place.staging_path, durability=Durability.OS),
+    )
+    sink = SqliteSink("contacts", file, staging, table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await begin(sink, "left alone")
+    await stage(sink, "left alone", [contact(2), contact(3)])
+    hold = threading.Event()
+    held = asyncio.ensure_future(file.run(lambda connection: hold.wait()))
+    committing = asyncio.create_task(commit(sink, "bulk", 1))
+    await asyncio.sleep(0)
+    assert await sink.sweep(0.0) == 2
+    hold.set()
+    await held
+    assert (await committing).records == 1
+    assert await place.rows() == [row(contact(1))]
+    await sink.close()
+
+
+async def test_a_bulk_is_told_who_has_ended_it(place: SqlitePlace) -> None:
+    sink = place.new_sink()
+    await sink.start()
+    await begin(sink, "bulk", key="once")
+    await begin(sink, "newer", key="once")
+    with pytest.raises(Fenced, match="a newer one has the same idempotency key"):
+        await stage(sink, "bulk", [contact(1)])
+    await begin(sink, "swept")
+    await sink.sweep(0.0)
+    with pytest.raises(Fenced, match="it was swept") as raised:
+        await stage(sink, "swept", [contact(1)])
+    assert "key" not in str(raised.value)
+    await sink.close()
 
 
 async def test_others_read_and_write_the_file_now_and_then(place: SqlitePlace) -> None:

@@ -71,12 +71,13 @@ RETURNING set_config('synchronous_commit', 'off', true)
 """
 LOCK_STAGING = "SELECT staged FROM tailrace_bulks WHERE number = $1 AND state = 'staging' FOR UPDATE"
 COMMIT = """
-UPDATE tailrace_bulks SET state = 'committed', staged = 0, records = $2, size = $3, digest = $4, committed_at = $5
-WHERE number = $1
+UPDATE tailrace_bulks SET state = 'committed', staged = 0, records = $2, size = $3, digest = $4,
+    committed_at = extract(epoch FROM clock_timestamp())::double precision
+WHERE number = $1 RETURNING committed_at
 """
 PURGED = "UPDATE tailrace_bulks SET staging = NULL WHERE number = $1 AND state = 'committed'"
 FORGET = "DELETE FROM tailrace_bulks WHERE number = $1 AND state = 'fenced'"
-# Of the others only those are dead whose servers are: who is connected holds a lock.
+# Of the others only those are dead whose servers are: who is connected holds a lock. The times are the database's.
 DEAD = f"""
 SELECT number, staging, state FROM tailrace_bulks
 WHERE collection = $1 AND staging IS NOT NULL AND CASE
@@ -87,6 +88,7 @@ WHERE collection = $1 AND staging IS NOT NULL AND CASE
         WHERE locktype = 'advisory' AND classid = {_ALIVE} AND objsubid = 2
             AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
     ) END
+AND number <> ALL ($4::bigint[])
 FOR UPDATE SKIP LOCKED
 """
 FORGET_RESULTS = """

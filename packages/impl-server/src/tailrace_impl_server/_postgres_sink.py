@@ -6,7 +6,6 @@ import asyncio
 import functools
 import logging
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import count, repeat
 from typing import Any
@@ -18,7 +17,6 @@ from tailrace_common_api import (
     BulkConflict,
     BulkRefused,
     BulkResult,
-    Fenced,
     ProblemKind,
     RecordProblem,
     StagingLost,
@@ -26,6 +24,7 @@ from tailrace_common_api import (
     StorageFull,
 )
 from tailrace_impl_server import _postgres_bulks as bulks
+from tailrace_impl_server._bulk_endings import lost_to_another, rolled_back
 from tailrace_impl_server._postgres import Connection, PostgresDatabase
 from tailrace_impl_server._postgres_problems import find_problems, first_refused
 from tailrace_impl_server._postgres_target import Target, prepare_fields, prepare_records
@@ -51,11 +50,14 @@ _UNFIT = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, ValueErr
 class _Bulk:
     """A bulk that this server stages."""
 
-    __slots__ = ("number", "staged")
+    __slots__ = ("committing", "key", "number", "staged")
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, key: str | None) -> None:
         self.number = number
+        self.key = key
         self.staged = 0
+        self.committing = False
+        """Whether it waits for its commit, or commits: however long that takes, it is not swept."""
 
 
 class PostgresSink(RecordSink):
@@ -148,7 +150,7 @@ class PostgresSink(RecordSink):
         found = await self._until_free(functools.partial(self._begin, origin))
         if isinstance(found, BulkResult):
             return found
-        self._bulks[origin.id] = _Bulk(found)
+        self._bulks[origin.id] = _Bulk(found, origin.key)
         return None
 
     async def _begin(self, origin: BulkOrigin, connection: Connection) -> BulkResult | int:
@@ -213,14 +215,14 @@ class PostgresSink(RecordSink):
 
     def _known(self, id: str) -> _Bulk:
         if id not in self._bulks:
-            raise Fenced(epoch=0)
+            raise rolled_back()
         return self._bulks[id]
 
     async def _raise_why(self, connection: Connection, bulk: _Bulk, expected: int) -> None:
         """Raise the reason why a bulk is not as it is known here."""
         staged: int | None = await connection.fetchval(bulks.LOCK_STAGING, bulk.number)
         if staged is None:
-            raise Fenced(epoch=0)
+            raise lost_to_another(bulk.key)
         raise StagingLost(staged=expected, found=staged)
 
     async def _misfit(
@@ -247,18 +249,11 @@ class PostgresSink(RecordSink):
 
     async def commit(self, id: str, *, records: int, size: int, digest: bytes) -> BulkResult:
         bulk = self._known(id)
-        error: Exception | None = None
-        async with self._database.moves:
-            for attempt in range(_ATTEMPTS):
-                await asyncio.sleep(0.02 * attempt)
-                result = await self._move(id, bulk, records, size, digest)
-                if isinstance(result, BulkResult):
-                    break
-                error = result
-                if isinstance(error, _REFUSED) and (refused := await self._problems(bulk, records, error, attempt)):
-                    raise refused
-            else:
-                raise StorageFailure(f"the database {self._database.name} refuses the bulk: {error}") from error
+        bulk.committing = True
+        try:
+            result = await self._commit(id, bulk, records, size, digest)
+        finally:
+            bulk.committing = False
         self._bulks.pop(id, None)
         purging = self._tasks.start(self._purge_committed(bulk.number, self._target.staging), "tailrace-purge")
         if self._committed is not None:
@@ -267,11 +262,25 @@ class PostgresSink(RecordSink):
             await asyncio.shield(purging)
         return result
 
+    async def _commit(self, id: str, bulk: _Bulk, records: int, size: int, digest: bytes) -> BulkResult:
+        """Try to make a bulk visible until it is, or is refused."""
+        error: Exception | None = None
+        async with self._database.moves:
+            for attempt in range(_ATTEMPTS):
+                await asyncio.sleep(0.02 * attempt)
+                result = await self._move(id, bulk, records, size, digest)
+                if isinstance(result, BulkResult):
+                    return result
+                error = result
+                if isinstance(error, _REFUSED) and (refused := await self._problems(bulk, records, error, attempt)):
+                    raise refused
+        raise StorageFailure(f"the database {self._database.name} refuses the bulk: {error}") from error
+
     async def _move(
         self, id: str, bulk: _Bulk, records: int, size: int, digest: bytes
     ) -> BulkResult | asyncpg.PostgresError:
         """Make a bulk visible, or return the error of the database that kept it from that."""
-        committed_at = 0.0
+        committed_at: float | None = None
         try:
             async with self._database.connection() as connection:
                 try:
@@ -280,15 +289,14 @@ class PostgresSink(RecordSink):
                         if staged != records:
                             await self._raise_why(connection, bulk, records)
                         await self._insert(connection, bulk.number, records)
-                        now = time.time()
-                        await connection.execute(bulks.COMMIT, bulk.number, records, size, digest, now)
-                        committed_at = now
+                        committed_at = await connection.fetchval(bulks.COMMIT, bulk.number, records, size, digest)
                 except (*_REFUSED, *_IN_THE_WAY) as error:
                     return error
         except StorageFailure as error:
-            if not committed_at:
+            if committed_at is None:
                 raise
             return await self._outcome(id, error)
+        assert committed_at is not None
         return BulkResult(
             id=id, collection=self._name, records=records, size=size, digest=digest, committed_at=committed_at
         )
@@ -379,8 +387,9 @@ class PostgresSink(RecordSink):
         """Purge bulks of servers that are gone, and of this one those that were not touched for long."""
         purged = 0
         owner = self._database.presence.owner
+        committing = [bulk.number for bulk in self._bulks.values() if bulk.committing]
         async with self._database.connection() as connection, connection.transaction(isolation="read_committed"):
-            dead = await connection.fetch(bulks.DEAD, self._name, owner, older_than)
+            dead = await connection.fetch(bulks.DEAD, self._name, owner, older_than, committing)
             for row in dead:
                 if row["state"] != "committed":
                     await connection.execute(bulks.FENCE, row["number"])

@@ -10,7 +10,6 @@ from tailrace_common_api import (
     Argument,
     BulkConflict,
     BulkResult,
-    Fenced,
     GoingAway,
     InvalidArgument,
     Overloaded,
@@ -21,6 +20,7 @@ from tailrace_common_api import (
     check_priority,
 )
 from tailrace_impl_common import IdGenerator, Signal
+from tailrace_impl_server._bulk_endings import taken_over
 from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
@@ -203,7 +203,7 @@ class RecordStreams(RecordService):
         if key is not None:
             if (before := self._keys.get((principal, key))) is not None and before[0] in self._bulks:
                 # The sink has fenced it; this way its client hears of it now.
-                self._bulks[before[0]].fail(Fenced(epoch=0))
+                self._bulks[before[0]].fail(taken_over())
             self._keys[principal, key] = (bulk_id, collection, priority)
         if self._closing:
             bulk.fail(GoingAway(retry_after=GOING_AWAY_RETRY))

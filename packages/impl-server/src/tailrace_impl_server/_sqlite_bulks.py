@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, NamedTuple
 
 from tailrace_common_api import BulkResult
@@ -140,14 +140,19 @@ def fence(connection: sqlite3.Connection, *, id: str) -> tuple[int, str] | None:
 
 
 def fence_dead(
-    connection: sqlite3.Connection, *, collection: str, staging: str, before: float | None
+    connection: sqlite3.Connection, *, collection: str, staging: str, before: float | None, spared: Set[int]
 ) -> list[tuple[int, str]]:
-    """Fence the bulks of a collection whose process is gone, or that were not touched since ``before`` by this one."""
+    """Fence the bulks of a collection whose process is gone, or that were not touched since ``before`` by this one.
+
+    Those in ``spared`` are left alone.
+    """
     rows = connection.execute(
         "SELECT number, staging, owner, touched_at FROM tailrace_bulks WHERE collection = ?", (collection,)
     ).fetchall()
     dead: list[tuple[int, str]] = []
     for number, its_staging, owner, touched_at in rows:
+        if number in spared:
+            continue
         if (before is not None and touched_at <= before) if owner == _own() else not _is_alive(owner):
             connection.execute("UPDATE tailrace_bulks SET fenced = 1, key = NULL WHERE number = ?", (number,))
             dead.append((number, its_staging))

@@ -16,7 +16,6 @@ from tailrace_common_api import (
     JSON,
     BulkConflict,
     BulkResult,
-    Fenced,
     ProblemKind,
     RecordProblem,
     StagingLost,
@@ -24,6 +23,7 @@ from tailrace_common_api import (
     StorageFull,
 )
 from tailrace_impl_server import _sqlite_bulks as bulks
+from tailrace_impl_server._bulk_endings import lost_to_another, rolled_back, taken_over
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._sql_tables import RecordTable, field_columns, problems_found, staged_columns
 from tailrace_impl_server._sqlite_problems import dangling_problems, find_problems
@@ -173,7 +173,7 @@ class SqliteSink(RecordSink):
         def insert(connection: sqlite3.Connection) -> None:
             staged = bulks.count(connection, bulk.number, bulk.staged, size)
             if staged is None:
-                raise Fenced(epoch=0)
+                raise lost_to_another(bulk.origin.key)
             if staged != bulk.staged:
                 raise StagingLost(staged=bulk.staged, found=staged)
             try:
@@ -186,7 +186,7 @@ class SqliteSink(RecordSink):
 
     def _known(self, id: str) -> _Bulk:
         if id not in self._bulks:
-            raise Fenced(epoch=0)
+            raise rolled_back()
         return self._bulks[id]
 
     async def commit(self, id: str, *, records: int, size: int, digest: bytes) -> BulkResult:
@@ -220,8 +220,10 @@ class SqliteSink(RecordSink):
     def _move(self, connection: sqlite3.Connection, target: Target, bulk: _Bulk, records: int) -> None:
         """Move what is staged, in the final transaction."""
         staged = bulks.staged(connection, bulk.number)
-        if staged is None or bulks.has_result(connection, bulk.origin):
-            raise Fenced(epoch=0)
+        if staged is None:
+            raise lost_to_another(bulk.origin.key)
+        if bulks.has_result(connection, bulk.origin):
+            raise taken_over()
         if staged != records:
             raise StagingLost(staged=records, found=staged)
         try:
@@ -274,8 +276,12 @@ class SqliteSink(RecordSink):
     async def _purge_dead(self, older_than: float | None) -> int:
         before = None if older_than is None else time.time() - older_than
         staging = self._target.staging
+        # However long it takes, or waits for the writing thread.
+        committing = {bulk.number for bulk in self._bulks.values() if bulk.committing is not None}
         dead = await self._staging.run(
-            functools.partial(bulks.fence_dead, collection=self._name, staging=staging, before=before)
+            functools.partial(
+                bulks.fence_dead, collection=self._name, staging=staging, before=before, spared=committing
+            )
         )
         return sum([await self._purge(number, its_staging) for number, its_staging in dead])
 
