@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 TRANSPORTS = ("grpc", "ws")
 TITLES = {"grpc": "gRPC", "ws": "WebSocket"}
+DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}
 MEBIBYTE = 1 << 20
 GIGABYTE = 1e9
 HERE = Path(__file__).parent
@@ -37,7 +38,19 @@ FAN_OUT = "Many followers"
 CONNECTIONS = "Connections"
 SETTINGS = "What settings cost"
 RECORDS = "Records"
-GROUPS = (LIMITS, UPLOAD, DOWNLOAD, LINES, LATENCY, FAN_OUT, CONNECTIONS, SETTINGS, RECORDS)
+PEERS = "Peers: "
+"""How the headings of the rows of others begin, which are measured next to ours of the same name."""
+GROUPS = (
+    LIMITS,
+    *(UPLOAD, PEERS + UPLOAD),
+    *(DOWNLOAD, PEERS + DOWNLOAD),
+    *(LINES, PEERS + LINES),
+    *(LATENCY, PEERS + LATENCY),
+    FAN_OUT,
+    CONNECTIONS,
+    SETTINGS,
+    RECORDS,
+)
 """Headings of tables, in the order in which their rows are measured."""
 
 
@@ -88,8 +101,12 @@ class Scale:
     """Records of a bulk."""
     results: int
     """Records of a streamed result."""
-    peer_size: int
-    """Bytes of a transfer of a peer, and of ours beside it."""
+    deliveries: int
+    """Most deliveries of work per sample."""
+    slow_rounds: int
+    """Most rounds of rows that take long."""
+    peer_lines: int
+    """Lines that peers are given, some of which take each with a request of its own."""
 
 
 FULL = Scale(
@@ -101,7 +118,9 @@ FULL = Scale(
     connections=500,
     records=200_000,
     results=1_000_000,
-    peer_size=256 * MEBIBYTE,
+    deliveries=10_000,
+    slow_rounds=3,
+    peer_lines=5_000,
 )
 QUICK = Scale(
     rounds=3,
@@ -112,7 +131,9 @@ QUICK = Scale(
     connections=200,
     records=50_000,
     results=200_000,
-    peer_size=64 * MEBIBYTE,
+    deliveries=3_000,
+    slow_rounds=1,
+    peer_lines=1_000,
 )
 
 
@@ -231,8 +252,8 @@ class Case:
     unit: str
     measure: Measure
     lower_is_better: bool = False
-    rounds: int | None = None
-    """Most rounds in which it is measured; ``None`` for all."""
+    slow: bool = False
+    """Whether it takes so long that it is measured in fewer rounds."""
     floor: str | None = None
     """Id of the row whose figure of the same round is the attainable limit."""
 
@@ -248,7 +269,7 @@ def case(
     group: str,
     unit: str = "GB/s",
     lower_is_better: bool = False,
-    rounds: int | None = None,
+    slow: bool = False,
     floor: str | None = None,
 ) -> Callable[[Measure], Measure]:
     """Register a function as a row; see :class:`Case`."""
@@ -256,7 +277,7 @@ def case(
     def register(measure: Measure) -> Measure:
         if id in CASES:
             raise ValueError(f"there are two rows {id}")
-        CASES[id] = Case(id, title, group, unit, measure, lower_is_better, rounds, floor)
+        CASES[id] = Case(id, title, group, unit, measure, lower_is_better, slow, floor)
         return measure
 
     return register
@@ -269,7 +290,7 @@ def transport_case(
     group: str,
     unit: str = "GB/s",
     lower_is_better: bool = False,
-    rounds: int | None = None,
+    slow: bool = False,
     floor: str | None = None,
 ) -> Callable[[Callable[[Run, str], Sample]], Callable[[Run, str], Sample]]:
     """Register a function that takes a transport as a row of each."""
@@ -283,7 +304,7 @@ def transport_case(
                 group=group,
                 unit=unit,
                 lower_is_better=lower_is_better,
-                rounds=rounds,
+                slow=slow,
                 floor=floor,
             )(bound)
         return measure

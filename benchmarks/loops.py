@@ -17,10 +17,5 @@ STANDARD_LOOP = os.environ.get("BENCH_LOOP") == "asyncio"
 
 def run_coroutine(work: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a new event loop."""
-    with new_runner() as runner:
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop if STANDARD_LOOP else uvloop.new_event_loop) as runner:
         return runner.run(work)
-
-
-def new_runner() -> asyncio.Runner:
-    """Return a runner with a new event loop, for what lasts longer than one coroutine."""
-    return asyncio.Runner(loop_factory=asyncio.new_event_loop if STANDARD_LOOP else uvloop.new_event_loop)

@@ -21,7 +21,15 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    aclosing,
+    asynccontextmanager,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import Any
 
@@ -124,9 +132,9 @@ database = "bench"
             await connection.close()
 
     @contextmanager
-    def server(self) -> Iterator[ServerProcess]:
-        """Run the server."""
-        with ServerProcess(self._folder / "data", config=self.config) as server:
+    def server(self, log: Path | None = None) -> Iterator[ServerProcess]:
+        """Run the server; what it says goes to a file, or to standard error."""
+        with ServerProcess(self._folder / "data", config=self.config, log=log) as server:
             yield server
 
     async def plain(self, count: int) -> float:
@@ -426,23 +434,35 @@ async def feed(client: ConnectedClient, queue: str, count: int) -> None:
             await stream.send(record(number))
 
 
-async def work_through(url: str, queue: str, count: int, credit: int) -> float:
-    """Work on so many records with one consumer that answers as fast as it can; return the seconds."""
+async def work_through(
+    url: str, queue: str, count: int, credit: int, meter: AbstractContextManager[object] | None = None
+) -> float:
+    """Work on so many records with one consumer that answers as fast as it can; return the seconds.
+
+    The meter, if there is one, is around the work, and not around what feeds the queue.
+    """
     async with tailrace.connect(url) as client:
         await feed(client, queue, count)
         answers: set[asyncio.Task[None]] = set()
         begin = time.perf_counter()
-        async with client.work(queue, credit=credit) as consumer:
-            left = count
-            async for delivery in consumer:
-                task = asyncio.create_task(delivery.ack())
-                answers.add(task)
-                task.add_done_callback(answers.discard)
-                left -= 1
-                if not left:
-                    break
-            await asyncio.gather(*answers)
+        with meter or nullcontext():
+            await _work_on(client, queue, count, credit, answers)
         return time.perf_counter() - begin
+
+
+async def _work_on(
+    client: ConnectedClient, queue: str, count: int, credit: int, answers: set[asyncio.Task[None]]
+) -> None:
+    async with client.work(queue, credit=credit) as consumer:
+        left = count
+        async for delivery in consumer:
+            task = asyncio.create_task(delivery.ack())
+            answers.add(task)
+            task.add_done_callback(answers.discard)
+            left -= 1
+            if not left:
+                break
+        await asyncio.gather(*answers)
 
 
 async def run_credit(bench: Bench, arguments: argparse.Namespace) -> None:

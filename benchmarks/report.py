@@ -145,7 +145,7 @@ def head(report: Report) -> list[str]:
         "",
         f"Medians (minimum–maximum) of up to {report.rounds} rounds; transfers of {report.size >> 20} MiB. Directly "
         "before each measurement a blocking socket between two processes moves data in messages of 1 MiB; *to raw* is "
-        "the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, in the same round. "
+        "the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, same round. "
         "Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident memory, with what "
         "earlier rows left in it.",
     ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import re
 import resource
 import shlex
@@ -23,7 +24,13 @@ from pathlib import Path
 
 # Modules of rows: importing them registers what they measure.
 import baseline_rows
+import connection_rows
+import goals
 import line_rows
+import peer_report
+import peer_rows
+import record_rows
+import setting_rows
 import transfer_rows
 from cases import CASES, FULL, GIGABYTE, GROUPS, MEBIBYTE, QUICK, Case, Result, Run
 from machine import describe_code, describe_libraries, describe_machine, load_average
@@ -31,7 +38,7 @@ from report import Report, render
 
 from tailrace._malloc import tune_malloc
 
-ROWS = (baseline_rows, transfer_rows, line_rows)
+ROWS = (baseline_rows, transfer_rows, line_rows, connection_rows, setting_rows, record_rows)
 RESULTS = Path(__file__).parent / "results"
 RAW_SIZE = 256 * MEBIBYTE
 """Bytes of the raw socket directly before a measurement."""
@@ -42,7 +49,7 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
     raw = baseline_rows.raw_socket_of(run)
     size = min(RAW_SIZE, run.scale.size)
     for case in cases:
-        if case.rounds is not None and number >= case.rounds:
+        if case.slow and number >= run.scale.slow_rounds:
             continue
         result = results[case.id]
         if result.problem is not None:
@@ -70,10 +77,10 @@ def measure(cases: list[Case], run: Run) -> dict[str, Result]:
     return results
 
 
-def write(report: Report, folder: Path) -> str:
+def write(report: Report, folder: Path, sections: list[list[str]]) -> str:
     """Write the report as JSON and Markdown, and return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = render(report)
+    text = render(report, sections)
     record = json.dumps(report.to_json(), indent=1) + "\n"
     (folder / "latest.md").write_text(text)
     (folder / "latest.json").write_text(record)
@@ -89,6 +96,7 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="rounds")
     parser.add_argument("--size", type=int, metavar="MIB", help="size of a transfer, in MiB")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for results")
+    parser.add_argument("--peers", action="store_true", help="measure those that `scripts/setup-peers` installed, too")
     parser.add_argument("--list", action="store_true", help="only name the rows")
     return parser.parse_args(words)
 
@@ -101,6 +109,7 @@ def main() -> int:
         scale = replace(scale, rounds=arguments.rounds)
     if arguments.size is not None:
         scale = replace(scale, size=arguments.size * MEBIBYTE)
+    missing = peer_rows.register() if arguments.peers else {}
     cases = [
         case
         for group in GROUPS
@@ -110,6 +119,7 @@ def main() -> int:
     if arguments.list or not cases:
         print("\n".join(f"{case.id:<32} {case.title}" for case in cases) or "no row matches")
         return 0 if cases else 2
+    logging.basicConfig(level=logging.ERROR)  # Lost connections are what some rows are about.
     tune_malloc()  # As the command line does: the clients of the benchmark run in this process.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
@@ -128,7 +138,8 @@ def main() -> int:
         load=load,
         results=results,
     )
-    print(write(report, arguments.output))
+    sections = [goals.section(report), peer_report.section(report, peer_rows.notes(), missing)]
+    print(write(report, arguments.output, sections))
     return 1 if any(result.problem for result in results.values()) else 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import workloads
 from cases import DOWNLOAD, MEBIBYTE, UPLOAD, Run, Sample, transport_case
+from raw_socket import random_message
 
 import tailrace
 
@@ -20,22 +21,23 @@ def stored(run: Run) -> str:
     return run.keep("transfer.stored", make)
 
 
-def _upload(run: Run, transport: str, profile: str = "plain", *, lines: bool = False) -> Sample:
-    url = run.url(transport, profile)
-    meter = run.meter(profile)
-    reference = run.wait(workloads.timed_upload(url, run.scale.size, meter, lines=lines))
+def upload_into(run: Run, transport: str, profile: str, *, text: bool = False, lines: bool = False) -> Sample:
+    """Measure an upload to the server of a profile; ``text`` for lines of 100 bytes instead of random bytes."""
+    url, meter = run.url(transport, profile), run.meter(profile)
+    message = workloads.TEXT if text else random_message()
+    reference = run.wait(workloads.timed_upload(url, run.scale.size, meter, message, lines=lines))
     run.wait(workloads.delete(url, [reference]))
     return meter.throughput(run.scale.size)
 
 
 @transport_case("upload", "upload, new file, synced at the end", group=UPLOAD, floor="floor.upload")
 def upload(run: Run, transport: str) -> Sample:
-    return _upload(run, transport)
+    return upload_into(run, transport, "plain")
 
 
 @transport_case("upload_warm", "upload, warm file", group=UPLOAD, floor="floor.upload_warm")
 def upload_warm(run: Run, transport: str) -> Sample:
-    return _upload(run, transport, "warm")
+    return upload_into(run, transport, "warm")
 
 
 @transport_case("upload_blocking", "upload, warm file, blocking façade", group=UPLOAD, floor="floor.upload_warm")
@@ -53,7 +55,7 @@ def upload_blocking(run: Run, transport: str) -> Sample:
 
 def _uploads(run: Run, transport: str, number: int) -> Sample:
     url, meter = run.url(transport, "warm"), run.meter("warm")
-    size = run.scale.size // MEBIBYTE // number * number * MEBIBYTE
+    size = max(1, run.scale.size // MEBIBYTE // number) * number * MEBIBYTE
     references = run.wait(workloads.timed_uploads(url, size, number, meter))
     run.wait(workloads.delete(url, references))
     return meter.throughput(size)

@@ -23,25 +23,30 @@ from tailrace_impl_common import ConnectedClient, HeadHasher, head_of
 LINE = b"x" * 99 + b"\n"
 
 
+TEXT = LINE * (MESSAGE // len(LINE)) + LINE[-(MESSAGE % len(LINE)) :]
+"""A message of lines."""
+
+
 @cache
-def expected_head(size: int) -> bytes:
-    """Return the head of ``size`` bytes of the message over and over."""
+def expected_head(size: int, message: bytes = random_message()) -> bytes:
+    """Return the head of ``size`` bytes of a message over and over."""
     hasher = HeadHasher()
-    for piece in pieces(size):
+    for piece in pieces(size, message):
         hasher.update(piece)
     return hasher.head()
 
 
-def pieces(size: int) -> Iterator[memoryview]:
+def pieces(size: int, message: bytes = random_message()) -> Iterator[memoryview]:
     """Yield ``size`` bytes in messages."""
-    data = memoryview(random_message())
+    data = memoryview(message)
     for start in range(0, size, MESSAGE):
         yield data[: min(MESSAGE, size - start)]
 
 
-def check_stored(status: Status, size: int) -> None:
+def check_stored(status: Status, size: int, message: bytes = random_message()) -> None:
     """Prove by its head what is stored."""
-    if status.state is not ResourceState.COMPLETED or status.size != size or status.head != expected_head(size):
+    head = expected_head(size, message)
+    if status.state is not ResourceState.COMPLETED or status.size != size or status.head != head:
         raise AssertionError(f"the upload ended {status.state.name} with {status.size} bytes of {size}, or others")
 
 
@@ -52,10 +57,12 @@ def expected_range(start: int, end: int) -> bytes:
     return whole[start % MESSAGE : start % MESSAGE + end - start]
 
 
-async def upload(client: ConnectedClient, size: int, *, lines: bool = False) -> Status:
+async def upload(
+    client: ConnectedClient, size: int, message: bytes = random_message(), *, lines: bool = False
+) -> Status:
     """Upload; return the status once it is COMPLETED and synced."""
     async with client.upload("benchmark", lines=lines) as session:
-        for piece in pieces(size):
+        for piece in pieces(size, message):
             await session.write(piece)
     return session.status
 
@@ -76,12 +83,14 @@ async def store(url: str, size: int) -> str:
     return status.reference
 
 
-async def timed_upload(url: str, size: int, meter: Meter, *, lines: bool = False) -> str:
+async def timed_upload(
+    url: str, size: int, meter: Meter, message: bytes = random_message(), *, lines: bool = False
+) -> str:
     """Upload; return the reference."""
     async with connected(url) as client:
         with meter:
-            status = await upload(client, size, lines=lines)
-    check_stored(status, size)
+            status = await upload(client, size, message, lines=lines)
+    check_stored(status, size, message)
     return status.reference
 
 
