@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self, cast
 
-from peers.processes import PYTHON, ClientProcess, PeerProcess
+from peers.processes import NODE, PYTHON, ClientProcess, PeerProcess
 
 
 class DrivenPeer(abc.ABC):
@@ -36,7 +36,7 @@ class DrivenPeer(abc.ABC):
 
     async def _serve(self, server: PeerProcess, *, port: int | None = None) -> None:
         self._servers.append(server)
-        await server.start(port=port, folder=self._scratch)
+        await server.start(port=port)
 
     @property
     def server_pids(self) -> list[int]:
@@ -56,7 +56,7 @@ class DrivenPeer(abc.ABC):
         self._scratch.mkdir(parents=True)
         try:
             client = await self._start()
-            await client.start(folder=self._scratch)
+            await client.start()
             self._client = client
             await client.ask("ready")
         except BaseException:
@@ -126,6 +126,14 @@ def missing_python(*modules: str) -> str | None:
         if not any((folder / module).exists() or list(folder.glob(f"{module}.*")) for folder in folders)
     ]
     return f"{', '.join(lacking)} in the peers' Python" if lacking else None
+
+
+def missing_node(*packages: str) -> str | None:
+    """Return what lacks of Node.js and of these npm packages, or None."""
+    if find_program("node") is None:
+        return "Node.js (the Debian package nodejs)"
+    lacking = [package for package in packages if not (NODE / "node_modules" / package).is_dir()]
+    return f"the npm packages {', '.join(lacking)} (scripts/setup-peers installs them)" if lacking else None
 
 
 def missing_program(name: str) -> str | None:

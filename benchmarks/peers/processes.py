@@ -38,6 +38,15 @@ def free_port() -> int:
         return port
 
 
+def node_program(name: str) -> list[str]:
+    """Return the command of a program of ``node/``.
+
+    Its text is handed over, since Node.js looks for packages beside the file of a program; without a file, it does so
+    where it stands, which is where they are (see :data:`NODE`).
+    """
+    return ["node", "--input-type=module", "--eval", (FOLDER / "node" / name).read_text("utf-8")]
+
+
 def processes_of(pid: int) -> list[int]:
     """Return a process and everything that it started and that still runs."""
     found = [pid]
@@ -51,13 +60,12 @@ def processes_of(pid: int) -> list[int]:
 class PeerProcess:
     """A process of a peer, with tuned malloc; what it prints goes to a log file of its own, shown when it fails."""
 
-    def __init__(
-        self, command: Sequence[str | Path], log: Path, *, environment: Mapping[str, str] | None = None
-    ) -> None:
-        """Describe the process; nothing is started."""
+    def __init__(self, command: Sequence[str | Path], log: Path, *, folder: Path | None = None) -> None:
+        """Describe the process; nothing is started. It stands in ``folder``, or where its log is."""
         self._command = [str(part) for part in command]
         self._log = log
-        self._environment = {**os.environ, **TUNED_MALLOC, "PYTHONPATH": str(FOLDER.parent), **(environment or {})}
+        self._folder = folder or log.parent
+        self._environment = {**os.environ, **TUNED_MALLOC, "PYTHONPATH": str(FOLDER.parent)}
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -67,7 +75,7 @@ class PeerProcess:
             return []
         return processes_of(self._process.pid)
 
-    async def start(self, *, port: int | None = None, folder: Path | None = None) -> None:
+    async def start(self, *, port: int | None = None) -> None:
         """Start it; with ``port``, wait until it listens there."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
@@ -76,7 +84,7 @@ class PeerProcess:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=log,
                 env=self._environment,
-                cwd=folder,
+                cwd=self._folder,
                 limit=_LONGEST_ANSWER,
             )
         try:
@@ -149,6 +157,11 @@ class ClientProcess(PeerProcess):
     def python(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
         """Describe a client of ``programs/`` in the peers' Python."""
         return cls([PYTHON, "-m", "peers.programs.client", module, json.dumps(settings)], log)
+
+    @classmethod
+    def node(cls, name: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
+        """Describe a client of ``node/``."""
+        return cls([*node_program("client.mjs"), name, json.dumps(settings)], log, folder=NODE)
 
     @classmethod
     def here(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Final
 
 from peers.driven_peer import DrivenPeer
+from peers.durable_streams import DurableStreamsJavaScript, DurableStreamsPython
 from peers.flight import FlightCounting, FlightStoring
 from peers.grpc_tutorial import GrpcTutorial
 from peers.nginx import Nginx
+from peers.tus import TusJavaScript, TusPython
 
 PEERS: Final[tuple[type[DrivenPeer], ...]] = (
     FlightStoring,
     FlightCounting,
     Nginx,
     GrpcTutorial,
+    TusJavaScript,
+    TusPython,
+    DurableStreamsJavaScript,
+    DurableStreamsPython,
 )
 """Each is constructed with a scratch folder and then satisfies :class:`~peers.peer.Peer`."""
 

@@ -25,6 +25,8 @@ async def _answer(client: object, method: str, arguments: list[Any]) -> dict[str
         return {"result": await result if inspect.isawaitable(result) else result}
     except Exception as error:  # noqa: BLE001  # Whoever asked shall learn of it, whatever it is.
         traceback.print_exc()
+        while isinstance(error, ExceptionGroup):
+            error = error.exceptions[0]
         return {"error": f"{type(error).__name__}: {error}"}
 
 
