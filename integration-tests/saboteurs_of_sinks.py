@@ -20,10 +20,10 @@ def a_bulk_is_moved_in_two_transactions() -> None:
         try:
             connection.execute(target.move(), places(bulk.number, 0, half))
             connection.execute("COMMIT")
+            executed()
             connection.execute("BEGIN IMMEDIATE")
             connection.execute(target.move(), places(bulk.number, half, records))
         except sqlite3.IntegrityError:
-            executed()
             if (refused := find_problems(connection, target, bulk.number, records)) is not None:
                 raise refused from None
 

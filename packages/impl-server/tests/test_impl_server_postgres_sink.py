@@ -21,6 +21,7 @@ from tailrace_common_api import (
     record_problems,
 )
 from tailrace_impl_server._postgres_sink import PostgresSink
+from tailrace_impl_server._record_validation import JsonObjectValidator
 from tailrace_impl_server._sql_tables import RecordTable
 from tailrace_server_api import BulkOrigin, RecordSink, StagedBatch
 from tailrace_server_api.contracts.sink import begin, commit, contact, deliver, refused, row, stage, staged_batch, until
@@ -115,6 +116,51 @@ async def test_values_of_json_become_those_of_columns(place: PostgresPlace) -> N
         ]:
             assert await _staging_refuses(sink, [{}, bad]) == [(1, INVALID, field)], bad
         assert await place.raw.fetchval("SELECT count(*) FROM things") == 2
+
+
+def parsed(*records: bytes) -> StagedBatch:
+    """Return records as the server's validation hands them on."""
+    batch = RecordBatch(records)
+    return StagedBatch(0, batch, JsonObjectValidator().parse(batch))
+
+
+async def test_digits_that_no_double_has_are_kept_or_refused(place: PostgresPlace) -> None:
+    """The parser of records makes doubles of long numbers: no column may take such a one for what was sent."""
+    long_whole, long_real = "123456789012345678901234567890", "0.12345678901234567890123"
+    table = "CREATE TABLE things (exact numeric, large bigint, binary_ jsonb, plain json, real_ double precision)"
+    async with sink_into(place, table) as sink:
+        await begin(sink, "bulk")
+        records = [
+            f'{{"exact": {long_whole}, "binary_": {{"a": [{long_whole}]}}, "plain": {long_whole}}}',
+            f'{{"exact": {long_real}, "binary_": {long_real}, "plain": [{long_real}], "real_": {long_real}}}',
+            f'{{"exact": {2**64 - 1}, "large": {-(2**63)}, "binary_": {2**64}, "plain": {-(2**63) - 1}}}',
+            '{"exact": 0.1, "large": 9007199254740993.0, "real_": 0.30000000000000004, "plain": 0.30000000000000004}',
+        ]
+        await sink.stage("bulk", parsed(*map(str.encode, records)))
+        await commit(sink, "bulk", len(records))
+        found = await place.raw.fetch("SELECT exact::text, large, binary_::text, plain::text, real_ FROM things")
+        assert [tuple(one) for one in found] == [
+            (long_whole, None, f'{{"a": [{long_whole}]}}', long_whole, None),
+            (long_real, None, long_real, f"[{long_real}]", 0.12345678901234568),
+            (str(2**64 - 1), -(2**63), str(2**64), str(-(2**63) - 1), None),
+            ("0.1", 9007199254740993, None, "0.30000000000000004", 0.30000000000000004),
+        ]
+        for refused_one, problem in [
+            (long_whole, "is not within"),
+            (str(2**63), "is not within"),
+            (str(2**64), "is not within"),
+            ("1.00000000000000000001", "no whole number"),
+        ]:
+            await begin(sink, "other")
+            with pytest.raises(BulkRefused, match=problem) as raised:
+                await sink.stage("other", parsed(b'{"large": 1}', f'{{"large": {refused_one}}}'.encode()))
+            [told_] = record_problems(raised.value)
+            assert (told_.index, told_.kind, told_.field) == (1, INVALID, "large")
+            await sink.rollback("other")
+        deep = b'{"exact": [' + b"[" * 1000 + long_whole.encode() + b"]" * 1000 + b"]}"
+        await begin(sink, "deep")
+        with pytest.raises(BulkRefused):
+            await sink.stage("deep", parsed(deep))
 
 
 async def _staging_refuses(sink: RecordSink, rows: Sequence[Any]) -> list[tuple[int, ProblemKind, str | None]]:

@@ -254,6 +254,22 @@ async def test_the_first_batches_are_small_and_the_later_ones_large() -> None:
     assert max(sizes) == MESSAGE_RECORDS
 
 
+async def test_each_record_of_a_large_batch_is_measured_once() -> None:
+    measured = 0
+
+    class Measured(bytes):
+        def __len__(self) -> int:
+            nonlocal measured
+            measured += 1
+            return super().__len__()
+
+    record = Measured(MESSAGE_BYTES // 10)
+    batches = await ask(Produced(lambda: given_batches([RecordBatch([record] * 5000)])))
+    assert sum(len(batch.data) for batch in batches) == 5000
+    assert len(batches) > 500
+    assert measured == 5000
+
+
 async def test_the_first_record_is_there_before_a_quick_source_made_many() -> None:
     source = Produced(lambda: numbers(1_000_000))
     async with aclosing((await streams(source).query("source", {})).batches) as batches:

@@ -24,6 +24,7 @@ from tailrace_common_api import (
     StorageFailure,
     record_problems,
 )
+from tailrace_impl_server._record_validation import JsonObjectValidator
 from tailrace_impl_server._sql_tables import RecordTable
 from tailrace_impl_server._sqlite_sink import SqliteSink
 from tailrace_impl_server._sqlite_thread import SqliteThread
@@ -312,6 +313,32 @@ async def test_a_bulk_is_told_who_has_ended_it(place: SqlitePlace) -> None:
         await stage(sink, "swept", [contact(1)])
     assert "key" not in str(raised.value)
     await sink.close()
+
+
+async def test_digits_that_no_double_has_are_kept_or_refused(tmp_path: Path) -> None:
+    """The parser of records makes doubles of long numbers: no column may take such a one for what was sent."""
+    tables = ("CREATE TABLE things (whole INTEGER, text_ TEXT, other, exact DECIMAL(10, 5))",)
+    long_whole = b"123456789012345678901234567890"
+
+    def parsed(*records: bytes) -> StagedBatch:
+        batch = RecordBatch(records)
+        return StagedBatch(0, batch, JsonObjectValidator().parse(batch))
+
+    async with SqlitePlace(tmp_path, Durability.OS, tables) as place:
+        sink = place.new_sink(name="things", table="things", columns=None)
+        await sink.start()
+        await begin(sink, "bulk")
+        await sink.stage("bulk", parsed(b'{"text_": [%s], "other": 0.12345678901234567890}' % long_whole))
+        await commit(sink, "bulk", 1)
+        rows = await place.run(place.path, "SELECT * FROM things")
+        assert rows == [(None, f"[{long_whole.decode()}]", 0.12345678901234568, None)]
+        for field in ("whole", "other", "exact"):
+            await begin(sink, "unfit")
+            with pytest.raises(BulkRefused, match=r"whole number of more than 64 bits|is not within") as raised:
+                await sink.stage("unfit", parsed(b'{"%s": %s}' % (field.encode(), long_whole)))
+            assert record_problems(raised.value)[0].field == field
+            await sink.rollback("unfit")
+        await sink.close()
 
 
 async def test_others_read_and_write_the_file_now_and_then(place: SqlitePlace) -> None:

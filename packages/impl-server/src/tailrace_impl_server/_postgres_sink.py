@@ -196,7 +196,7 @@ class PostgresSink(RecordSink):
         bulk = self._known(id)
         if target.columns:
             fields = [column.field for column in target.columns]
-            columns = staged_columns(fields, target.kinds, batch.first, batch.values)
+            columns = staged_columns(fields, target.kinds, batch.first, batch.values, batch.batch.data)
         else:
             columns = [batch.batch.keys or repeat(None), batch.batch.data]
         rows = functools.partial(zip, repeat(bulk.number), count(batch.first), *columns)

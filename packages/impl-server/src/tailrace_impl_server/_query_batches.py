@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
+from itertools import accumulate
 
-from tailrace_common_api import MAX_KEY_SIZE, MAX_RECORD_SIZE, QueryFailed, RecordBatch, TailraceError
+from tailrace_common_api import MAX_KEY_SIZE, MAX_RECORD_SIZE, RECORD_OVERHEAD, QueryFailed, RecordBatch, TailraceError
 from tailrace_impl_common import Signal, cancel_and_wait
 from tailrace_impl_common.record_messages import MESSAGE_BYTES, MESSAGE_RECORDS
 
@@ -135,13 +137,13 @@ class QueryBatches:
     async def _add(self, batch: RecordBatch) -> None:
         """Add what a source gave, as the reader makes room for it; a batch may be larger than a message."""
         data, keys = batch.data, batch.keys
-        _check(batch)
         count = len(data) if self._left is None else min(len(data), self._left)
+        totals = list(accumulate(_checked_sizes(batch)[:count], initial=0))
         start = 0
         while start < count:
             while not self._has_room():
                 await self._emptied.wait()
-            end = self._fitting(batch, start, count)
+            end = self._fitting(totals, start)
             if keys:
                 # Records without keys may stand before these.
                 self._keys.extend([None] * (len(self._data) - len(self._keys)))
@@ -157,39 +159,36 @@ class QueryBatches:
     def _has_room(self) -> bool:
         return len(self._data) < self._room and self._size < MESSAGE_BYTES
 
-    def _fitting(self, batch: RecordBatch, start: int, count: int) -> int:
-        """Return up to which record of ``batch`` what waits stays within one message, and count these."""
-        end = min(count, start + self._room - len(self._data))
-        part = RecordBatch(batch.data[start:end], batch.keys[start:end])
-        size = part.size
-        if self._size + size > MESSAGE_BYTES:
-            end, size = start, 0
-            while end < count:
-                more = RecordBatch(batch.data[end : end + 1], batch.keys[end : end + 1]).size
-                if self._size + size + more > MESSAGE_BYTES and (self._data or size):
-                    break
-                end, size = end + 1, size + more
-            if end == start:
-                # Nothing more goes into this message.
-                self._size = MESSAGE_BYTES
-                return start
-        self._size += size
-        return end
+    def _fitting(self, totals: Sequence[int], start: int) -> int:
+        """Return up to which record of a batch what waits stays within one message, and count these.
+
+        ``totals`` are what the first 0, 1, 2 … records of the batch count for together.
+        """
+        last = min(len(totals) - 1, start + self._room - len(self._data))
+        end = bisect_right(totals, totals[start] + MESSAGE_BYTES - self._size, start, last + 1) - 1
+        if end > start:
+            self._size += totals[end] - totals[start]
+            return end
+        # Nothing more goes into this message, but for a record that is larger than one.
+        self._size = MESSAGE_BYTES
+        return start if self._data else start + 1
 
 
-def _check(batch: RecordBatch) -> None:
-    """Refuse what cannot be sent.
+def _checked_sizes(batch: RecordBatch) -> Sequence[int]:
+    """Return what each record counts for in a message.
 
     Raises:
         QueryFailed: A record is too large.
         ValueError: A key is none, or is missing.
     """
     data, keys = batch.data, batch.keys
-    largest = max(map(len, data), default=0)
+    sizes = list(map(len, data))
     if keys:
-        sizes = [len(key.encode()) if key is not None else None for key in keys]
-        if len(sizes) != len(data) or not all(size is None or 0 < size <= MAX_KEY_SIZE for size in sizes):
+        of_keys = [len(key.encode()) if key is not None else None for key in keys]
+        if len(of_keys) != len(data) or not all(size is None or 0 < size <= MAX_KEY_SIZE for size in of_keys):
             raise ValueError(f"keys are texts of 1 to {MAX_KEY_SIZE} bytes or None, one for each record")
-        largest = max(len(one) + (size or 0) for one, size in zip(data, sizes, strict=True))
+        sizes = [one + (size or 0) for one, size in zip(sizes, of_keys, strict=True)]
+    largest = max(sizes, default=0)
     if largest > MAX_RECORD_SIZE:
         raise QueryFailed(f"a record has {largest} bytes; at most {MAX_RECORD_SIZE} can be sent")
+    return [size + RECORD_OVERHEAD for size in sizes]

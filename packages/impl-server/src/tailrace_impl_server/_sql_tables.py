@@ -19,7 +19,10 @@ from typing import Any
 import orjson
 
 from tailrace_common_api import BulkRefused, ConfigurationError, ProblemKind, RecordProblem, refused_records
+from tailrace_impl_server._exact_numbers import ExactNumbers, as_written
 
+_MAY_BE_ROUNDED = frozenset({float, list, dict})
+"""Types of values of JSON in which numbers may have lost digits."""
 PROBLEMS_LISTED = 100
 """Most records whose problems are named; the others are counted."""
 
@@ -88,12 +91,22 @@ class ColumnKind:
         self.whole = whole
 
 
-def staged_columns(fields: Sequence[str], kinds: Sequence[ColumnKind], first: int, values: Sequence[Any]) -> list[Any]:
+def staged_columns(
+    fields: Sequence[str], kinds: Sequence[ColumnKind], first: int, values: Sequence[Any], data: Sequence[bytes]
+) -> list[Any]:
     """Return the values of each column, of records that begin with number ``first``.
+
+    Args:
+        fields: The field of each column.
+        kinds: What each column takes.
+        first: Number of the first record.
+        values: What the records say.
+        data: The records themselves: where a number of JSON has more digits than ``values`` can hold, they count.
 
     Raises:
         BulkRefused: Some do not fit.
     """
+    exact = ExactNumbers(data) if isinstance(values[0], Mapping) else None
     problems: list[RecordProblem] = []
     columns: list[Any] = []
     for field, kind, column in zip(fields, kinds, _read(fields, values), strict=True):
@@ -102,7 +115,7 @@ def staged_columns(fields: Sequence[str], kinds: Sequence[ColumnKind], first: in
         ):
             columns.append(column)
         else:
-            columns.append(_convert(kind, field, first, column, problems))
+            columns.append(_convert(kind, field, first, column, problems, exact))
     if problems:
         raise problems_found(problems)
     return columns
@@ -129,14 +142,21 @@ def _read(fields: Sequence[str], values: Sequence[Any]) -> Iterable[Sequence[Any
 
 
 def _convert(
-    kind: ColumnKind, field: str, first: int, column: Sequence[object], problems: list[RecordProblem]
+    kind: ColumnKind,
+    field: str,
+    first: int,
+    column: Sequence[object],
+    problems: list[RecordProblem],
+    exact: ExactNumbers | None,
 ) -> list[object]:
     converted: list[object] = []
-    for index, value in enumerate(column, first):
+    for index, value in enumerate(column):
         try:
+            if exact is not None and type(value) in _MAY_BE_ROUNDED:
+                value = exact.value(index, field, value)
             converted.append(None if value is None else kind.one(value))
         except ValueError as error:
-            problems.append(_problem(index, ProblemKind.INVALID, field, str(error)))
+            problems.append(_problem(first + index, ProblemKind.INVALID, field, str(error)))
     return converted
 
 
@@ -156,7 +176,9 @@ def whole_number(bits: int) -> ColumnKind:
     low, high = -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
     def one(value: Any) -> int:
-        if isinstance(value, float) and value.is_integer():
+        if (isinstance(value, float) and value.is_integer()) or (
+            isinstance(value, Decimal) and value == value.to_integral_value()
+        ):
             value = int(value)
         if type(value) is not int:
             raise ValueError(f"{_named(value)} is no whole number")
@@ -171,7 +193,7 @@ def real_number(*, single: bool = False) -> ColumnKind:
     """Return the kind of floating-point numbers."""
 
     def one(value: Any) -> float:
-        if type(value) not in (int, float):
+        if type(value) not in (int, float, Decimal):
             raise ValueError(f"{_named(value)} is no number")
         try:
             number = float(value)
@@ -239,7 +261,7 @@ BLOB = ColumnKind([bytes], _one_blob)
 
 def _one_json(value: object) -> str:
     try:
-        return orjson.dumps(value).decode()
+        return orjson.dumps(value, default=as_written).decode()
     except TypeError as error:
         raise ValueError(str(error)) from None
 
@@ -249,7 +271,7 @@ JSON_TEXT = ColumnKind([], _one_json)
 
 
 def _one_decimal(value: object) -> Decimal:
-    if type(value) not in (int, float, str):
+    if type(value) not in (int, float, str, Decimal):
         raise ValueError(f"{_named(value)} is no number")
     try:
         number = Decimal(str(value))
@@ -303,6 +325,11 @@ UUID = ColumnKind([], _one_uuid)
 def _one_anything(value: Any) -> object:
     if isinstance(value, int):
         return whole_number(64).one(int(value))
+    if isinstance(value, Decimal):
+        if value.as_tuple().exponent == 0:
+            # SQLite would take the nearest double for it.
+            raise ValueError("it is a whole number of more than 64 bits")
+        value = float(value)
     if isinstance(value, float):
         if math.isnan(value):
             raise ValueError("it is no number")
@@ -336,6 +363,7 @@ SQLITE_TEXT = ColumnKind([str], _one_sqlite_text, _all_text)
 
 def _named(value: object) -> str:
     names = {str: "text", bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names[Decimal] = "a number"
     return names.get(type(value), f"a {type(value).__name__}")
 
 

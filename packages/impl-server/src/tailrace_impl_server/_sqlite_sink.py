@@ -163,7 +163,9 @@ class SqliteSink(RecordSink):
         target = self._target
         bulk = self._known(id)
         if target.fields:
-            columns = staged_columns(list(target.fields.values()), target.kinds, batch.first, batch.values)
+            columns = staged_columns(
+                list(target.fields.values()), target.kinds, batch.first, batch.values, batch.batch.data
+            )
         else:
             columns = [batch.batch.keys or repeat(None), batch.batch.data]
         size = len(batch.batch.data)
