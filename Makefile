@@ -78,8 +78,25 @@ soak: setup ## Faults, hostile clients, mutated frames and models at full size, 
 	scripts/soak
 
 .PHONY: bench
-bench: setup ## Measure upload, download and follow latency against a raw loopback socket.
-	$(PYTHON_BIN) benchmarks/run.py
+bench: setup postgresql ## Measure everything beside a raw loopback socket and beside other products; takes a while.
+	-scripts/setup-peers
+	$(MAKE) --no-print-directory bench-run BENCH_ARGUMENTS=--peers
+
+.PHONY: bench-quick
+bench-quick: setup postgresql ## The same in under three minutes, smaller and without the others.
+	$(MAKE) --no-print-directory bench-run BENCH_ARGUMENTS=--quick
+
+.PHONY: bench-record
+bench-record: bench ## The same as bench; then keep report and plots in the repository.
+	cp benchmarks/results/latest.md benchmarks/RESULTS.md
+	rm -rf benchmarks/plots && cp -r benchmarks/results/plots benchmarks/plots
+
+# Drawn in the environment of the load test, which has what draws; also where a row failed, which is told at the end.
+.PHONY: bench-run
+bench-run:
+	UV_PROJECT_ENVIRONMENT=.tools/load .tools/bin/uv sync --quiet --all-packages --all-extras --all-groups --locked
+	$(PYTHON_BIN) benchmarks/run.py $(BENCH_ARGUMENTS); failed=$$?; \
+		.tools/load/bin/python benchmarks/plots.py && exit $$failed
 
 .PHONY: load
 load: setup ## Let users of Locust at streamed and plain services side by side; writes benchmarks/LOAD.md.

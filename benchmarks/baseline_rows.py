@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from cases import GIGABYTE, LIMITS, Meter, Run, Sample, case, milliseconds
 from floor import Floor, make_warm_file, write_seconds
 from processes import OURSELVES
@@ -62,10 +64,15 @@ def floor_upload(run: Run) -> Sample:
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
 
 
+def _warm_file(run: Run) -> Path:
+    path = make_warm_file()
+    run.stack.callback(path.unlink)
+    return path
+
+
 @case("floor.upload_warm", "floor: the same into a warm file, not synced", group=LIMITS)
 def floor_upload_warm(run: Run) -> Sample:
-    floor, path = _floor_of(run), run.scratch / "floor-warm"
-    run.keep("baseline.warm", lambda: make_warm_file(path))
+    floor, path = _floor_of(run), run.keep("baseline.warm", lambda: _warm_file(run))
     with Meter((floor.pid,), OURSELVES) as meter:
         seconds = floor.upload(path, run.scale.size, warm=True)
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)

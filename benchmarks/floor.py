@@ -11,6 +11,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -21,6 +22,8 @@ from raw_socket import MESSAGE, random_message
 
 RING = 64 * MESSAGE
 """Size of the warm file."""
+WARM_FOLDER = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where it is: in memory where that is possible, since pages that go to disk at the moment cannot be written."""
 _REQUEST = struct.Struct("!cQH")
 """What to do, bytes, and the length of the path."""
 _FRAME = struct.Struct("!I16s")
@@ -70,6 +73,7 @@ class Floor:
 
     def _connect(self, what: bytes, path: Path, size: int) -> socket.socket:
         peer = socket.create_connection(("127.0.0.1", self._port))
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         name = os.fsencode(path)
         peer.sendall(_REQUEST.pack(what, size, len(name)) + name)
         return peer
@@ -102,6 +106,7 @@ def _receive_message(peer: socket.socket, header: bytearray, buffer: memoryview)
 
 def serve_one(peer: socket.socket) -> None:
     """Do what one connection asks for."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     request = bytearray(_REQUEST.size)
     _receive(peer, memoryview(request))
     what, size, length = _REQUEST.unpack(request)
@@ -131,11 +136,13 @@ def serve_one(peer: socket.socket) -> None:
         os.close(file)
 
 
-def make_warm_file(path: Path) -> None:
-    """Write the warm file once, so that its pages are there."""
-    with path.open("xb") as file:
+def make_warm_file() -> Path:
+    """Write the warm file once, so that its pages are there; the caller removes it."""
+    number, name = tempfile.mkstemp(prefix="tailrace-warm-", dir=WARM_FOLDER)
+    with open(number, "wb") as file:
         for _ in range(RING // MESSAGE):
             file.write(random_message())
+    return Path(name)
 
 
 def write_seconds(path: Path, size: int, *, sync: bool) -> float:

@@ -1,4 +1,4 @@
-"""Draw the results of a run: `plots.py [RESULTS.json] [FOLDER]`.
+"""Draw the results of a run, and show the plots in its report: `plots.py [RESULTS.json] [FOLDER]`.
 
 Needs matplotlib, which is in an environment of its own; see `make bench`.
 """
@@ -18,6 +18,7 @@ mpl.use("agg")
 from matplotlib import pyplot  # the backend comes first
 
 RESULTS = Path(__file__).parent / "results"
+_HEADING = "## Plots"
 _COLOURS = {"grpc": "#1b6ca8", "ws": "#d9822b", "peer": "#999999"}
 
 
@@ -99,9 +100,14 @@ def draw(report: Report, folder: Path) -> list[Path]:
 def main() -> None:
     """Draw what the command line names."""
     source = Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS / "latest.json"
-    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else source.parent
-    for path in draw(Report.from_json(json.loads(source.read_text())), folder):
-        print(path)
+    folder = Path(sys.argv[2]) if len(sys.argv) > 2 else source.parent / "plots"
+    drawn = draw(Report.from_json(json.loads(source.read_text())), folder)
+    text = source.with_suffix(".md")
+    if text.exists():
+        lines = [f"![{path.stem}]({folder.name}/{path.name})" for path in drawn]
+        whole, _, _ = text.read_text().partition(f"\n{_HEADING}\n")
+        text.write_text("\n".join([whole, _HEADING, "", *lines, ""]))
+    print("\n".join(map(str, drawn)))
 
 
 if __name__ == "__main__":

@@ -60,7 +60,6 @@ class RawSocket:
         times = []
         message, answer = random_message()[:PING], bytearray(PING)
         with self._connect(0, count) as sender:
-            sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for _ in range(count):
                 begin = time.perf_counter()
                 sender.sendall(message)
@@ -74,6 +73,7 @@ class RawSocket:
         sender = socket.create_connection(("127.0.0.1", self._port), timeout=60)
         # A socket with a timeout is not a blocking one to the kernel, and costs a call more per message.
         sender.settimeout(None)
+        sender.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sender.sendall(_HEADER.pack(size, pings))
         return sender
 
@@ -89,11 +89,11 @@ def _receive_exactly(peer: socket.socket, buffer: bytearray) -> None:
 
 def serve_one(peer: socket.socket) -> None:
     """Do what one connection asks for."""
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     header = bytearray(_HEADER.size)
     _receive_exactly(peer, header)
     left, pings = _HEADER.unpack(header)
     if pings:
-        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         ping = bytearray(PING)
         for _ in range(pings):
             _receive_exactly(peer, ping)

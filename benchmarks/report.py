@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from cases import GIGABYTE, Result, Sample
+from cases import GIGABYTE, TRANSPORTS, Result, Sample
 
 NOTHING = "–"
 
@@ -136,6 +136,41 @@ def table(report: Report, results: list[Result]) -> list[str]:
     return lines
 
 
+_MAIN = {
+    "upload": "upload, new file, synced at the end",
+    "upload_warm": "upload, warm file",
+    "download": "download",
+    "follow": "follow while uploading",
+    "lines": "lines of 100 bytes, a write each",
+    "latency": "write of a line to its arrival, median",
+}
+
+
+def main_table(report: Report) -> list[str]:
+    """Return the table of the rows that matter most, with both transports side by side."""
+    lines = ["| | gRPC | WebSocket |", "|---|---|---|"]
+    for name, title in _MAIN.items():
+        cells = []
+        for transport in TRANSPORTS:
+            result = report.results.get(f"{transport}.{name}")
+            if result is None or not result.samples:
+                break
+            cell = f"{figure(statistics.median([sample.value for sample in result.samples]))} {result.unit}"
+            details = []
+            if late := [sample.more["p99_ms"] for sample in result.samples if "p99_ms" in sample.more]:
+                details.append(f"p99 {figure(statistics.median(late))} ms")
+            if ratios := report.ratios_to_raw(result.id):
+                details.append(f"{figure(statistics.median(ratios))} of raw")
+                details.append(f"{_processor(result, 'server')} + {_processor(result, 'client')}")
+            cells.append(f"{cell} ({'; '.join(details)})" if details else cell)
+        if len(cells) == len(TRANSPORTS):
+            lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
+    if len(lines) == 2:
+        return []
+    note = "Ratios are to a raw blocking loopback socket directly before; processor time is that of server + client."
+    return ["## In short", "", *lines, "", note]
+
+
 def head(report: Report) -> list[str]:
     """Return what the figures stand on."""
     return [
@@ -154,6 +189,8 @@ def head(report: Report) -> list[str]:
 def render(report: Report, sections: Iterable[list[str]] = ()) -> str:
     """Return the report; ``sections`` come behind the tables."""
     lines = ["# Results", "", *head(report)]
+    if short := main_table(report):
+        lines += ["", *short]
     groups: dict[str, list[Result]] = {}
     for result in report.results.values():
         groups.setdefault(result.group, []).append(result)

@@ -8,13 +8,12 @@ of resource bytes lands in pages that are there already, of one file of 64 MiB. 
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tailrace_impl_server._filesystem_files import ResourceFiles
+from floor import RING, make_warm_file
 
-RING = 64 * 1024 * 1024
+from tailrace_impl_server._filesystem_files import ResourceFiles
 
 Buffer = bytes | bytearray | memoryview
 
@@ -23,11 +22,9 @@ class WarmFile:
     """Takes the writes that go to the data of resources."""
 
     def __init__(self) -> None:
-        folder = os.environ.get("TMPDIR")
-        with tempfile.NamedTemporaryFile(dir=folder, prefix="tailrace-warm-") as file:
-            self._fd = os.dup(file.fileno())
-        for start in range(0, RING, 1024 * 1024):
-            os.pwrite(self._fd, os.urandom(1024 * 1024), start)
+        path = make_warm_file()
+        self._fd = os.open(path, os.O_RDWR)
+        path.unlink()
         self._data: set[int] = set()
         self._pwrite = os.pwrite
         self._pwritev = os.pwritev
