@@ -136,6 +136,30 @@ async def test_a_group_that_is_not_full_is_staged_when_its_time_has_come() -> No
         await sender.commit()
 
 
+async def test_the_windows_of_all_bulks_are_bounded_together() -> None:
+    largest = 4096
+    least = largest + RECORD_OVERHEAD
+    options = {"bulk_window": WINDOW, "max_record_size": largest, "bulk_windows_total": 8 * WINDOW, "max_bulks": 200}
+    async with Streams(**options) as bench:
+        senders = [await bench.begin() for _ in range(200)]
+        windows = [sender.bulk.granted for sender in senders]
+        assert windows == [sender.bulk.limits.window for sender in senders]
+        assert windows == sorted(windows, reverse=True)
+        assert windows[0] == WINDOW // 2
+        assert windows[-1] == least
+        assert sum(window for window in windows if window > least) <= 8 * WINDOW
+        # Also the smallest window moves the largest records, and many of them.
+        smallest = senders[-1]
+        for _ in range(5):
+            await smallest.send(b'{"n":"%s"}' % (b"x" * (largest - 8)))
+            await smallest.send(*objects(100))
+        assert (await smallest.commit()).records == 505
+        for sender in senders[:-1]:
+            await sender.bulk.rollback()
+        await settled(bench)
+        assert (await bench.begin()).bulk.granted == windows[0]
+
+
 async def test_half_a_window_does_not_wait_for_the_rest_of_its_group() -> None:
     async with Streams(group_seconds=3600.0, **SMALL) as bench:
         sender = await bench.begin()

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tailrace_common_api import (
@@ -93,6 +94,7 @@ class StagedBulk(BulkIngest):
         settings: ServerSettings,
         tasks: RunningTasks,
         *,
+        window: int,
         content_type: str,
         reporting: Reporting,
         ended: Callable[[StagedBulk, Outcome], None],
@@ -104,8 +106,9 @@ class StagedBulk(BulkIngest):
             id: Id of the bulk.
             sink: Where it was begun.
             validator: What checks its records.
-            settings: Limits, window and groups.
+            settings: Limits and groups.
             tasks: Holds what goes on in the background.
+            window: Bytes of records that may wait, each with its overhead.
             content_type: Content type of its records.
             reporting: Which problems are told.
             ended: Called once, when nothing more happens to the bulk.
@@ -120,7 +123,8 @@ class StagedBulk(BulkIngest):
         self._reporting = reporting
         self._ended = ended
         self._staged = staged
-        self._limits = settings.record_limits
+        self._window = window
+        self._limits = replace(settings.record_limits, window=window)
         self._loop = asyncio.get_running_loop()
         self._digest = RecordDigest()
         self._records = 0
@@ -170,7 +174,7 @@ class StagedBulk(BulkIngest):
 
     @property
     def granted(self) -> int:
-        return self._released + self._settings.bulk_window
+        return self._released + self._window
 
     # Records come in.
 
@@ -299,7 +303,7 @@ class StagedBulk(BulkIngest):
         if self._valid_records >= settings.group_records or (self._flushing and not self._arrived):
             return 0.0
         # With half of the window in hand the client may be about to wait for the other half.
-        if self._valid_size >= settings.bulk_window // 2:
+        if self._valid_size >= self._window // 2:
             return 0.0
         return self._valid[0].arrived + settings.group_seconds - self._loop.time()
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from tailrace_common_api import (
+    RECORD_OVERHEAD,
     Argument,
     BulkConflict,
     BulkResult,
@@ -22,6 +23,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import IdGenerator, Signal
 from tailrace_impl_server._bulk_endings import taken_over
 from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
+from tailrace_impl_server._bulk_windows import BulkWindows
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
 from tailrace_impl_server._query_batches import QueryBatches
@@ -89,6 +91,11 @@ class RecordStreams(RecordService):
         self._tasks = RunningTasks()
         self._started: list[_End] = []
         self._bulks: dict[str, StagedBulk] = {}
+        self._windows = BulkWindows(
+            total=settings.bulk_windows_total,
+            largest=settings.bulk_window,
+            least=min(settings.bulk_window, settings.max_record_size + RECORD_OVERHEAD),
+        )
         self._beginning = 0
         self._keys: dict[tuple[str, str], tuple[str, str, int]] = {}
         """By principal and key of a bulk that runs: its id, its collection, and its priority."""
@@ -184,12 +191,14 @@ class RecordStreams(RecordService):
             result = await self._begin(sink, origin)
             if result is not None:
                 return self._repeated(bulk_id, collection, result)
+            window = self._windows.take()
             bulk = StagedBulk(
                 bulk_id,
                 sink,
                 self._validators[collection],
                 self._settings,
                 self._tasks,
+                window=window,
                 content_type=target.content_type,
                 reporting=reporting,
                 ended=lambda bulk, outcome: self._bulk_ended(collection, bulk, outcome, (principal, key)),
@@ -232,6 +241,7 @@ class RecordStreams(RecordService):
 
     def _bulk_ended(self, collection: str, bulk: StagedBulk, outcome: Outcome, keyed: tuple[str, str | None]) -> None:
         del self._bulks[bulk.id]
+        self._windows.give_back(bulk.limits.window)
         principal, key = keyed
         if key is not None and self._keys.get((principal, key), ("",))[0] == bulk.id:
             del self._keys[principal, key]

@@ -110,6 +110,9 @@ class ServerSettings:
     """Longest time in which a bulk may send nothing, in seconds."""
     bulk_window: int = 4 * MEBIBYTE
     """Bytes of records of a bulk that may wait between its client and the database, each counted with 8 more."""
+    bulk_windows_total: int = 512 * MEBIBYTE
+    """Bytes of records that may wait so over all bulks; with many of them each gets a smaller window, but never one that
+    is too small for the largest record."""
     group_records: int = 1000
     """Most records that are staged at once."""
     group_seconds: float = 0.1
@@ -231,6 +234,7 @@ _WHOLE_NUMBERS = (
     ("max_bulk_records", 1, MAX_OFFSET),
     ("max_bulk_bytes", 1, MAX_OFFSET),
     ("bulk_window", 4 * KIBIBYTE, 1024 * MEBIBYTE),
+    ("bulk_windows_total", 4 * KIBIBYTE, MAX_OFFSET),
     ("group_records", 1, 100_000),
     ("max_consumers", 1, MAX_OFFSET),
     ("max_credit", 1, MAX_OFFSET),
