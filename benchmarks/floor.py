@@ -131,9 +131,10 @@ def serve_one(peer: socket.socket) -> None:
             stored += len(piece)
         if what == UPLOAD:
             os.fdatasync(file)
-        peer.sendall(b"!")
     finally:
         os.close(file)
+    # Once it is closed: the last one who has a file open that was removed frees its pages, which takes a while.
+    peer.sendall(b"!")
 
 
 def make_warm_file() -> Path:
