@@ -20,6 +20,7 @@ from tailrace_common_api import (
     Overloaded,
     ProtocolError,
     QuotaExceeded,
+    RecordLimits,
     ResourceState,
 )
 from tailrace_impl_common import ConnectedClient
@@ -44,8 +45,12 @@ SMALL: dict[str, object] = {
     "context_required": True,
 }
 """Another value for each limit."""
-NOT_OF_ONE_CLIENT = {"max_running_requests"}
+NOT_OF_ONE_CLIENT = {"max_running_requests", "max_bulks", "max_consumers"}
 """Bounds of what all clients do together: who meets one is told `overloaded`, and did nothing wrong."""
+OF_BULKS = {"max_record_size": "record_bytes", "max_bulk_records": "bulk_records", "max_bulk_bytes": "bulk_bytes"}
+"""Bounds that are announced when a bulk is opened, by the names that they have there."""
+OF_CREDIT = {"max_credit"}
+"""Told to whoever asks for more; a consumer chooses its credit itself, and never comes near."""
 
 
 async def announced(client: ConnectedClient, request: OpenUpload | Read | Follow | ReadLines) -> Limits:
@@ -81,7 +86,10 @@ async def test_every_limit_is_announced_in_every_handshake(new_server: NewServer
 @proves("LIM-2")
 async def test_no_setting_that_bounds_a_client_is_kept_from_it(new_server: NewServer, cell: Cell) -> None:
     bounds = {field.name for field in dataclasses.fields(ServerSettings) if field.name.startswith("max_")}
-    assert bounds - {field.name for field in dataclasses.fields(Limits)} == NOT_OF_ONE_CLIENT
+    assert {field.name for field in dataclasses.fields(RecordLimits)}.issuperset(OF_BULKS.values())
+    assert bounds - {field.name for field in dataclasses.fields(Limits)} == NOT_OF_ONE_CLIENT | OF_CREDIT | set(
+        OF_BULKS
+    )
     server = await new_server()
     client = server.connect(cell.transport)
     async with client.upload("x") as upload:

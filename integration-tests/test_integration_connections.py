@@ -26,6 +26,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import (
+    BulkRefused,
     EncodingError,
     FromOffset,
     IntegrityError,
@@ -35,11 +36,14 @@ from tailrace_common_api import (
     MessageTooLarge,
     Metadata,
     NotFound,
+    ProblemKind,
     ProtocolError,
+    RecordProblem,
     TailraceError,
     Unsupported,
     error_classes,
     error_from_wire,
+    refused_records,
 )
 from tailrace_impl_common import ConnectedClient
 from tailrace_impl_common.messages import (
@@ -394,6 +398,9 @@ def sample(cls: type[TailraceError], number: int) -> TailraceError:
     }
     parameters = inspect.signature(cls).parameters.values()
     build: Callable[..., TailraceError] = cls
+    if cls is BulkRefused:
+        problem = RecordProblem(index=number, kind=ProblemKind.DUPLICATE, field=str(values["str"]), problem="is twice")
+        return refused_records([problem], total=number + 1)
     if not cls.fields:
         return build(values["str"])
     return build(**{parameter.name: values[str(parameter.annotation)] for parameter in parameters})

@@ -96,6 +96,22 @@ class TestReadySearch:
         table.search.force()
         assert table.claim(1) == [(0, 1)]
 
+    def test_what_was_given_back_is_found_at_once_without_a_thorough_search(self) -> None:
+        table = _Table()
+        table.ready = {(rank, number) for rank in (0, 1) for number in range(10, 20)}
+        assert len(table.claim(15)) == 15
+        began = table.now
+        table.ready |= {(0, 12), (0, 14), (1, 11)}
+        table.search.given_back([14])
+        table.search.given_back([12, 11])
+        table.search.given_back([])
+        assert table.claim(2) == [(0, 12), (0, 14)]
+        assert table.claim(2) == [(1, 11), (1, 15)]
+        # Only once, or every search would step over the entries of all that came since.
+        table.ready.add((0, 12))
+        assert table.claim(1) == [(1, 16)]
+        assert table.now == began
+
     def test_it_is_quick_again_when_the_entries_have_gone(self) -> None:
         table = _Table()
         table.ready = {(0, 10), (0, 11), (0, 12)}

@@ -222,10 +222,13 @@ class PostgresQueue(RecordQueue):
         self._uncounted += 1
         if self._uncounted >= _COUNTS:
             self._upkeep_due.set()
-        requeued, dead = Verdict.REQUEUE in answers.by_verdict, Verdict.DEAD_LETTER in answers.by_verdict
+        requeued = [item.id for item in answers.by_verdict.get(Verdict.REQUEUE, ())]
+        dead = [item.id for item in answers.by_verdict.get(Verdict.DEAD_LETTER, ())]
         if requeued:
+            self._search.given_back(requeued)
             self.wake()
         if dead or (requeued and self._max_attempts):
+            self._dead._search.given_back(requeued + dead)
             self._dead.wake()
         return counting
 
@@ -275,6 +278,7 @@ class PostgresQueue(RecordQueue):
             return
         ids, attempts = [list(column) for column in zip(*sorted(deliveries), strict=True)]
         await self._in_transaction(lambda connection: connection.fetch(statements.RELEASE, self.name, ids, attempts))
+        self._search.given_back(ids)
         self.wake()
 
     # Looking.

@@ -5,14 +5,15 @@ record has been claimed: not before every transaction has ended that was running
 the query of a slow reader, every claim would have to step over the entries of all records that were claimed since.
 
 So it is remembered up to where nothing was left, for each priority. A record may become ready there all the same:
-given back, or fed by a transaction that took its number earlier and ended later. That is looked for by a thorough
-search, from the beginning. Every search is one as long as that is quick; when it is not, it gets a share of the time.
+given back, or fed by a transaction that took its number earlier and ended later. What this server itself was given
+back is known, and the next search begins there. All else is looked for by a thorough search, from the beginning. Every
+search is one as long as that is quick; when it is not, it gets a share of the time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 
 _SLOW_SECONDS = 0.02
 """Time from which on a thorough search is not for every claim."""
@@ -65,10 +66,17 @@ class ReadySearch:
         self._thorough_at = 0.0
         self._changed = True
         self._forced = False
+        self._given_back: int | None = None
 
     def changed(self) -> None:
         """Note that records may have become ready anywhere."""
         self._changed = True
+
+    def given_back(self, numbers: Iterable[int]) -> None:
+        """Note that these records may be ready again: the next search finds them, however short it is."""
+        if self._given_back is not None:
+            numbers = (self._given_back, *numbers)
+        self._given_back = min(numbers, default=None)
 
     def force(self) -> None:
         """Have the next search be a thorough one, whatever it takes: it is known to find something."""
@@ -80,10 +88,13 @@ class ReadySearch:
         wanted = self._changed or now >= self._thorough_at + _AT_LEAST_EVERY
         affordable = self._cost < _SLOW_SECONDS or now >= self._thorough_at + _SHARE * self._cost
         thorough = self._forced or self._cost < _SLOW_SECONDS or (wanted and affordable)
+        lowest, self._given_back = self._given_back, None
         if thorough:
             self._floors.clear()
             self._changed = self._forced = False
             self._thorough_at = now
+        elif lowest is not None:
+            self._floors = {rank: min(floor, lowest) for rank, floor in self._floors.items()}
         parts: list[tuple[Place, int]] = []
         low: Place = (_LOWEST, 0)
         for rank, floor in sorted(self._floors.items()):
