@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from server import usage_of
+from processes import usage_of
 
 from peers import METHODS, PEERS, Peer, missing
 
@@ -36,7 +36,7 @@ async def check(peer: Peer, mebibytes: int, lines: int) -> list[str]:
         return f"{what} {gigabytes / seconds:.2f} GB/s ({server:.2f} + {client:.2f} s/GB)"
 
     def used() -> tuple[float, float]:
-        server, client = (sum(usage_of(pid).cpu for pid in pids) for pids in (peer.server_pids, peer.client_pids))
+        server, client = (usage_of(*pids).cpu for pids in (peer.server_pids, peer.client_pids))
         return server, client
 
     def since(before: tuple[float, float]) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Self, cast
 
-from peers.processes import NODE, PYTHON, ClientProcess, PeerProcess
+from peers.processes import NODE, PYTHON, Client, PeerProcess
 
 
 class DrivenPeer(abc.ABC):
@@ -23,7 +23,7 @@ class DrivenPeer(abc.ABC):
         """Describe the peer; ``scratch`` is the folder below which it makes one of its own."""
         self._scratch = scratch / re.sub(r"[^a-zA-Z0-9]+", "-", self.name)
         self._servers: list[PeerProcess] = []
-        self._client: ClientProcess | None = None
+        self._client: Client | None = None
 
     @classmethod
     def missing(cls) -> str | None:
@@ -31,7 +31,7 @@ class DrivenPeer(abc.ABC):
         return missing_python()
 
     @abc.abstractmethod
-    async def _start(self) -> ClientProcess:
+    async def _start(self) -> Client:
         """Start the servers by :meth:`_serve`, and return the client, not yet started."""
 
     async def _serve(self, server: PeerProcess, *, port: int | None = None) -> None:

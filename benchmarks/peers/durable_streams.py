@@ -29,8 +29,7 @@ class DurableStreamsJavaScript(DrivenPeer):
     async def _serve_streams(self) -> dict[str, int]:
         stored = self._scratch / "stored"
         stored.mkdir()
-        command = [*node_program("durable_streams_server.mjs"), stored]
-        server = PeerProcess(command, self.log("server"), folder=NODE)
+        server = PeerProcess([*node_program("durable_streams_server.mjs"), stored], self.log("server"), folder=NODE)
         await self._serve(server)
         return {"port": json.loads(await server.read_line())["port"]}
 

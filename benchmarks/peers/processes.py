@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 FOLDER = Path(__file__).resolve().parent
 TOOLS = FOLDER.parents[1] / ".tools" / "peers"
@@ -148,6 +149,46 @@ class PeerProcess:
             with suppress(ProcessLookupError):
                 process.kill()
             await process.communicate()
+
+
+class Client(Protocol):
+    """What carries out the operations of a peer."""
+
+    @property
+    def pids(self) -> list[int]:
+        """Ids of its processes; empty where each operation starts its own."""
+
+    async def start(self) -> None:
+        """Start it."""
+
+    async def stop(self) -> None:
+        """End it, and wait until it is gone."""
+
+    async def ask(self, method: str, *arguments: object) -> object:
+        """Carry out an operation and return its result."""
+
+
+class CommandClient:
+    """A client whose every operation is a command, started from this process, which so knows what it has used."""
+
+    def __init__(self, commands: object) -> None:
+        """Take the object whose methods run the commands, and block meanwhile."""
+        self._commands = commands
+
+    @property
+    def pids(self) -> list[int]:
+        """No process stays."""
+        return []
+
+    async def start(self) -> None:
+        """Do nothing."""
+
+    async def stop(self) -> None:
+        """Do nothing: a command ends with its operation."""
+
+    async def ask(self, method: str, *arguments: object) -> object:
+        """Run a command in a thread; one that is cancelled runs to its end."""
+        return None if method == "ready" else await asyncio.to_thread(getattr(self._commands, method), *arguments)
 
 
 class ClientProcess(PeerProcess):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Final
 
+from peers.casd import BuildboxCasd
 from peers.driven_peer import DrivenPeer
 from peers.durable_streams import DurableStreamsJavaScript, DurableStreamsPython
 from peers.flight import FlightCounting, FlightStoring
 from peers.grpc_tutorial import GrpcTutorial
+from peers.nats_server import NatsObjectStore
 from peers.nginx import Nginx
+from peers.rclone import Rclone
+from peers.rsync import Rsync
 from peers.tus import TusJavaScript, TusPython
 
 PEERS: Final[tuple[type[DrivenPeer], ...]] = (
@@ -20,6 +24,10 @@ PEERS: Final[tuple[type[DrivenPeer], ...]] = (
     TusPython,
     DurableStreamsJavaScript,
     DurableStreamsPython,
+    NatsObjectStore,
+    BuildboxCasd,
+    Rclone,
+    Rsync,
 )
 """Each is constructed with a scratch folder and then satisfies :class:`~peers.peer.Peer`."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any
 
@@ -51,7 +51,7 @@ class Client:
         return seconds, handle.url
 
     @staticmethod
-    async def _pieces(url: str, live: Any) -> AsyncIterator[bytes]:
+    async def _pieces(url: str, live: Any) -> AsyncGenerator[bytes, None]:
         # The server wants an offset with a long poll; without one, this client sends none.
         async with astream(url, offset="-1", live=live) as response:
             async for piece in response:
@@ -127,7 +127,7 @@ class Client:
         return latencies
 
     @staticmethod
-    async def _next(arriving: AsyncIterator[bytes]) -> bytes:
+    async def _next(arriving: AsyncGenerator[bytes, None]) -> bytes:
         async for piece in arriving:
             if piece:
                 return piece
