@@ -34,8 +34,6 @@ class Rsync(DrivenPeer):
     does_less: ClassVar[str] = (
         "whole files only: no streams, no live readers; no sync to disk; its server's processor time is not known"
     )
-        "whole files only: no streams, no live readers; no sync to disk; its server's processor time is not known"
-    )
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download"})
 
     @classmethod
