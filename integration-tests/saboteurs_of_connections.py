@@ -18,7 +18,7 @@ def connection_is_stuck_behind_a_failure() -> None:
     async def tell(self: Any, number: int, failure: Any) -> None:
         executed()
         await real(self, number, failure)
-        await self._sending_frame.acquire()
+        self._frames._taker = None
 
     ServerConnection._tell = tell  # type: ignore[method-assign]  # the defect
 
@@ -74,15 +74,28 @@ def close_reason_is_cut_within_a_character() -> None:
 
 @saboteur("CON-3", cell="websocket-memory")
 def bad_frames_are_closed_without_a_word() -> None:
-    from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+    from tailrace_impl_websocket._buffered_protocol import BufferedFrameProtocol
 
-    from tailrace_impl_websocket._frame_protocol import FrameProtocol
-
-    def handle_parser_exception(self: Any) -> None:
+    def refused(self: Any, close: Any, error: Any) -> None:
         executed()
-        WebSocketsSansIOProtocol.handle_parser_exception(self)
+        self._write_close(close)
+        self._disconnect(close.code, close.reason)
+        self.transport.close()
 
-    FrameProtocol.handle_parser_exception = handle_parser_exception  # type: ignore[method-assign]  # the defect
+    BufferedFrameProtocol.refused = refused  # type: ignore[method-assign]  # the defect
+
+
+@saboteur("INT-2", cell="websocket-memory")
+def payloads_lose_the_beginning_that_came_with_their_header() -> None:
+    from tailrace_impl_websocket._frame_reader import FrameReader
+
+    real: Callable[..., None] = FrameReader._begin_payload
+
+    def begin_payload(self: Any, first: int, size: int, mask: bytes, beginning: memoryview) -> None:
+        executed()
+        real(self, first, size, mask, memoryview(bytes(len(beginning))))
+
+    FrameReader._begin_payload = begin_payload  # type: ignore[method-assign]  # the defect
 
 
 @saboteur("CON-4", cell="grpc-memory")

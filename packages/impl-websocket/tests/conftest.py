@@ -42,3 +42,10 @@ async def no_task_is_left() -> AsyncIterator[None]:
 async def server(no_task_is_left: None) -> AsyncIterator[Running]:
     async with running_server() as running:
         yield running
+
+
+@pytest.fixture(params=["buffered", "websockets-sansio"])
+async def either_server(request: pytest.FixtureRequest, no_task_is_left: None) -> AsyncIterator[Running]:
+    """A server with each reader of frames, for tests of frames."""
+    async with running_server({"protocol": request.param}) as running:
+        yield running

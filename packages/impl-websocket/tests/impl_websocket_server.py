@@ -61,7 +61,8 @@ async def running_server(
         transport = WebSocketServer()
         await transport.start(managed.manager, TransportServerSettings(options=options or {}, **settings))
         try:
-            yield Running(transport, managed.manager, transport.urls["ws"], transport.urls["http"])
+            urls = transport.urls
+            yield Running(transport, managed.manager, urls.get("ws") or urls["wss"], urls.get("http") or urls["https"])
         finally:
             await transport.close(0.5)
 

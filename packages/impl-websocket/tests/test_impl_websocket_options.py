@@ -3,7 +3,12 @@ from __future__ import annotations
 import pytest
 
 from tailrace_common_api import ClientSettings, ConfigurationError
-from tailrace_impl_websocket import WebSocketClientOptions, WebSocketConnection, WebSocketServerOptions
+from tailrace_impl_websocket import (
+    FrameProtocols,
+    WebSocketClientOptions,
+    WebSocketConnection,
+    WebSocketServerOptions,
+)
 
 
 def test_defaults() -> None:
@@ -16,6 +21,8 @@ def test_values_are_read() -> None:
     assert WebSocketServerOptions.parse({"compression": "on", "prefix": "/a/b/"}) == WebSocketServerOptions(
         compression=True, prefix="/a/b"
     )
+    assert WebSocketServerOptions.parse({}).protocol is FrameProtocols.BUFFERED
+    assert WebSocketServerOptions.parse({"protocol": "WebSockets-SansIO"}).protocol is FrameProtocols.SANSIO
     assert WebSocketServerOptions.parse({"prefix": "/"}).prefix == ""
 
 
@@ -24,6 +31,7 @@ def test_values_are_read() -> None:
     [
         ({"compresion": "on"}, "compresion"),
         ({"compression": "perhaps"}, "compression"),
+        ({"protocol": "wsproto"}, "'wsproto' is not buffered or websockets-sansio"),
         ({"prefix": "tailrace"}, "prefix"),
         ({"prefix": "/ü"}, "prefix"),
     ],

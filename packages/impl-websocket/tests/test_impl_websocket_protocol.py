@@ -30,7 +30,7 @@ from tailrace_common_api import (
     WrongOffset,
 )
 from tailrace_impl_common import chunk_hash
-from tailrace_impl_websocket import WebSocketServer, _frame_protocol, _server_streams
+from tailrace_impl_websocket import WebSocketServer, _buffered_protocol, _frame_protocol, _server_streams
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_server_api import TransportServerSettings
 
@@ -132,9 +132,9 @@ async def test_closing_twice_is_closing_once() -> None:
 # Conversations
 
 
-async def test_upload_and_read(server: Running) -> None:
+async def test_upload_and_read(either_server: Running) -> None:
     first, second = b"hello ", b"world\n"
-    async with raw(server.endpoint) as client:
+    async with raw(either_server.endpoint) as client:
         opened = await client.open_upload(1, lines=True)
         assert (opened["offset"], opened["newlines"], opened["status"]["state"]) == (0, 0, "INITIATED")
         assert opened["until"] > 0
@@ -149,7 +149,7 @@ async def test_upload_and_read(server: Running) -> None:
 
         await client.say("read", 2, id=opened["status"]["id"], start=3)
         started = await client.receive()
-        assert started.pop("limits") == dataclasses.asdict(server.manager.limits)
+        assert started.pop("limits") == dataclasses.asdict(either_server.manager.limits)
         assert {**started, "status": None} == {"type": "started", "request": 2, "offset": 3, "end": 12, "status": None}
         received = await client.receive()
         assert received[HEADER + 24 :] == b"lo world\n"
@@ -160,9 +160,9 @@ async def test_upload_and_read(server: Running) -> None:
         assert (end["type"], end["offset"], end["previous"]) == ("end", 12, chunk_hash(b"lo world\n").hex())
 
 
-async def test_two_requests_at_once(server: Running) -> None:
-    resource = await server.upload(b"old", finish=True)
-    async with raw(server.endpoint) as client:
+async def test_two_requests_at_once(either_server: Running) -> None:
+    resource = await either_server.upload(b"old", finish=True)
+    async with raw(either_server.endpoint) as client:
         opened = await client.open_upload(1)
         await client.say("follow", 2, id=opened["status"]["id"])
         await client.say("read", 3, id=resource)
@@ -462,9 +462,9 @@ async def test_lost_connection_leaves_uploads_resumable(server: Running) -> None
     ids=["no JSON", "deep", "no request", "short frame", "unknown layout", "large"],
 )
 async def test_message_that_names_no_request_ends_the_connection(
-    server: Running, message: str | bytes, error: type[Exception], code: int
+    either_server: Running, message: str | bytes, error: type[Exception], code: int
 ) -> None:
-    async with raw(server.endpoint) as other, raw(server.endpoint) as client:
+    async with raw(either_server.endpoint) as other, raw(either_server.endpoint) as client:
         await client.send(message)
         received = await client.error(None)
         assert type(received) is error
@@ -517,9 +517,9 @@ def fragment(payload: bytes, *, first: int = 0x81) -> bytes:
     ],
 )
 async def test_frames_that_cannot_be_read_end_the_connection_with_a_typed_error(
-    server: Running, sent: bytes, error: type[Exception], code: int
+    either_server: Running, sent: bytes, error: type[Exception], code: int
 ) -> None:
-    async with raw(server.endpoint) as other, raw(server.endpoint) as client:
+    async with raw(either_server.endpoint) as other, raw(either_server.endpoint) as client:
         await client.open_upload(1)
         client.websocket.transport.write(sent)
         received = await client.error(None)
@@ -540,8 +540,8 @@ HANDSHAKE = (
 )
 
 
-async def test_client_that_goes_on_sending_still_reads_why_it_was_refused(server: Running) -> None:
-    host, _, port = server.endpoint.removeprefix("ws://").partition("/")[0].partition(":")
+async def test_client_that_goes_on_sending_still_reads_why_it_was_refused(either_server: Running) -> None:
+    host, _, port = either_server.endpoint.removeprefix("ws://").partition("/")[0].partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     writer.write(HANDSHAKE)
     assert b"101" in await reader.readuntil(b"\r\n\r\n")
@@ -557,20 +557,20 @@ async def test_client_that_goes_on_sending_still_reads_why_it_was_refused(server
     await writer.wait_closed()
 
 
-async def test_what_came_before_frames_that_cannot_be_read_counts(server: Running) -> None:
-    async with raw(server.endpoint) as client:
+async def test_what_came_before_frames_that_cannot_be_read_counts(either_server: Running) -> None:
+    async with raw(either_server.endpoint) as client:
         opened = await client.open_upload(1)
         chunk = frame(1, 0, b"kept")
         client.websocket.transport.write(fragment(chunk, first=0x82) + fragment(b"p", first=0x89) + fragment(b"\xff"))
         assert isinstance(await client.error(None), ProtocolError)
-    async with raw(server.endpoint) as client:
+    async with raw(either_server.endpoint) as client:
         await client.say("reopen_upload", 1, id=opened["status"]["id"], token=opened["token"])
         assert (await client.until("opened"))["offset"] == 4
 
 
 async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_server_streams, "_CLOSE_TIMEOUT", 0.1)
-    monkeypatch.setattr(_frame_protocol, "LINGER", 0.1)
+    monkeypatch.setattr(_buffered_protocol, "LINGER", 0.1)
     async with running_server() as server, raw(server.endpoint) as client:
         client.websocket.transport.pause_reading()
 
@@ -583,16 +583,22 @@ async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.M
             await ask()
 
 
-async def test_client_that_answers_no_ping_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "implementation"),
+    [("buffered", _buffered_protocol.BufferedFrameProtocol), ("websockets-sansio", _frame_protocol.FrameProtocol)],
+)
+async def test_client_that_answers_no_ping_is_left(
+    monkeypatch: pytest.MonkeyPatch, name: str, implementation: type[asyncio.BaseProtocol]
+) -> None:
     left = asyncio.Event()
-    connection_lost = _frame_protocol.FrameProtocol.connection_lost
+    connection_lost = implementation.connection_lost
 
-    def observed(protocol: _frame_protocol.FrameProtocol, exception: Exception | None) -> None:
+    def observed(protocol: asyncio.BaseProtocol, exception: Exception | None) -> None:
         connection_lost(protocol, exception)
         left.set()
 
-    monkeypatch.setattr(_frame_protocol.FrameProtocol, "connection_lost", observed)
-    async with running_server(keepalive_interval=0.1, keepalive_timeout=0.1) as server:
+    monkeypatch.setattr(implementation, "connection_lost", observed)
+    async with running_server({"protocol": name}, keepalive_interval=0.1, keepalive_timeout=0.1) as server:
         resource = await server.upload(bytes(1024 * 1024))
         left.clear()
         async with raw(server.endpoint) as client:

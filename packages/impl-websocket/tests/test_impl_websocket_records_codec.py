@@ -8,7 +8,7 @@ import struct
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from impl_websocket_messages import batches, deliveries
 
@@ -60,6 +60,11 @@ DELIVERY = QueuedRecord(id=7, attempt=2, priority=-3, data=b"data", key="ü")
 # Round trips
 
 
+when_busy = settings(suppress_health_check=[HealthCheck.too_slow])
+"""How long it takes to draw values says something of the machine only."""
+
+
+@when_busy
 @given(numbers, batches)
 def test_records_come_back(number: int, batch: RecordBatch) -> None:
     frame = frame_of(number, batch)
@@ -68,6 +73,7 @@ def test_records_come_back(number: int, batch: RecordBatch) -> None:
     assert parse_frame(frame) == batch
 
 
+@when_busy
 @given(numbers, deliveries)
 def test_deliveries_come_back(number: int, message: Deliveries) -> None:
     frame = frame_of(number, message)
@@ -227,6 +233,7 @@ def test_garbage_raises_nothing_else(layout: bytes, rest: bytes) -> None:
         parse_frame(layout + rest)
 
 
+@when_busy
 @given(st.data(), batches | deliveries)
 def test_changed_frames_raise_nothing_else(data: st.DataObject, message: RecordBatch | Deliveries) -> None:
     frame = bytearray(frame_of(1, message))

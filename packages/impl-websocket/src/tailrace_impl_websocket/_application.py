@@ -70,7 +70,7 @@ class Endpoints:
         except TailraceError as error:
             await deny(scope, send, error)
             return
-        connection = ServerConnection(self._context, credentials, receive, send, offered=token)
+        connection = ServerConnection(self._context, credentials, scope, receive, send, offered=token)
         ended = asyncio.get_running_loop().create_future()
         self._connections[connection] = ended
         try:

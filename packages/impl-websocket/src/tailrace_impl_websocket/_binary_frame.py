@@ -16,9 +16,16 @@ from __future__ import annotations
 import struct
 
 from tailrace_common_api import ProtocolError, Unsupported
-from tailrace_impl_common.messages import Chunk
+from tailrace_impl_common.messages import Buffer, Chunk
 from tailrace_impl_common.record_messages import Deliveries, RecordBatch
-from tailrace_impl_websocket._chunk_frame import CHECKPOINT_SIZE, CHUNK_LAYOUT, HAS_CHECKPOINT, frame_chunk, parse_chunk
+from tailrace_impl_websocket._chunk_frame import (
+    CHECKPOINT_SIZE,
+    CHUNK_LAYOUT,
+    HAS_CHECKPOINT,
+    chunk_header,
+    frame_chunk,
+    parse_chunk,
+)
 from tailrace_impl_websocket._chunk_frame import HEADER_SIZE as CHUNK_HEADER_SIZE
 from tailrace_impl_websocket._record_frame import (
     DELIVERIES_LAYOUT,
@@ -50,6 +57,13 @@ def frame_of(request: int, message: BinaryMessage) -> bytes:
         return frame_records(request, message)
     assert isinstance(message, Deliveries)
     return frame_deliveries(request, message)
+
+
+def frame_parts(request: int, message: BinaryMessage) -> tuple[bytes, Buffer]:
+    """Return two parts of the frame that holds ``message``; the second is the data of a chunk as it is."""
+    if type(message) is Chunk:
+        return chunk_header(request, message), message.data
+    return frame_of(request, message), b""
 
 
 def parse_frame(frame: bytes) -> BinaryMessage:

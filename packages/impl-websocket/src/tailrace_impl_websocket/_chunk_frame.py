@@ -43,14 +43,19 @@ _NO_HASH = bytes(8)
 
 def frame_chunk(request: int, chunk: Chunk) -> bytes:
     """Return the frame that holds ``chunk``; the data is copied once, into it."""
-    offset, data, digest, previous, checkpoint = chunk
+    return b"".join((chunk_header(request, chunk), chunk.data))
+
+
+def chunk_header(request: int, chunk: Chunk) -> bytes:
+    """Return what stands before the bytes of ``chunk`` in its frame."""
+    offset, _, digest, previous, checkpoint = chunk
     flags = 0
     if not previous:
         flags, previous = _IS_FIRST, _NO_HASH
     if checkpoint is None:
-        return b"".join((_HEADER.pack(CHUNK_LAYOUT, flags, 0, request, offset, digest, previous), data))
+        return _HEADER.pack(CHUNK_LAYOUT, flags, 0, request, offset, digest, previous)
     header = _HEADER.pack(CHUNK_LAYOUT, flags | HAS_CHECKPOINT, 0, request, offset, digest, previous)
-    return b"".join((header, _CHECKPOINT.pack(checkpoint.newlines, checkpoint.head), data))
+    return header + _CHECKPOINT.pack(checkpoint.newlines, checkpoint.head)
 
 
 def parse_chunk(frame: bytes) -> Chunk:

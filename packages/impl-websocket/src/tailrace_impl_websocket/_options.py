@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -30,12 +31,24 @@ class WebSocketClientOptions:
         return cls(compression=flag_option(options, "compression", defaults.compression))
 
 
+class FrameProtocols(enum.Enum):
+    """Who reads and writes the frames of a server's connections."""
+
+    BUFFERED = "buffered"
+    """This package, which receives every payload into its own buffer and sends it as it is."""
+    SANSIO = "websockets-sansio"
+    """The library websockets under uvicorn's own class; it knows per-message deflate."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WebSocketServerOptions:
     """Options of a server."""
 
     compression: bool = False
-    """Whether to accept per-message deflate where a client offers it; costs 34 KiB per connection."""
+    """Whether to accept per-message deflate where a client offers it; costs 34 KiB per connection, and needs
+    :attr:`FrameProtocols.SANSIO`, which is then used."""
+    protocol: FrameProtocols = FrameProtocols.BUFFERED
+    """Who reads and writes frames."""
     prefix: str | None = None
     """Path below which everything is served, such as ``/tailrace``; ``None`` for the path of the public base."""
     origins: tuple[str, ...] = ()
@@ -52,13 +65,24 @@ class WebSocketServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        check_option_names(options, ("compression", "prefix", "origins"))
+        check_option_names(options, ("compression", "protocol", "prefix", "origins"))
         defaults = cls()
         return cls(
             compression=flag_option(options, "compression", defaults.compression),
+            protocol=_protocol(options.get("protocol"), defaults.protocol),
             prefix=_prefix(options.get("prefix")),
             origins=parse_origins(options.get("origins", "")),
         )
+
+
+def _protocol(text: str | None, default: FrameProtocols) -> FrameProtocols:
+    if text is None:
+        return default
+    try:
+        return FrameProtocols(text.lower())
+    except ValueError:
+        known = " or ".join(protocol.value for protocol in FrameProtocols)
+        raise ConfigurationError(field="protocol", problem=f"{text!a} is not {known}") from None
 
 
 def _prefix(text: str | None) -> str | None:

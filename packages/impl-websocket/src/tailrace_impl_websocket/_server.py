@@ -9,6 +9,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
+from typing import cast
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -16,10 +17,11 @@ import uvicorn
 from tailrace_common_api import ConfigurationError, url_scheme
 from tailrace_impl_common import Endpoint
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
+from tailrace_impl_websocket._buffered_protocol import buffered_frame_protocol
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
 from tailrace_impl_websocket._http_protocol import http_protocol
-from tailrace_impl_websocket._options import WebSocketServerOptions
+from tailrace_impl_websocket._options import FrameProtocols, WebSocketServerOptions
 from tailrace_impl_websocket._origins import Origins
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_impl_websocket._tls import check_server_files
@@ -79,7 +81,7 @@ class WebSocketServer(TransportServer):
                         keepalive_interval=settings.keepalive_interval,
                         keepalive_timeout=settings.keepalive_timeout,
                     ),
-                    ws=FrameProtocol,
+                    ws=_frame_protocol(options),
                     # Above the largest frame, so that a frame that is too large fails its request and no other one.
                     ws_max_size=2 * MAX_FRAME_SIZE,
                     ws_ping_interval=settings.keepalive_interval,
@@ -196,6 +198,13 @@ async def _listen(host: str, port: int) -> socket.socket:
         if listener is not None:
             listener.close()
         raise ConfigurationError(field="host", problem=f"cannot listen on {host}:{port}: {error.strerror}") from None
+
+
+def _frame_protocol(options: WebSocketServerOptions) -> type[asyncio.Protocol]:
+    if options.compression or options.protocol is FrameProtocols.SANSIO:
+        return FrameProtocol
+    # uvicorn gives it no more than the request; the loop sees what it is.
+    return cast(type[asyncio.Protocol], buffered_frame_protocol())
 
 
 def _check_base(base: str) -> None:

@@ -112,6 +112,14 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
             self._until = max(self._until, message.until)
         await self._connection.send_text(encode_from_server(self._number, message))
 
+    @property
+    def writable(self) -> bool:
+        return self._connection.writable
+
+    def write(self, message: ServerMessage) -> None:
+        assert isinstance(message, Chunk)
+        self._connection.write_chunk(self._number, message)
+
     async def receive(self) -> ClientMessage | None:
         while not self._inbound:
             if self._failure is not None:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from tailrace_common_api import (
     ConnectionLost,
@@ -24,9 +24,10 @@ from tailrace_common_api import (
 from tailrace_impl_common import Endpoint, answer_request, counted_refusals, serve_conversation
 from tailrace_impl_common.messages import (
     UNARY_REQUESTS,
+    Chunk,
     Request,
 )
-from tailrace_impl_websocket._binary_frame import BinaryMessage, frame_of, frame_request
+from tailrace_impl_websocket._binary_frame import BinaryMessage, frame_request
 from tailrace_impl_websocket._codec import (
     MAX_TEXT_SIZE,
     PROTOCOL_VERSION,
@@ -45,6 +46,7 @@ from tailrace_impl_websocket._codec import (
     text_size,
 )
 from tailrace_impl_websocket._error_table import wire_status
+from tailrace_impl_websocket._frame_channel import frames_of
 from tailrace_impl_websocket._origins import Origins
 from tailrace_impl_websocket._server_conversation import ServerStream
 from tailrace_server_api import Credentials, ResourceManager
@@ -53,8 +55,6 @@ logger = logging.getLogger(__name__)
 
 _MOST_REPLIES = 256
 """Answers of the connection itself that may wait for a client that does not read."""
-_BATCH = 64
-"""Messages to take in before other tasks run, where they arrive faster than they are asked for."""
 AUTHENTICATION_TIMEOUT = 5.0
 """Time for the first message of a client that has to show a token, in seconds."""
 _CLOSE_TIMEOUT = 5.0
@@ -84,29 +84,35 @@ class ServerConnection:
     """
 
     def __init__(
-        self, context: ServerContext, credentials: Credentials, receive: Receive, send: Send, *, offered: str | None
+        self,
+        context: ServerContext,
+        credentials: Credentials,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        offered: str | None,
     ) -> None:
         """Serve the connection of an ASGI scope; :meth:`run` does it.
 
         Args:
             context: What all connections share.
             credentials: What the headers of the handshake show; a token among them was looked at.
-            receive: Of the ASGI scope.
-            send: Of the ASGI scope.
+            scope: Of ASGI.
+            receive: Of ASGI.
+            send: Of ASGI.
             offered: Token that was shown in another way, and not looked at; ``None`` for none.
         """
         self._context = context
         self._credentials = credentials if offered is None else replace(credentials, token=offered)
         self._may_authenticate = self._credentials.token is None
-        self._receive = receive
-        self._send = send
+        self._frames = frames_of(scope, receive, send)
         self._streams: dict[int, ServerStream] = {}
         self._last_request = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._replies: deque[str] = deque()
         self._replying = False
         self._closed = False
-        self._sending_frame = asyncio.Lock()
         self._going_away: GoingAway | None = None
         self._task: asyncio.Task[Any] | None = None
 
@@ -114,7 +120,7 @@ class ServerConnection:
         """Serve until the client leaves, or :meth:`end` was called."""
         self._task = asyncio.current_task()
         try:
-            await self._transmit({"type": "websocket.accept", "subprotocol": SUBPROTOCOL})
+            await self._transmit(self._frames.accept())
             if not await self._authenticate():
                 return
             await self.send_text(
@@ -122,7 +128,7 @@ class ServerConnection:
                     None, Hello(PROTOCOL_VERSION, self._context.manager.limits, self._context.keepalive_interval)
                 )
             )
-            await self._read()
+            await self._frames.read(self)
         except ConnectionLost:
             pass
         except Malformed as malformed:
@@ -165,7 +171,7 @@ class ServerConnection:
         """
         try:
             async with asyncio.timeout(AUTHENTICATION_TIMEOUT):
-                event = await self._receive()
+                event = await self._frames.first()
         except TimeoutError:
             raise Unauthenticated(f"no token within {AUTHENTICATION_TIMEOUT:g} s") from None
         if event["type"] == "websocket.disconnect":
@@ -181,18 +187,22 @@ class ServerConnection:
 
     # Sending
 
+    @property
+    def writable(self) -> bool:
+        """Whether :meth:`write_chunk` may be called at the moment."""
+        return self._frames.writable and not self._closed
+
+    def write_chunk(self, request: int, chunk: Chunk) -> None:
+        """Send a chunk without waiting; only while :attr:`writable`."""
+        self._frames.write_chunk(request, chunk)
+
     async def send_binary(self, request: int, message: BinaryMessage) -> None:
         """Send a binary frame; waits for the transport.
 
         Raises:
             ConnectionLost: The client is gone.
         """
-        if len(self._streams) < 2:
-            await self._transmit({"type": "websocket.send", "bytes": frame_of(request, message)})
-            return
-        # What many conversations want to send to a client that does not read is not encoded before it is its turn.
-        async with self._sending_frame:
-            await self._transmit({"type": "websocket.send", "bytes": frame_of(request, message)})
+        await self._transmit(self._frames.send_binary(request, message, alone=len(self._streams) < 2))
 
     async def send_text(self, text: str) -> None:
         """Send a text frame; waits for the transport.
@@ -200,13 +210,14 @@ class ServerConnection:
         Raises:
             ConnectionLost: The client is gone.
         """
-        await self._transmit({"type": "websocket.send", "text": text})
+        await self._transmit(self._frames.send_text(text))
 
-    async def _transmit(self, message: Message) -> None:
+    async def _transmit(self, sending: Coroutine[Any, Any, None]) -> None:
         if self._closed:
+            sending.close()
             raise ConnectionLost("the connection is closed")
         try:
-            await self._send(message)
+            await sending
         except (OSError, RuntimeError) as error:
             # ASGI says OSError. Servers also raise RuntimeError, for what comes behind a close of their own.
             raise ConnectionLost(f"the connection is closed: {type(error).__name__}") from None
@@ -241,34 +252,28 @@ class ServerConnection:
 
     # Reading
 
-    async def _read(self) -> None:
-        receive, streams = self._receive, self._streams
-        taken = 0
-        while True:
-            event = await receive()
-            frame = event.get("bytes")
-            if frame is not None:
-                try:
-                    number = frame_request(frame)
-                except ProtocolError as error:
-                    raise Malformed(None, error) from None
-                stream = streams.get(number)
-                if stream is not None:
-                    stream.put_frame(frame)
-                else:
-                    self._refuse_unknown(number)
-                # Nothing may keep the frame alive while the next one is awaited.
-                del frame, event
-            elif event["type"] == "websocket.disconnect":
-                return
-            else:
-                self._take_text(event["text"])
-            taken += 1
-            if not taken % _BATCH:
-                # A receive that finds something waiting returns at once, for as long as the client keeps sending.
-                await asyncio.sleep(0)
+    def take_frame(self, frame: bytes) -> None:
+        """Take a binary frame of the client.
 
-    def _take_text(self, text: str) -> None:
+        Raises:
+            Malformed: It cannot be understood; the connection is of no more use.
+        """
+        try:
+            number = frame_request(frame)
+        except ProtocolError as error:
+            raise Malformed(None, error) from None
+        stream = self._streams.get(number)
+        if stream is not None:
+            stream.put_frame(frame)
+        else:
+            self._refuse_unknown(number)
+
+    def take_text(self, text: str) -> None:
+        """Take a text frame of the client.
+
+        Raises:
+            Malformed: It cannot be understood; the connection is of no more use.
+        """
         size = text_size(text)
         if size > MAX_TEXT_SIZE:
             raise Malformed(None, MessageTooLarge(size=size, maximum=MAX_TEXT_SIZE))
@@ -396,13 +401,7 @@ class ServerConnection:
             async with asyncio.timeout(_CLOSE_TIMEOUT):
                 await self.send_text(encode_from_server(None, Failure(error)))
                 self._closed = True
-                await self._send(
-                    {
-                        "type": "websocket.close",
-                        "code": wire_status(error).close_code,
-                        "reason": close_reason(error.message),
-                    }
-                )
+                await self._frames.close(wire_status(error).close_code, close_reason(error.message))
         except (ConnectionLost, OSError, RuntimeError, TimeoutError):
             logger.debug("a client was gone before it was told: %s", error.code)
         self._closed = True

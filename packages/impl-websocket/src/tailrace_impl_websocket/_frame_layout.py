@@ -1,0 +1,35 @@
+"""Headers of WebSocket frames (RFC 6455, section 5.2)."""
+
+from __future__ import annotations
+
+import struct
+
+CONTINUATION = 0x0
+TEXT = 0x1
+BINARY = 0x2
+CLOSE = 0x8
+PING = 0x9
+PONG = 0xA
+OPCODES = frozenset((CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG))
+FINAL = 0x80
+"""Bit of the first byte: the last frame of its message."""
+RESERVED = 0x70
+"""Bits of the first byte that mean something to extensions only."""
+CONTROL = 0x8
+"""Bit of the opcode of a frame that may stand between those of a message."""
+MASKED = 0x80
+"""Bit of the second byte."""
+MAX_CONTROL_SIZE = 125
+"""Largest payload of a control frame, in bytes."""
+
+_SHORT = struct.Struct(">BBH")
+_LONG = struct.Struct(">BBQ")
+
+
+def frame_header(opcode: int, size: int) -> bytes:
+    """Return the header of an unmasked frame that is a whole message, with a payload of ``size`` bytes."""
+    if size < 126:
+        return bytes((FINAL | opcode, size))
+    if size < 65536:
+        return _SHORT.pack(FINAL | opcode, 126, size)
+    return _LONG.pack(FINAL | opcode, 127, size)
