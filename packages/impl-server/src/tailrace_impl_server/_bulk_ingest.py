@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 from tailrace_common_api import (
     MAX_KEY_SIZE,
     RECORD_OVERHEAD,
-    BulkConflict,
     BulkRefused,
     BulkResult,
     DeadlineExceeded,
@@ -474,50 +473,6 @@ class StagedBulk(BulkIngest):
     def _check_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
-
-
-class RepeatedBulk(BulkIngest):
-    """A bulk whose key has committed before: it has its result and takes nothing."""
-
-    def __init__(self, id: str, content_type: str, limits: RecordLimits, result: BulkResult) -> None:
-        self._id = id
-        self._content_type = content_type
-        self._limits = limits
-        self._result = result
-
-    @property
-    def id(self) -> str:
-        return self._id
-
-    @property
-    def content_type(self) -> str:
-        return self._content_type
-
-    @property
-    def limits(self) -> RecordLimits:
-        return self._limits
-
-    @property
-    def result(self) -> BulkResult:
-        return self._result
-
-    @property
-    def granted(self) -> int:
-        return 0
-
-    def submit(self, batch: RecordBatch) -> None:
-        raise ProtocolError("the bulk has committed before")
-
-    async def changed(self, granted: int) -> int:
-        raise ProtocolError("the bulk has committed before")
-
-    async def commit(self, *, records: int, digest: bytes) -> BulkResult:
-        if records != self._result.records or digest != self._result.digest:
-            raise BulkConflict(id=self._result.id)
-        return self._result
-
-    async def rollback(self) -> None:
-        return
 
 
 def _counted(size: int, records: int) -> int:

@@ -22,6 +22,11 @@ MAKING_TABLES = 7_233_271_451_862
 _ALIVE = 723_327_145
 """Class of the advisory locks that servers hold as long as they are connected."""
 _RECONNECT = 0.5
+_LOOK_SECONDS = 15.0
+"""Time between two looks whether the connection that tells of this server works."""
+_LOCK_SECONDS = 60.0
+"""Time after which the server's own lock is free, at the latest, when its earlier connection was lost."""
+_ASK_SECONDS = 10.0
 
 KEY_INDEX = "tailrace_bulks_key"
 """Keeps two bulks from having one key."""
@@ -121,6 +126,7 @@ class Presence:
         self._starts = 0
         self._changing = asyncio.Lock()
         self._returning: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
         self.owner = 0
         """Number of this server on the database, from the start on."""
 
@@ -135,11 +141,14 @@ class Presence:
                 connection = await self._database.connect()
                 try:
                     with self._database.errors():
-                        self.owner = await connection.fetchval("SELECT nextval('tailrace_owners')")
+                        self.owner = await connection.fetchval(
+                            "SELECT nextval('tailrace_owners')", timeout=_ASK_SECONDS
+                        )
                         await self._hold(connection)
                 except BaseException:
                     connection.terminate()
                     raise
+                self._looking = asyncio.create_task(self._look(), name="tailrace-presence-looks")
             self._starts += 1
 
     async def close(self) -> None:
@@ -148,17 +157,26 @@ class Presence:
             self._starts = max(0, self._starts - 1)
             if self._starts:
                 return
-            if self._returning is not None:
-                self._returning.cancel()
-                await asyncio.gather(self._returning, return_exceptions=True)
+            for task in (self._looking, self._returning):
+                if task is not None:
+                    task.cancel()
+                    await asyncio.gather(task, return_exceptions=True)
             connection, self._connection = self._connection, None
             if connection is not None and not connection.is_closed():
                 connection.terminate()
 
     async def _hold(self, connection: Connection) -> None:
-        await connection.execute(f"SELECT pg_advisory_lock({_ALIVE}, {self.owner})")
+        await connection.execute(f"SELECT pg_advisory_lock({_ALIVE}, {self.owner})", timeout=_LOCK_SECONDS)
         self._connection = connection
         connection.add_termination_listener(self._lost)
+
+    async def _look(self) -> None:
+        """Find out that the connection is lost: nothing else is asked over it."""
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            connection = self._connection
+            if not connection.is_closed() and not await self._database.is_alive(connection):
+                _log.warning("the connection that tells other servers of this one is lost; there will be another")
 
     def _lost(self, connection: Connection) -> None:
         if connection is self._connection and self._starts:

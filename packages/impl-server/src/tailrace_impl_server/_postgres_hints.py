@@ -22,6 +22,9 @@ _log = logging.getLogger(__name__)
 _CHANNEL = "tailrace_work"
 _GATHERED_SECONDS = 0.02
 _RECONNECT_SECONDS = 0.5
+_LOOK_SECONDS = 15.0
+"""Time without anything to tell after which it is seen whether the connection works."""
+_TELL_SECONDS = 10.0
 _EVERYTHING = "*"
 _PAYLOAD_BYTES = 7000
 """Longest list of queues that is told; a longer one is told as everything."""
@@ -90,7 +93,9 @@ class PostgresHints:
                 # What was told before is not heard any more.
                 self._wake(_EVERYTHING)
                 while not lost.is_set():
-                    await self._wanted.wait()
+                    if not await self._is_wanted():
+                        await self._database.is_alive(connection)
+                        continue
                     # Others join in: a burst is told by one statement.
                     await asyncio.sleep(_GATHERED_SECONDS)
                     self._wanted.clear()
@@ -100,12 +105,20 @@ class PostgresHints:
             self.listening.clear()
             connection.terminate()
 
+    async def _is_wanted(self) -> bool:
+        """Wait until there is something to do; return whether there is."""
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                return await self._wanted.wait()
+        except TimeoutError:
+            return False
+
     async def _notify(self, connection: Any) -> None:
         untold, self._untold = self._untold, set()
         payload = ",".join(sorted(untold))
         if payload:
             told = payload if len(payload) <= _PAYLOAD_BYTES else _EVERYTHING
-            await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, told)
+            await connection.execute("SELECT pg_notify($1, $2)", _CHANNEL, told, timeout=_TELL_SECONDS)
 
     def _heard(self, connection: Any, pid: int, channel: str, payload: object) -> None:
         # This server has told its own consumers at once.

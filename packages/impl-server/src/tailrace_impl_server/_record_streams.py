@@ -22,7 +22,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import IdGenerator, Signal
 from tailrace_impl_server._bulk_endings import taken_over
-from tailrace_impl_server._bulk_ingest import Outcome, RepeatedBulk, StagedBulk
+from tailrace_impl_server._bulk_ingest import Outcome, StagedBulk
 from tailrace_impl_server._bulk_windows import BulkWindows
 from tailrace_impl_server._live_resource import GOING_AWAY_RETRY
 from tailrace_impl_server._query_arguments import read_arguments
@@ -30,6 +30,7 @@ from tailrace_impl_server._query_batches import QueryBatches
 from tailrace_impl_server._queue_sampler import QueueSampler
 from tailrace_impl_server._record_counts import RecordCounts
 from tailrace_impl_server._record_validation import FileValidator, validator_for
+from tailrace_impl_server._repeated_bulk import RepeatedBulk
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._staging_sweeper import StagingSweeper

@@ -111,8 +111,8 @@ class ServerSettings:
     bulk_window: int = 4 * MEBIBYTE
     """Bytes of records of a bulk that may wait between its client and the database, each counted with 8 more."""
     bulk_windows_total: int = 512 * MEBIBYTE
-    """Bytes of records that may wait so over all bulks; with many of them each gets a smaller window, but never one that
-    is too small for the largest record."""
+    """Bytes of records that may wait so over all bulks; with many of them each gets a smaller window, but always one
+    that is large enough for the largest record."""
     group_records: int = 1000
     """Most records that are staged at once."""
     group_seconds: float = 0.1
