@@ -239,6 +239,7 @@ def test_the_group_knows_its_commands_only() -> None:
         "delete",
         "head",
         "demo",
+        "bench",
         "context",
         "token",
         "verify",

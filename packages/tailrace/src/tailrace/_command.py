@@ -34,6 +34,7 @@ _COMMANDS = {
     "verify": "verify:verify",
     "head": "head:head",
     "demo": "demo:demo",
+    "bench": "bench:bench",
 }
 
 
