@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -64,6 +65,8 @@ class PeerProcess:
     def __init__(self, command: Sequence[str | Path], log: Path, *, folder: Path | None = None) -> None:
         """Describe the process; nothing is started. It stands in ``folder``, or where its log is."""
         self._command = [str(part) for part in command]
+        # Where it can be had: the process ends with this one, even if this one is killed.
+        self._until_death = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         self._log = log
         self._folder = folder or log.parent
         self._environment = {**os.environ, **TUNED_MALLOC, "PYTHONPATH": str(FOLDER.parent)}
@@ -80,6 +83,7 @@ class PeerProcess:
         """Start it; with ``port``, wait until it listens there."""
         with self._log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
+                *self._until_death,
                 *self._command,
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,

@@ -18,7 +18,7 @@ class Rclone(DrivenPeer):
     """
 
     name: ClassVar[str] = "rclone (WebDAV)"
-    does_less: ClassVar[str] = "no hash, no live readers, no resuming, no sync to disk; told the size"
+    does_less: ClassVar[str] = "no hash on the wire, no live readers, no resuming, no sync to disk; told the size"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
 
     @classmethod

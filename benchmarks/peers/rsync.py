@@ -23,7 +23,7 @@ pid file = {folder}/rsyncd.pid
 
 
 class Rsync(DrivenPeer):
-    """`rsync --daemon` and `rsync --whole-file`: from a file to a new file, both ways, compared by XXH3-128 at the end.
+    """`rsync --daemon` and `rsync --whole-file`: from a file to a new file, both ways, compared by XXH128 at the end.
 
     Each operation is a process of its own on either side, whose start is part of the time. What those of the daemon
     have used is not known, since they end with the operation. It knows files alone: what it sends has to be there as a
