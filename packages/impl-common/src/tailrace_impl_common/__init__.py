@@ -43,6 +43,7 @@ from tailrace_impl_common._request_log import counted_refusals, current_caller, 
 from tailrace_impl_common._retry import Reconnection, Retry, RetrySchedule, is_retried
 from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
+from tailrace_impl_common._shared_chunk import EncodedOnce
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._sources import BlockingSource, Source, iter_source, read_pieces
 from tailrace_impl_common._spool import Spool
@@ -90,6 +91,7 @@ __all__ = [
     "DownloadSender",
     "DownloadState",
     "DropOldestBytes",
+    "EncodedOnce",
     "Endpoint",
     "FailoverConnection",
     "GrowingFile",

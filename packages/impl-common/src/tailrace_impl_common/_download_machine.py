@@ -32,6 +32,7 @@ from tailrace_common_api import (
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._chain import ChainSender, ChainVerifier
 from tailrace_impl_common._head import HeadHasher
+from tailrace_impl_common._shared_chunk import SharedChunk
 from tailrace_impl_common._window import ReceiveWindow, SendWindow
 from tailrace_impl_common.messages import (
     Chunk,
@@ -94,10 +95,16 @@ class DownloadSender:
             raise ProtocolError("a window cannot be granted in a stream that was asked for without one")
         return self._window.grant(message.until)
 
-    def chunk(self, data: Buffer, hash: bytes, checkpoint: Checkpoint | None) -> Chunk:
-        """Return the next chunk, of bytes that were hashed already."""
-        offset = self._chain.offset
-        return Chunk(offset, data, hash, self._chain.link(hash, len(data)), checkpoint)
+    def chunk(
+        self, data: Buffer, hash: bytes, checkpoint: Checkpoint | None, shared: SharedChunk | None = None
+    ) -> Chunk:
+        """Return the next chunk, of bytes that were hashed already; one of ``shared``, for many readers."""
+        chain = self._chain
+        offset = chain.offset
+        previous = chain.link(hash, len(data))
+        if shared is not None:
+            return shared.chunk(offset, data, hash, previous, checkpoint)
+        return Chunk(offset, data, hash, previous, checkpoint)
 
     def end(self, status: Status) -> End:
         """Return the message that ends the stream."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from tailrace_impl_common._send_budget import SendBudget
+from tailrace_impl_common._shared_chunk import SharedChunk
 from tailrace_server_api import Telemetry
 
 
@@ -22,3 +23,5 @@ class Endpoint:
     """What is counted with."""
     budget: SendBudget = field(default_factory=SendBudget)
     """Bytes on their way to readers."""
+    shared: SharedChunk = field(default_factory=SharedChunk)
+    """The chunk that the next reader may need, too."""

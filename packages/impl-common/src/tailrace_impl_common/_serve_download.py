@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 
 from tailrace_common_api import (
-    Checkpoint,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -127,6 +126,7 @@ class _DownloadConversation:
         self._span = span
         self._chunk_size = endpoint.chunk_size
         self._budget = endpoint.budget
+        self._shared = endpoint.shared
         self._count = telemetry.sent
         self._machine = DownloadSender(offset=span.start, window=window)
         self._granted = asyncio.Event()
@@ -153,30 +153,52 @@ class _DownloadConversation:
         if self._span.end is None:
             await self._follow(control)
         else:
-            await self._send(self._span.end, snapshot.checkpoint, control)
+            await self._send(self._span.end, snapshot, control)
 
     async def _follow(self, control: asyncio.Future[None]) -> None:
         """Send what is announced until the resource has ended."""
         while True:
             snapshot = self._reader.snapshot
-            await self._send(snapshot.size, snapshot.checkpoint, control)
+            await self._send(snapshot.size, snapshot, control)
             if snapshot.state.terminal:
                 return
-            await self._reader.changed(snapshot.version)
+            await self._reader.changed(snapshot.version, self._absorb)
 
-    async def _send(self, end: int, announced: Checkpoint, control: asyncio.Future[None]) -> None:
+    def _absorb(self, snapshot: Snapshot) -> bool:
+        """Send what is new at once, if nothing has to be waited for; return whether that was all.
+
+        A follower that has everything costs no more than this for each change: its task sleeps.
+        """
+        machine, stream = self._machine, self._stream
+        offset = machine.offset
+        until = min(snapshot.size, offset + self._budget.chunk_size(self._chunk_size))
+        if until > offset:
+            if not (stream.writable and machine.may_send):
+                return False
+            piece = self._reader.try_read(offset, until)
+            if piece is None:
+                return False
+            size = len(piece.data)
+            shared = self._shared
+            checkpoint = shared.checkpoint_at(offset + size, snapshot)
+            stream.write(machine.chunk(piece.data, piece.hash, checkpoint, shared))
+            self._count(size)
+        return machine.offset == snapshot.size and not snapshot.state.terminal
+
+    async def _send(self, end: int, announced: Snapshot, control: asyncio.Future[None]) -> None:
         """Send everything up to ``end`` in chunks as large as there are bytes for."""
         machine, reader, send, budget = self._machine, self._reader, self._stream.send, self._budget
+        shared = self._shared if self._span.end is None else None
         while (offset := machine.offset) < end:
             if not machine.may_send:
                 await self._wait_for_window(control)
             until = min(end, offset + budget.chunk_size(self._chunk_size))
             piece = reader.try_read(offset, until) or await reader.read(offset, until)
             size = len(piece.data)
-            checkpoint = announced if offset + size == announced.size else None
+            checkpoint = self._shared.checkpoint_at(offset + size, announced)
             budget.in_flight += size
             try:
-                await send(machine.chunk(piece.data, piece.hash, checkpoint))
+                await send(machine.chunk(piece.data, piece.hash, checkpoint, shared))
             finally:
                 budget.in_flight -= size
             self._count(size)

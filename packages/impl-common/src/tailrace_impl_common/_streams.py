@@ -35,6 +35,15 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
             TailraceError: The conversation has ended: the peer's error, or ``ConnectionLost``.
         """
 
+    @property
+    def writable(self) -> bool:
+        """Whether :meth:`write` may be called at the moment; never, where a transport has to be waited for."""
+        return False
+
+    def write(self, message: SendT) -> None:
+        """Send a message without waiting. Only while :attr:`writable`, and while nobody is in :meth:`send`."""
+        raise NotImplementedError
+
     @abstractmethod
     async def receive(self) -> ReceiveT | None:
         """Return the next message, or ``None`` when the peer has ended the conversation in order.

@@ -40,7 +40,7 @@ from tailrace_impl_grpc._options import (
 )
 from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
-from tailrace_impl_grpc._server_streams import Context, GrpcServerStream
+from tailrace_impl_grpc._server_streams import Context, GrpcServerStream, shared_message
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,7 @@ class GrpcServer(TransportServer):
         self._peers: Peers | None = None
         self._urls: Mapping[str, str] = {}
         self._closing = False
+        self._shared = shared_message()
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
         options = GrpcServerOptions.parse(settings.options)
@@ -155,7 +156,7 @@ class GrpcServer(TransportServer):
         expected = CONVERSATIONS[method]
 
         async def handle(_messages: object, context: Context) -> None:
-            stream = GrpcServerStream(method, context)
+            stream = GrpcServerStream(method, context, self._shared)
 
             async def serve(service: ResourceService) -> None:
                 request = await _first_message(stream)
@@ -176,7 +177,8 @@ class GrpcServer(TransportServer):
             async def serve(service: ResourceService) -> None:
                 request = method.decode_request(data)
                 assert isinstance(request, WATCH_REQUESTS)
-                await self._serve(request, GrpcServerStream(method, context), service, context)
+                stream = GrpcServerStream(method, context, self._shared)
+                await self._serve(request, stream, service, context)
 
             await self._run(context, serve, ends_when_closing=True)
 

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 import grpc.aio
 
-from tailrace_common_api import ConnectionLost
-from tailrace_impl_common import MessageStream
-from tailrace_impl_common.messages import Abort, ClientMessage, Finish, ServerMessage, Watched
-from tailrace_impl_grpc._codec import UPLOAD, Method
+from tailrace_common_api import MEBIBYTE, ConnectionLost
+from tailrace_impl_common import EncodedOnce, MessageStream
+from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
+from tailrace_impl_grpc._codec import FOLLOW, UPLOAD, Method
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
+SharedMessage = EncodedOnce[bytes]
+
+
+def shared_message() -> SharedMessage:
+    """Return what encodes the chunks to readers: those who are sent the same chunk are sent the same bytes."""
+    # All methods that send chunks have the same messages.
+    return EncodedOnce(FOLLOW.encode_response, largest=MEBIBYTE)
 
 
 class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
     """A conversation over one call."""
 
-    def __init__(self, method: Method, context: Context) -> None:
+    def __init__(self, method: Method, context: Context, shared: SharedMessage) -> None:
+        """Converse over a call.
+
+        Args:
+            method: Its method.
+            context: Of gRPC.
+            shared: What encodes the chunks to all readers of the server.
+        """
         self._context = context
+        self._shared = shared
         self._encode = method.encode_response
         self._decode = method.decode_request
         self._open_ended = method is UPLOAD
@@ -27,7 +42,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         if type(message) is Watched:
             # The status of the call says it.
             return
-        data = self._encode(message)
+        data = self._shared.of(message) if type(message) is Chunk else self._encode(message)
         del message
         try:
             await self._context.write(data)

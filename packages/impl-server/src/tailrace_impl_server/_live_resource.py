@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from typing import Protocol
 
 from tailrace_common_api import Deleted, GoingAway, ResourceState, Status, TailraceError, Visibility, make_reference
@@ -14,6 +15,8 @@ _WAKE_AT_ONCE = 100
 """Waiters woken per iteration of the event loop, so that thousands of them do not keep it from everything else."""
 GOING_AWAY_RETRY = 1.0
 """When clients are told to come back after a shutdown, in seconds."""
+
+_Absorb = Callable[[Snapshot], bool] | None
 
 
 class Bases:
@@ -98,8 +101,8 @@ class LiveResource:
         self._bases = bases
         self._observer = observer
         self._status: tuple[Snapshot, tuple[str, ...], Status] | None = None
-        self._waiters: dict[asyncio.Future[None], None] = {}
-        self._due: deque[asyncio.Future[None]] = deque()
+        self._waiters: dict[asyncio.Future[None], _Absorb] = {}
+        self._due: deque[tuple[asyncio.Future[None], _Absorb]] = deque()
         self._deleted = False
         self._going_away = False
 
@@ -120,7 +123,7 @@ class LiveResource:
     @property
     def watched(self) -> bool:
         """Whether somebody waits for the next change."""
-        return bool(self._waiters)
+        return bool(self._waiters or self._due)
 
     @property
     def hidden(self) -> bool:
@@ -162,8 +165,8 @@ class LiveResource:
         if self._deleted:
             raise Deleted(id=self.id)
 
-    async def changed(self, version: int) -> Snapshot:
-        """Wait for a version above ``version`` and return the newest state."""
+    async def changed(self, version: int, absorb: _Absorb = None) -> Snapshot:
+        """Wait for a version above ``version`` that ``absorb`` does not take, and return the newest state."""
         while True:
             self.check()
             if self._snapshot.version > version:
@@ -171,7 +174,7 @@ class LiveResource:
             if self._going_away:
                 raise GoingAway(retry_after=GOING_AWAY_RETRY)
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiters[waiter] = None
+            self._waiters[waiter] = absorb
             try:
                 await waiter
             finally:
@@ -181,7 +184,7 @@ class LiveResource:
         if not self._waiters:
             return
         waiting = bool(self._due)
-        self._due.extend(self._waiters)
+        self._due.extend(self._waiters.items())
         self._waiters.clear()
         if not waiting:
             self._wake_some()
@@ -189,8 +192,16 @@ class LiveResource:
     def _wake_some(self) -> None:
         due = self._due
         for _ in range(min(_WAKE_AT_ONCE, len(due))):
-            waiter = due.popleft()
-            if not waiter.done():
+            waiter, absorb = due.popleft()
+            if waiter.done():
+                continue
+            try:
+                if absorb is not None and not (self._deleted or self._going_away) and absorb(self._snapshot):
+                    self._waiters[waiter] = absorb
+                    continue
+            except Exception as error:  # noqa: BLE001  # it is that of the waiter, and nobody else's
+                waiter.set_exception(error)
+            else:
                 waiter.set_result(None)
         if due:
             asyncio.get_running_loop().call_soon(self._wake_some)

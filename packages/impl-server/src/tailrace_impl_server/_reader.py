@@ -42,8 +42,8 @@ class LiveReader(ResourceReader):
     def status(self) -> Status:
         return self._live.status()
 
-    async def changed(self, version: int) -> Snapshot:
-        return await self._live.changed(version)
+    async def changed(self, version: int, absorb: Callable[[Snapshot], bool] | None = None) -> Snapshot:
+        return await self._live.changed(version, absorb)
 
     def try_read(self, start: int, end: int) -> Piece | None:
         self._check_range(start, end)

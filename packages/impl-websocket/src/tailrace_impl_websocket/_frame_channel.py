@@ -15,6 +15,7 @@ from tailrace_impl_common.messages import Chunk
 from tailrace_impl_websocket._binary_frame import BinaryMessage, frame_of, frame_parts
 from tailrace_impl_websocket._chunk_frame import chunk_header
 from tailrace_impl_websocket._codec import SUBPROTOCOL
+from tailrace_impl_websocket._shared_frame import SharedFrame
 
 FRAMES_EXTENSION = "tailrace.frames"
 """ASGI extension of this package's own server: ``scope["extensions"][…]["channel"]`` is a :class:`FrameChannel`."""
@@ -54,6 +55,9 @@ class FrameChannel(Protocol):
 
     def write_text(self, text: str) -> None:
         """Write a text message."""
+
+    def write_frame(self, frame: bytes) -> None:
+        """Write a frame that has its header."""
 
     def write_binary(self, header: bytes, payload: bytes | bytearray | memoryview = b"") -> None:
         """Write a binary message in two parts, the second of which must not change."""
@@ -143,7 +147,7 @@ class AsgiFrames:
         """Whether :meth:`write_chunk` may be called at the moment; never, where ASGI has to be waited for."""
         return False
 
-    def write_chunk(self, request: int, chunk: Chunk) -> None:
+    def write_chunk(self, request: int, chunk: Chunk, shared: SharedFrame) -> None:
         """Send a chunk without waiting; only while :attr:`writable`."""
         raise NotImplementedError
 
@@ -210,8 +214,12 @@ class DirectFrames(AsgiFrames):
     def writable(self) -> bool:
         return self._channel.writable
 
-    def write_chunk(self, request: int, chunk: Chunk) -> None:
-        self._channel.write_binary(chunk_header(request, chunk), chunk.data)
+    def write_chunk(self, request: int, chunk: Chunk, shared: SharedFrame) -> None:
+        frame = shared.frame(request, chunk)
+        if frame is None:
+            self._channel.write_binary(chunk_header(request, chunk), chunk.data)
+        else:
+            self._channel.write_frame(frame)
 
 
 def frames_of(scope: Scope, receive: Receive, send: Send) -> AsgiFrames:

@@ -7,7 +7,7 @@ import logging
 from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.types import Receive, Scope, Send
@@ -49,6 +49,7 @@ from tailrace_impl_websocket._error_table import wire_status
 from tailrace_impl_websocket._frame_channel import frames_of
 from tailrace_impl_websocket._origins import Origins
 from tailrace_impl_websocket._server_conversation import ServerStream
+from tailrace_impl_websocket._shared_frame import SharedFrame
 from tailrace_server_api import Credentials, ResourceManager
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class ServerContext:
     """Most connections and plain HTTP requests at the same time."""
     origins: Origins
     """Whose pages may use the server."""
+    shared_frame: SharedFrame = field(default_factory=SharedFrame)
+    """The frame that the next follower may need, too."""
 
 
 class ServerConnection:
@@ -194,7 +197,7 @@ class ServerConnection:
 
     def write_chunk(self, request: int, chunk: Chunk) -> None:
         """Send a chunk without waiting; only while :attr:`writable`."""
-        self._frames.write_chunk(request, chunk)
+        self._frames.write_chunk(request, chunk, self._context.shared_frame)
 
     async def send_binary(self, request: int, message: BinaryMessage) -> None:
         """Send a binary frame; waits for the transport.

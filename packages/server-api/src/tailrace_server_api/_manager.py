@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tailrace_common_api import (
@@ -157,10 +157,16 @@ class ResourceReader(ABC):
         """Return the current status."""
 
     @abstractmethod
-    async def changed(self, version: int) -> Snapshot:
+    async def changed(self, version: int, absorb: Callable[[Snapshot], bool] | None = None) -> Snapshot:
         """Wait until the announced version is above ``version`` and return the newest state.
 
         Intermediate states may be skipped, terminal ones never are.
+
+        Args:
+            version: Version of the state that the caller knows.
+            absorb: Is called with each newer state while this waits, and says whether that was all there is to do
+                about it: the wait then goes on, without a task being woken. It must not wait; what it raises is raised
+                here. It is never called when this does not wait, nor with a deletion or a shutdown.
         """
 
     @abstractmethod
