@@ -134,23 +134,61 @@ async def test_a_reader_keeps_its_files_open_until_it_is_done(storage: Filesyste
         await again
 
 
-async def test_bisection_reads_few_records(storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_newline_is_found_in_few_records_and_without_a_thread(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     writer = await writer_of(storage)
     blocks = 64
     writer.append(b"x\n" * (blocks * BLOCK_SIZE // 2))
     final = committed(await writer.complete())
-    reads: list[int] = []
-    read_up_to = _positional_io.read_up_to
+    await writer.close()
+    in_threads: list[int] = []
+    in_memory: list[int] = []
+    read_up_to, preadv = _positional_io.read_up_to, os.preadv
 
     def counting(fd: int, length: int, offset: int) -> bytes:
-        reads.append(length)
+        in_threads.append(length)
         return read_up_to(fd, length, offset)
 
+    def counting_resident(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        in_memory.append(len(buffers[0]))
+        return preadv(fd, buffers, offset, flags)
+
     monkeypatch.setattr(_filesystem_reader, "read_up_to", counting)
-    boundary = await storage.boundary_of_newline(ID, 37 * BLOCK_SIZE // 2 + 5, final.size)
-    assert boundary.offset == 37 * BLOCK_SIZE
-    assert len(reads) <= 7
-    assert set(reads) == {48}
+    monkeypatch.setattr(os, "preadv", counting_resident)
+    wanted = 37 * BLOCK_SIZE // 2 + 5
+    for _ in range(2):
+        assert (await storage.boundary_of_newline(ID, wanted, final.size)).offset == 37 * BLOCK_SIZE
+    # The first look opens the files; the second one finds them open, and what they hold in memory.
+    assert len(in_threads) == 2
+    if hasattr(os, "RWF_NOWAIT"):
+        assert len(in_memory) == 2
+    assert max(in_threads + in_memory) <= 85 * 48
+
+
+async def test_a_newline_is_looked_for_in_a_thread_where_memory_does_not_have_it(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = await writer_of(storage)
+    writer.append(b"x\n" * BLOCK_SIZE)
+    final = committed(await writer.complete())
+    await writer.close()
+    assert (await storage.boundary_of_newline(ID, 1, final.size)).offset == 0
+
+    def not_there(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        raise BlockingIOError
+
+    monkeypatch.setattr(os, "preadv", not_there)
+    assert (await storage.boundary_of_newline(ID, BLOCK_SIZE // 2 + 1, final.size)).offset == BLOCK_SIZE
+
+    def not_supported(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        raise OSError(errno.EOPNOTSUPP, "not supported")
+
+    monkeypatch.setattr(os, "preadv", not_supported)
+    assert (await storage.boundary_of_newline(ID, BLOCK_SIZE // 2 + 1, final.size)).offset == BLOCK_SIZE
+    monkeypatch.setattr(os, "preadv", None)
+    # Nobody asks again.
+    assert (await storage.boundary_of_newline(ID, BLOCK_SIZE // 2 + 1, final.size)).offset == BLOCK_SIZE
 
 
 async def test_changes_go_on_when_their_callers_are_gone(storage: FilesystemStorage) -> None:

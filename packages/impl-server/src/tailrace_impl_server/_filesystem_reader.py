@@ -1,4 +1,4 @@
-"""Reading stored bytes and looking up block boundaries. Blocks, except for :func:`read_resident`.
+"""Reading stored bytes and looking up block boundaries. Blocks, except for what is called resident.
 
 No byte is served unchecked. A read takes in whole blocks and hashes each of them where it lies: full blocks must have
 the digests that the journal records, the open block the one of the announced state, which the caller takes before the
@@ -14,7 +14,6 @@ from tailrace_impl_common import block_digest
 from tailrace_impl_server._filesystem_files import CheckedBlock, ResourceFiles
 from tailrace_impl_server._filesystem_recovery import recover
 from tailrace_impl_server._journal import (
-    EMPTY_SPINE,
     RECORD_SIZE,
     JournalDamagedError,
     Slot,
@@ -22,6 +21,7 @@ from tailrace_impl_server._journal import (
     record_offset,
     unpack_record,
 )
+from tailrace_impl_server._newline_search import NOTHING_BELOW, search_newline
 from tailrace_impl_server._positional_io import read_up_to
 from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer
 
@@ -29,9 +29,6 @@ from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
 
 _WILL_NEED: int | None = getattr(os, "POSIX_FADV_WILLNEED", None)
-
-NOTHING_BELOW = Boundary(0, 0, EMPTY_SPINE)
-"""The boundary at the start of every resource."""
 
 
 class ResidencyUnknownError(Exception):
@@ -213,14 +210,33 @@ def boundary_of_newline(files: ResourceFiles, newlines: int, blocks: int) -> Bou
         DamagedBlock: A record on the way is damaged.
         OSError: The journal cannot be read.
     """
-    # Bisection; the boundary at `low` always has fewer newlines, the one behind `high` does not.
-    low, high = 0, blocks
-    found = NOTHING_BELOW
-    while low < high:
-        middle = (low + high + 1) // 2
-        boundary = boundary_at(files, middle)
-        if boundary.newlines < newlines:
-            low, found = middle, boundary
-        else:
-            high = middle - 1
-    return found
+
+    def read(block: int, count: int) -> Buffer:
+        return read_up_to(files.journal, count * RECORD_SIZE, record_offset(block))
+
+    return search_newline(newlines, blocks, read)
+
+
+def resident_boundary_of_newline(files: ResourceFiles, newlines: int, blocks: int) -> Boundary | None:
+    """Return what :func:`boundary_of_newline` does if that is in memory; ``None`` when the disk is needed.
+
+    Raises:
+        ResidencyUnknownError: Asking is of no use, now or later.
+    """
+    if _NOWAIT is None:
+        raise ResidencyUnknownError
+    flags = _NOWAIT
+
+    def read(block: int, count: int) -> Buffer:
+        records = bytearray(count * RECORD_SIZE)
+        if os.preadv(files.journal, [records], record_offset(block), flags) < len(records):
+            raise BlockingIOError
+        return records
+
+    try:
+        return search_newline(newlines, blocks, read)
+    except (BlockingIOError, DamagedBlock):
+        # What is damaged is told by the thread that looks again.
+        return None
+    except OSError as error:
+        raise ResidencyUnknownError from error

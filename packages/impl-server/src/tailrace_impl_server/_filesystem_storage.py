@@ -36,6 +36,7 @@ from tailrace_impl_server._filesystem_reader import (
     forget_cached,
     read_exactly,
     read_resident,
+    resident_boundary_of_newline,
 )
 from tailrace_impl_server._filesystem_recovery import Recovered, cut_to, read_slots, recover, recover_in_full
 from tailrace_impl_server._filesystem_verify import open_for_verification, verify_files
@@ -377,6 +378,16 @@ class FilesystemStorage(Storage):
         return await self._with_files(id, partial(_boundary, blocks=offset // BLOCK_SIZE))
 
     async def boundary_of_newline(self, id: str, newlines: int, size: int) -> Boundary:
+        files = self._open_files(id)
+        if files is not None and self._residency_known:
+            # A few pages of the journal, most often in memory: less than the way to a thread and back.
+            try:
+                found = resident_boundary_of_newline(files, newlines, size // BLOCK_SIZE)
+            except ResidencyUnknownError:
+                self._residency_known = False
+            else:
+                if found is not None:
+                    return found
         return await self._with_files(id, partial(_boundary_of_newline, newlines=newlines, blocks=size // BLOCK_SIZE))
 
     async def ids(self) -> AsyncGenerator[str, None]:
