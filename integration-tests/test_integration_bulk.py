@@ -457,6 +457,32 @@ async def test_bulks_are_limited(
 
 
 @proves("REC-5")
+async def test_a_server_keeps_the_limits_of_bulks_by_itself(
+    new_record_server: NewServer, record_cell: RecordCell, record_database: RecordDatabase
+) -> None:
+    server = await new_record_server(max_bulk_records=10, max_bulk_bytes=1000)
+    client = server.connect(record_cell.transport)
+    for limit, records in (
+        ("records per bulk", [b"{}"] * 11),
+        ("bytes per bulk", [b'{"a":"%s"}' % (b"x" * 500)] * 2),
+    ):
+        bulk = client.bulk("notes")
+        await bulk.open()
+        # Not every client looks at them itself.
+        bulk._most_records = bulk._most_bytes = 2**62
+        with pytest.raises(QuotaExceeded) as caught:
+            await send_and_commit(bulk, records)
+        assert caught.value.limit == limit
+        await bulk.cancel()
+    await eventually_nothing_is_staged(record_database)
+
+
+async def send_and_commit(bulk: BulkUpload, records: Sequence[bytes]) -> None:
+    await bulk.send_all(records)
+    await bulk.commit()
+
+
+@proves("REC-5")
 async def test_a_repeated_key_gives_the_first_result(
     record_client: ConnectedClient, record_server: LocalServer, record_cell: RecordCell, record_database: RecordDatabase
 ) -> None:

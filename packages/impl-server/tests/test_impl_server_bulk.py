@@ -139,7 +139,12 @@ async def test_a_group_that_is_not_full_is_staged_when_its_time_has_come() -> No
 async def test_the_windows_of_all_bulks_are_bounded_together() -> None:
     largest = 4096
     least = largest + RECORD_OVERHEAD
-    options = {"bulk_window": WINDOW, "max_record_size": largest, "bulk_windows_total": 8 * WINDOW, "max_bulks": 200}
+    options: dict[str, Any] = {
+        "bulk_window": WINDOW,
+        "max_record_size": largest,
+        "bulk_windows_total": 8 * WINDOW,
+        "max_bulks": 200,
+    }
     async with Streams(**options) as bench:
         senders = [await bench.begin() for _ in range(200)]
         windows = [sender.bulk.granted for sender in senders]

@@ -175,7 +175,8 @@ async def test_limits_of_the_database_are_for_queries_only(place: PostgresPlace)
 async def test_the_system_looks_after_quiet_connections(place: PostgresPlace) -> None:
     database = PostgresDatabase("shop", place.url)
     connection = await database.connect()
-    connected = connection._transport.get_extra_info("socket")
+    transport = connection._transport  # type: ignore[attr-defined]  # nothing else tells the options of its socket
+    connected = transport.get_extra_info("socket")
     assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 15
     assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 30_000

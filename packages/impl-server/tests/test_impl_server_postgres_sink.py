@@ -18,6 +18,7 @@ from tailrace_common_api import (
     ProblemKind,
     RecordBatch,
     StorageFailure,
+    StorageFull,
     record_problems,
 )
 from tailrace_impl_server._postgres_sink import PostgresSink
@@ -504,6 +505,62 @@ async def test_limits_of_the_user_do_not_end_a_commit(place: PostgresPlace) -> N
     finally:
         await place.raw.execute("ALTER ROLE CURRENT_USER RESET statement_timeout")
     assert len(await place.rows()) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ("DROP TABLE contacts", 'relation "contacts" does not exist'),
+        ("ALTER TABLE contacts DROP COLUMN city", 'column "city" of relation "contacts" does not exist'),
+        ("ALTER TABLE contacts ALTER city TYPE boolean USING city > 1", '"city" is of type boolean'),
+    ],
+)
+async def test_a_table_that_is_changed_meanwhile_is_a_failure(place: PostgresPlace, change: str, problem: str) -> None:
+    sink = place.new_sink()
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await place.raw.execute("ALTER TABLE contacts DROP CONSTRAINT contacts_city_fkey")
+    await place.raw.execute(change)
+    with pytest.raises(StorageFailure, match=problem):
+        await commit(sink, "bulk", 1)
+    await sink.rollback("bulk")
+    assert await place.staged() == 0
+    await sink.close()
+
+
+async def test_a_table_for_staging_that_is_dropped_is_a_failure(place: PostgresPlace) -> None:
+    sink = PostgresSink("contacts", place.new_database(), table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await place.raw.execute(f'DROP TABLE "{sink._target.staging}"')
+    with pytest.raises(StorageFailure, match="does not exist"):
+        await stage(sink, "bulk", [contact(2)])
+    with pytest.raises(StorageFailure, match="does not exist"):
+        await commit(sink, "bulk", 1)
+    await sink.rollback("bulk")
+    await sink.close()
+
+
+@pytest.mark.parametrize("staging", [True, False])
+async def test_a_full_disk_is_told_as_such(place: PostgresPlace, staging: bool) -> None:
+    sink = PostgresSink("contacts", place.new_database(), table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await place.raw.execute(
+        "CREATE FUNCTION fill() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN RAISE 'no space left' USING ERRCODE = 'disk_full'; END $$"
+    )
+    table = sink._target.staging if staging else "contacts"
+    await place.raw.execute(f'CREATE TRIGGER filled BEFORE INSERT ON "{table}" FOR EACH ROW EXECUTE FUNCTION fill()')
+    with pytest.raises(StorageFull, match="is full: no space left"):
+        await (sink.stage("bulk", staged_batch(1, [contact(2)])) if staging else commit(sink, "bulk", 1))
+    await sink.rollback("bulk")
+    assert await place.staged() == 0
+    assert await place.rows() == []
+    await sink.close()
 
 
 async def test_transactions_that_lock_each_other_are_tried_again(place: PostgresPlace) -> None:

@@ -22,6 +22,7 @@ from tailrace_common_api import (
     ProblemKind,
     RecordBatch,
     StorageFailure,
+    StorageFull,
     record_problems,
 )
 from tailrace_impl_server._record_validation import JsonObjectValidator
@@ -339,6 +340,47 @@ async def test_digits_that_no_double_has_are_kept_or_refused(tmp_path: Path) -> 
             assert record_problems(raised.value)[0].field == field
             await sink.rollback("unfit")
         await sink.close()
+
+
+@pytest.mark.parametrize("change", ["DROP TABLE contacts", "ALTER TABLE contacts RENAME COLUMN name TO other"])
+async def test_a_table_that_is_changed_meanwhile_is_a_failure(place: SqlitePlace, change: str) -> None:
+    sink = place.new_sink()
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    await place.run(place.path, change)
+    with pytest.raises(StorageFailure, match="contacts"):
+        await commit(sink, "bulk", 1)
+    await sink.rollback("bulk")
+    assert await place.staged() == 0
+    await sink.close()
+
+
+@pytest.mark.parametrize("staging", [True, False])
+async def test_a_full_disk_is_told_as_such(place: SqlitePlace, staging: bool) -> None:
+    """A file that may have no more pages is to SQLite what one on a full disk is."""
+    files = [SqliteThread(path, durability=Durability.OS) for path in (place.path, place.staging_path)]
+    sink = SqliteSink("contacts", *files, table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await stage(sink, "bulk", [contact(1)])
+    full = files[staging]
+    pages = await full.run(lambda connection: connection.execute("PRAGMA page_count").fetchone()[0])
+    await full.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0])
+    many = staged_batch(1, [contact(number, name="x" * 500) for number in range(2, 1000)])
+    if staging:
+        with pytest.raises(StorageFull):
+            await sink.stage("bulk", many)
+    else:
+        await sink.stage("bulk", many)
+        with pytest.raises(StorageFull):
+            await commit(sink, "bulk", 999)
+    await sink.rollback("bulk")
+    assert await place.staged() == 0
+    assert await place.rows() == []
+    await full.run(lambda connection: connection.execute("PRAGMA max_page_count = 1000000").fetchone()[0])
+    assert (await deliver(sink, "again", [contact(1)])).records == 1
+    await sink.close()
 
 
 async def test_others_read_and_write_the_file_now_and_then(place: SqlitePlace) -> None:

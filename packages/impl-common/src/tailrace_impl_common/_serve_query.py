@@ -27,7 +27,8 @@ async def serve_query(
     """
     limit = service.limits.max_download_window
     if not 0 <= request.window <= limit:
-        raise InvalidArgument(field="window", problem=f"{request.window} is not within 0 and {limit} bytes")
+        problem = f"{request.window} is not within 0 and {limit} bytes; a client sets it as its download_window"
+        raise InvalidArgument(field="window", problem=problem)
     results = await service.records.query(request.source, request.arguments)
     await _QueryConversation(request, results, stream, telemetry).run()
 
