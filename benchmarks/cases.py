@@ -36,6 +36,7 @@ LINES = "Lines"
 LATENCY = "Latency of a follower"
 FAN_OUT = "Many followers"
 CONNECTIONS = "Connections"
+MANY = "Very much of something"
 SETTINGS = "What settings cost"
 RECORDS = "Records"
 PEERS = "Peers: "
@@ -48,6 +49,7 @@ GROUPS = (
     *(LATENCY, PEERS + LATENCY),
     FAN_OUT,
     CONNECTIONS,
+    MANY,
     SETTINGS,
     RECORDS,
 )
@@ -105,6 +107,10 @@ class Scale:
     """Most deliveries of work per sample."""
     slow_rounds: int
     """Most rounds of rows that take long."""
+    resources: int
+    """Stored resources that a server starts on."""
+    interrupted: int
+    """Bytes of an upload that is reopened."""
     peer_lines: int
     """Lines that peers are given, some of which take each with a request of its own."""
 
@@ -120,6 +126,8 @@ FULL = Scale(
     results=1_000_000,
     deliveries=10_000,
     slow_rounds=3,
+    resources=10_000,
+    interrupted=10**12,
     peer_lines=5_000,
 )
 QUICK = Scale(
@@ -133,6 +141,8 @@ QUICK = Scale(
     results=200_000,
     deliveries=3_000,
     slow_rounds=1,
+    resources=2_000,
+    interrupted=10**11,
     peer_lines=1_000,
 )
 

@@ -25,6 +25,8 @@ class Goal:
     unit: str = ""
     at_most: bool = False
     """Whether the figure shall be at most what is wanted, not at least."""
+    floor: Measured | None = None
+    """What blocking sockets by hand reach of the same; ``None`` where nothing was written by hand."""
 
     def met(self, value: float, wanted: float | None) -> bool | None:
         """Return whether a figure is what is wanted."""
@@ -112,19 +114,21 @@ def added_by_integrity(transport: str) -> Measured:
 
 
 def _goals() -> list[Goal]:
+    warm, down = to_raw("floor.upload_warm"), to_raw("floor.download")
     goals = [
-        Goal("WebSocket upload to a warm file, to raw", to_raw("ws.upload_warm"), 0.45, 0.65),
+        Goal("WebSocket upload to a warm file, to raw", to_raw("ws.upload_warm"), 0.45, 0.65, floor=warm),
         Goal("its processor time in the server", each("ws.upload_warm", server_time), None, 0.45, "s/GB", True),
-        Goal("WebSocket download, to raw", to_raw("ws.download"), 0.50, 0.75),
+        Goal("WebSocket download, to raw", to_raw("ws.download"), 0.50, 0.75, floor=down),
         Goal(
             "WebSocket upload to a new file, to the slower of raw and a plain write",
             to_socket_or_disk("ws.upload"),
             0.25,
             0.45,
+            floor=to_socket_or_disk("floor.upload"),
         ),
-        Goal("gRPC upload to a warm file, to raw", to_raw("grpc.upload_warm"), 0.28, 0.42),
-        Goal("the same by the blocking client", to_raw("grpc.upload_blocking"), 0.28, 0.42),
-        Goal("gRPC download, to raw", to_raw("grpc.download"), 0.30, 0.45),
+        Goal("gRPC upload to a warm file, to raw", to_raw("grpc.upload_warm"), 0.28, 0.42, floor=warm),
+        Goal("the same by the blocking client", to_raw("grpc.upload_blocking"), 0.28, 0.42, floor=warm),
+        Goal("gRPC download, to raw", to_raw("grpc.download"), 0.30, 0.45, floor=down),
         Goal("WebSocket follow while uploading, to raw", to_raw("ws.follow"), 0.20, 0.30),
         Goal("gRPC follow while uploading, to raw", to_raw("grpc.follow"), 0.14, 0.20),
     ]
@@ -141,7 +145,7 @@ def _goals() -> list[Goal]:
     goals += [
         Goal(
             "1,000 followers, the last delivery, p99, WebSocket",
-            more("ws.fan_out_1000", "last_p99_ms"),
+            more("ws.fan_out_1000", "last_p99"),
             50,
             25,
             "ms",
@@ -163,7 +167,7 @@ def _goals() -> list[Goal]:
             Goal(f"idle follower in the server, {name}", value(row), 40, 20, "KiB", True),
             Goal(f"more of it after large messages, {name}", more(row, "more_after"), None, 64, "KiB", True),
             Goal(
-                f"lines in a huge resource, server time, {name}",
+                f"lines among 200 million (quick: 20 million), server time, {name}",
                 more(f"{transport}.line_lookup", "server_ms"),
                 *(1.0, 0.3),
                 "ms",
@@ -174,7 +178,12 @@ def _goals() -> list[Goal]:
             Goal(f"8 uploads against 1, {name}", ratio(f"{transport}.uploads_8", f"{transport}.upload_warm"), 0.6, 0.9),
             Goal(f"server restarted to next byte, {name}", value(f"{transport}.restart"), 1000, 300, "ms", True),
         ]
-    goals.append(Goal("reopening an upload of 1 TB", value("reopen.1tb"), 2000, 500, "ms", True))
+    goals.append(Goal("reopening an upload of 1 TB (quick: 100 GB)", value("reopen"), 2000, 500, "ms", True))
+    goals += [
+        Goal("gRPC upload, to Arrow Flight", ratio("grpc.upload", "peer.arrow-flight.upload"), 1.0, 1.2),
+        Goal("gRPC download, to Arrow Flight", ratio("grpc.download", "peer.arrow-flight.download"), 0.8, 1.0),
+        Goal("WebSocket download, to nginx's GET", ratio("ws.download", "peer.nginx.download"), 0.75, 1.0),
+    ]
     bulks = {"sqlite": (50, 100), "postgresql": (80, 200)}
     for database, title in DATABASES.items():
         for transport in reversed(TRANSPORTS):
@@ -208,19 +217,20 @@ def section(report: Report) -> list[str]:
         sign = "≤" if goal.at_most else "≥"
         must = NOTHING if goal.must is None else f"{sign} {goal.must:g}"
         met, far = goal.met(median, goal.must), goal.met(median, goal.far)
-        rows.append(
-            f"| {goal.what} | {figure(median)} {goal.unit} | {must} | {_WORDS[met]} | {sign} {goal.far:g} | "
-            f"{'met' if far else 'missed'} |"
-        )
+        floor = goal.floor(report) if goal.floor else []
+        cells = [goal.what, f"{figure(median)} {goal.unit}".strip(), must, _WORDS[met], f"{sign} {goal.far:g}"]
+        cells += ["met" if far else "missed", figure(statistics.median(floor)) if floor else ""]
+        rows.append("| " + " | ".join(cells) + " |")
     if not rows:
         return []
     return [
         "## Goals",
         "",
         "Medians of the rounds. The raw socket is faster on some machines than on others by more than everything else "
-        "is, so ratios to it are to be compared on one machine only.",
+        "is, so ratios to it are to be compared on one machine only. *By hand* is what blocking sockets reach that do "
+        "no more than the bare work: what is wanted above that cannot be had on this machine.",
         "",
-        "| what | measured | must | | far goal | |",
-        "|---|---|---|---|---|---|",
+        "| what | measured | must | | far goal | | by hand |",
+        "|---|---|---|---|---|---|---|",
         *rows,
     ]

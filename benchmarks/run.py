@@ -25,6 +25,8 @@ from pathlib import Path
 # Modules of rows: importing them registers what they measure.
 import baseline_rows
 import connection_rows
+import fan_out_rows
+import flat_rows
 import goals
 import line_rows
 import peer_report
@@ -38,7 +40,7 @@ from report import Report, render
 
 from tailrace._malloc import tune_malloc
 
-ROWS = (baseline_rows, transfer_rows, line_rows, connection_rows, setting_rows, record_rows)
+ROWS = (baseline_rows, transfer_rows, line_rows, fan_out_rows, connection_rows, flat_rows, setting_rows, record_rows)
 RESULTS = Path(__file__).parent / "results"
 RAW_SIZE = 256 * MEBIBYTE
 """Bytes of the raw socket directly before a measurement."""
