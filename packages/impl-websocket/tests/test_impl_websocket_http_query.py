@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -15,8 +16,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from starlette.types import Message, Scope
 
 from tailrace_common_api import Argument, Overloaded, QueryFailed, RecordBatch, error_from_wire
-from tailrace_impl_server import create_manager
+from tailrace_impl_server import TokenFile, create_manager
 from tailrace_impl_websocket import create_application
+from tailrace_server_api import Operation
 
 Batches = AsyncGenerator[RecordBatch, None]
 
@@ -410,6 +412,26 @@ async def test_pages_of_other_origins_are_refused() -> None:
         response = await ask(server, "/query/numbers", Origin=page)
         assert (response.text, response.headers["access-control-allow-origin"]) == ("{}\n", page)
         is_error(await ask(server, "/query/numbers", Origin=other), 403, "permission_denied")
+
+
+async def test_only_who_may_use_records_gets_any(tmp_path: Path) -> None:
+    file = TokenFile(tmp_path / "tokens.json")
+    others = [operation for operation in Operation if operation is not Operation.RECORDS]
+
+    def add() -> tuple[str, str, str]:
+        tenant = file.add("tenant", [Operation.RECORDS], context="0pgcc09k4q89u71bf92d1q2jcaov0v2q")
+        return file.add("reader", [Operation.RECORDS]), file.add("other", others), tenant
+
+    reader, other, tenant = await asyncio.to_thread(add)
+    async with running_server(records=giving(b"{}"), manager_options={"tokens": str(file.path)}) as server:
+        assert (await ask(server, "/query/numbers", Authorization=f"Bearer {reader}")).text == "{}\n"
+        for token, refused in ((other, 403), (tenant, 404), ("unknown", 401), (None, 401)):
+            headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+            # Nobody learns in this way which sources there are.
+            for name in ("numbers", "nowhere"):
+                answer = await ask(server, f"/query/{name}", **headers)
+                assert answer.status_code == refused, name
+                assert answer.json()["code"] in ("permission_denied", "not_found", "unauthenticated")
 
 
 async def test_queries_are_counted_with_what_they_send() -> None:
