@@ -32,8 +32,9 @@ async def check(peer: Peer, mebibytes: int, lines: int) -> list[str]:
 
     def rate(what: str, seconds: float, cpu: tuple[float, float]) -> str:
         gigabytes = size / 1e9
-        server, client = (after / gigabytes for after in cpu)
-        return f"{what} {gigabytes / seconds:.2f} GB/s ({server:.2f} + {client:.2f} s/GB)"
+        # Processes that have ended meanwhile took what they had used with them; of commands nothing is known.
+        server, client = (f"{used / gigabytes:.2f}" if used / gigabytes >= 0.005 else "?" for used in cpu)
+        return f"{what} {gigabytes / seconds:.2f} GB/s ({server} + {client} s/GB)"
 
     def used() -> tuple[float, float]:
         server, client = (usage_of(*pids).cpu for pids in (peer.server_pids, peer.client_pids))
