@@ -128,7 +128,7 @@ FULL = Scale(
     slow_rounds=3,
     resources=10_000,
     interrupted=10**12,
-    peer_lines=5_000,
+    peer_lines=2_000,
 )
 QUICK = Scale(
     rounds=3,
