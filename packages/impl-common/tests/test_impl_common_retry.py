@@ -21,7 +21,7 @@ from tailrace_common_api import (
     TokenRejected,
     WrongOffset,
 )
-from tailrace_impl_common._retry import Reconnection, Retry, RetrySchedule, is_retried
+from tailrace_impl_common._retry import RECONNECT_SCHEDULE, Reconnection, Retry, RetrySchedule, is_retried
 
 
 def test_delays_grow_to_the_maximum_and_end() -> None:
@@ -158,3 +158,19 @@ def test_bytes_that_never_arrive_as_they_were_sent_are_no_accident(error: Tailra
     for now in range(3):
         assert reconnection.lose(error, float(now)) is not None
     assert reconnection.lose(error, 4.0) is None
+
+
+@pytest.mark.parametrize("away", [0.2, 0.5, 1.0, 3.0, 10.0])
+def test_who_comes_back_is_not_much_later_than_the_server(away: float) -> None:
+    # On average; the worst luck is twice that.
+    for chance, most in ((0.5, 0.3), (0.999, 0.6)):
+        retry = Retry(RECONNECT_SCHEDULE, lambda chance=chance: chance)  # type: ignore[misc]  # a default is no argument
+        elapsed, attempts = 0.0, 0
+        while elapsed < away:
+            delay = retry.next_delay()
+            assert delay is not None
+            elapsed += delay
+            attempts += 1
+        assert elapsed - away <= most * away + 0.05
+        # And those who wait do not storm a server that is not there.
+        assert attempts <= 20

@@ -21,7 +21,8 @@ ChannelOptions = list[tuple[str, int]]
 
 # Above the limits of this protocol, so that it is this protocol that refuses a message, with a typed error.
 _MAX_RECEIVED_MESSAGE = 8 * MEBIBYTE
-_FIRST_RECONNECT_BACKOFF, _LARGEST_RECONNECT_BACKOFF = 0.1, 2.0
+# While gRPC waits with a connection, nothing can be asked through it: how long to wait is decided above it.
+_FIRST_RECONNECT_BACKOFF, _LARGEST_RECONNECT_BACKOFF = 0.1, 0.25
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

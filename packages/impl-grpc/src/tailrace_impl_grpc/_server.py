@@ -45,7 +45,7 @@ from tailrace_server_api import ResourceManager, ResourceService, TransportServe
 
 logger = logging.getLogger(__name__)
 
-_RETRY_AFTER = 1.0
+_RETRY_AFTER = 0.1
 """What a client is told to wait when the server goes away, in seconds."""
 _REQUEST_TIMEOUT = 10.0
 """Time from the beginning of a call to its first message, in seconds."""

@@ -13,7 +13,7 @@ from tailrace_server_api import Descriptor, Snapshot
 
 _WAKE_AT_ONCE = 100
 """Waiters woken per iteration of the event loop, so that thousands of them do not keep it from everything else."""
-GOING_AWAY_RETRY = 1.0
+GOING_AWAY_RETRY = 0.1
 """When clients are told to come back after a shutdown, in seconds."""
 
 _Absorb = Callable[[Snapshot], bool] | None

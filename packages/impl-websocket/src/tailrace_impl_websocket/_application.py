@@ -27,7 +27,9 @@ from tailrace_server_api import ResourceManager
 BEST_CHUNK_SIZE = MEBIBYTE
 """Size of chunks that suits WebSocket and HTTP best, in bytes."""
 _RETRY_AFTER = 1.0
-"""What clients are told of a server that goes away or is full, in seconds."""
+"""What clients are told of a server that is full, in seconds."""
+_GOING_AWAY_RETRY = 0.1
+"""What clients are told of a server that goes away, in seconds: most come back at once."""
 
 
 class Endpoints:
@@ -91,7 +93,7 @@ class Endpoints:
 
     async def close(self, grace: float) -> None:
         """Refuse what is new, tell streaming conversations, and end what is left after ``grace`` seconds."""
-        self._going_away = GoingAway(retry_after=_RETRY_AFTER)
+        self._going_away = GoingAway(retry_after=_GOING_AWAY_RETRY)
         running: set[asyncio.Task[None]] = self._bodies.go_away(self._going_away)
         for connection in self._connections:
             running |= connection.go_away(self._going_away)
