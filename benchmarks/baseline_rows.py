@@ -70,7 +70,7 @@ def _warm_file(run: Run) -> Path:
     return path
 
 
-@case("floor.upload_warm", "floor: the same into a warm file, not synced", group=LIMITS)
+@case("floor.upload_warm", "floor: blocking upload by hand, hashed, warm file", group=LIMITS)
 def floor_upload_warm(run: Run) -> Sample:
     floor, path = _floor_of(run), run.keep("baseline.warm", lambda: _warm_file(run))
     with Meter((floor.pid,), OURSELVES) as meter:

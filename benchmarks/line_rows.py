@@ -29,7 +29,7 @@ def lines(run: Run, transport: str) -> Sample:
     return meter.rate(run.scale.lines)
 
 
-@transport_case("lines_followed", "the same, until a follower has all", group=LINES, unit="thousand/s")
+@transport_case("lines_followed", "lines of 100 bytes, until a follower has all", group=LINES, unit="thousand/s")
 def lines_followed(run: Run, transport: str) -> Sample:
     url, meter = run.url(transport), run.meter()
     reference = run.wait(workloads.timed_lines(url, run.scale.lines, meter, followed=True))
@@ -47,7 +47,7 @@ def latency(run: Run, transport: str) -> Sample:
 
 @transport_case(
     "latency_busy",
-    "the same beside an upload of 300 MB/s over the same transport",
+    "write of a line beside an upload of 300 MB/s to its arrival, p99",
     group=LATENCY,
     unit="ms",
     lower_is_better=True,

@@ -14,6 +14,7 @@ import logging
 import re
 import resource
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -122,6 +123,7 @@ def main() -> int:
         print("\n".join(f"{case.id:<32} {case.title}" for case in cases) or "no row matches")
         return 0 if cases else 2
     logging.basicConfig(level=logging.ERROR)  # Lost connections are what some rows are about.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # Servers end with the run, however it ends.
     tune_malloc()  # As the command line does: the clients of the benchmark run in this process.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -46,7 +46,7 @@ def text_upload(run: Run, transport: str) -> Sample:
     return upload_into(run, transport, "warm", text=True)
 
 
-@transport_case("text_upload_lines", "the same, line access on", group=SETTINGS)
+@transport_case("text_upload_lines", "upload of 100-byte lines, warm file, line access on", group=SETTINGS)
 def text_upload_lines(run: Run, transport: str) -> Sample:
     return upload_into(run, transport, "warm", text=True, lines=True)
 
