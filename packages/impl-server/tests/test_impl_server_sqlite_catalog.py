@@ -4,6 +4,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,11 @@ from tailrace_common_api import (
     StorageFull,
     Visibility,
 )
+from tailrace_impl_common import IdGenerator
 from tailrace_impl_server import _sqlite_catalog
+from tailrace_impl_server import _sqlite_catalog_pages as pages
 from tailrace_impl_server import _sqlite_catalog_statements as statements
+from tailrace_impl_server._descriptor import descriptor_to_json
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
 from tailrace_server_api import CatalogEntry, ContextEntry, Descriptor, Durability, Usage
 
@@ -333,10 +337,86 @@ async def test_a_reader_elsewhere_does_not_stop_changes(tmp_path: Path) -> None:
 def test_a_later_page_is_found_through_an_index_and_nothing_is_sorted(filter: ListFilter) -> None:
     connection = sqlite3.connect(":memory:", isolation_level=None)
     connection.executescript(statements.SCHEMA)
-    query, values = statements.page_query(filter, "0" * 32, 100)
-    plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
-    assert "id>?" in plan[0]
-    assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step]
+    for index in range(len(pages.indexes(filter))):
+        query, values = pages.page_query(filter, "0" * 32, 100, index=index)
+        plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+        assert "id>?" in plan[0]
+        assert not [step for step in plan if step.startswith("SCAN") or "TEMP B-TREE" in step]
+    connection.close()
+
+
+class Steps:
+    """Counts what SQLite does for statements, in steps of its machine: they depend on nothing but the data."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self.count = 0
+
+    def of(self, filter: ListFilter, after: str | None = None, *, limit: int = 10) -> int:
+        """Return the steps of a page."""
+        self.count = 0
+        self._connection.set_progress_handler(self._step, 1)
+        pages.page(self._connection, filter, after, limit)
+        self._connection.set_progress_handler(None, 1)
+        return self.count
+
+    def _step(self) -> int:
+        self.count += 1
+        return 0
+
+
+def many(count: int) -> sqlite3.Connection:
+    """Return a catalog of COMPLETED resources with a label that all have, one that few have, and one context of two."""
+    connection = sqlite3.connect(":memory:", isolation_level=None)
+    connection.executescript(statements.SCHEMA)
+    connection.execute("BEGIN")
+    ids = IdGenerator(lambda: 1_700_000_000_000_000_000)
+    for number in range(count):
+        new, created_at = ids.next()
+        labels = {"all": "yes", "few": "yes"} if number in (3, count - 3) else {"all": "yes"}
+        metadata = Metadata(name="x", labels=labels, context=f"{number % 2:032d}")
+        described = replace(entry(1).descriptor, id=new, created_at=created_at, metadata=metadata)
+        made = CatalogEntry(described, ResourceState.COMPLETED, created_at, 0)
+        statements.insert(connection, made, descriptor_to_json(described))
+    connection.execute("COMMIT")
+    return connection
+
+
+def test_what_a_page_takes_does_not_depend_on_how_much_there_is() -> None:
+    few, much = many(2_000), many(20_000)
+    for selected in (
+        ListFilter(),
+        ListFilter(state=ResourceState.COMPLETED),
+        ListFilter(labels={"all": "yes"}),
+        ListFilter(labels={"all": "yes", "few": "yes"}),
+        ListFilter(labels={"all": "yes", "none": "yes"}),
+        ListFilter(labels={"all": "yes"}, state=ResourceState.FAILED),
+        ListFilter(labels={"few": "yes"}, context="0" * 32),
+        ListFilter(context="0" * 32),
+        ListFilter(context="0" * 32, state=ResourceState.FAILED),
+    ):
+        assert Steps(much).of(selected) <= Steps(few).of(selected) * 1.2 + 50
+        # A page in the middle is no dearer than the first.
+        middle = much.execute("SELECT id FROM resource ORDER BY id LIMIT 1 OFFSET 10000").fetchone()[0]
+        assert Steps(much).of(selected, middle) <= Steps(much).of(selected) * 1.2 + 50
+    for connection in (few, much):
+        connection.close()
+
+
+def test_times_of_creation_are_found_without_looking_at_all_that_is_older() -> None:
+    connection = many(20_000)
+    rows = connection.execute("SELECT id, created_at FROM resource ORDER BY id").fetchall()
+    everything = [row[0] for row in rows]
+    for number in (0, 1, 7_000, 19_998, 19_999):
+        moment = rows[number][1]
+        late = pages.page(connection, ListFilter(created_from=moment), None, 3)
+        assert [found.descriptor.id for found in late] == everything[number : number + 3]
+        early = pages.page(connection, ListFilter(created_before=moment), everything[max(0, number - 4)], 100)
+        assert [found.descriptor.id for found in early] == everything[max(0, number - 4) + 1 : number]
+        assert Steps(connection).of(ListFilter(created_from=moment, labels={"all": "yes"})) < 10_000
+        assert Steps(connection).of(ListFilter(created_before=moment), everything[number]) < 10_000
+    assert pages.page(connection, ListFilter(created_from=rows[-1][1] + 1), None, 3) == ()
+    assert pages.page(connection, ListFilter(created_before=rows[0][1]), None, 3) == ()
     connection.close()
 
 

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from tailrace_common_api import ConfigurationError, ListFilter, ResourceState, StorageFailure, StorageFull
+from tailrace_impl_server import _sqlite_catalog_pages as pages
 from tailrace_impl_server import _sqlite_catalog_statements as statements
 from tailrace_impl_server._descriptor import descriptor_to_json
 from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Durability, Usage
@@ -242,7 +243,7 @@ class SqliteCatalog(Catalog):
         return await self._read(lambda connection: statements.find_key(connection, principal, key))
 
     async def list(self, filter: ListFilter, *, after: str | None, limit: int) -> tuple[CatalogEntry, ...]:
-        return await self._read(lambda connection: statements.page(connection, filter, after, limit))
+        return await self._read(lambda connection: pages.page(connection, filter, after, limit))
 
     async def unfinished(self) -> tuple[str, ...]:
         return await self._read(statements.unfinished)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from tailrace_common_api import ListFilter, ResourceState, Visibility
+from tailrace_common_api import ResourceState, Visibility
 from tailrace_impl_server._descriptor import descriptor_from_json
 from tailrace_server_api import CatalogEntry, ContextEntry, Usage
 
@@ -13,8 +13,9 @@ SCHEMA_VERSION = 2
 
 # States are numbers so that an index can hold them shortly; 0 and 1 are those of an upload that goes on.
 _STATES = (ResourceState.INITIATED, ResourceState.IN_PROGRESS, ResourceState.COMPLETED, ResourceState.FAILED)
-_NUMBERS = {state: number for number, state in enumerate(_STATES)}
-_COMPLETED = _NUMBERS[ResourceState.COMPLETED]
+NUMBERS = {state: number for number, state in enumerate(_STATES)}
+"""Numbers of states."""
+COMPLETED = NUMBERS[ResourceState.COMPLETED]
 
 # Each way of listing has an index that ends with the id, so that a page starts where the one before ended and nothing
 # is ever sorted. `hidden` marks atomic resources, which are listed only when they are COMPLETED.
@@ -46,7 +47,7 @@ CREATE INDEX label_by_id ON label (id);
 # What quotas count is summed up from an index alone, however long the descriptors are.
 _CONTEXTS = f"""
 CREATE INDEX resource_by_usage ON resource (context, size);
-CREATE INDEX resource_unfinished ON resource (context, id) WHERE state < {_COMPLETED};
+CREATE INDEX resource_unfinished ON resource (context, id) WHERE state < {COMPLETED};
 CREATE TABLE context (
     id TEXT PRIMARY KEY,
     attributes TEXT NOT NULL,
@@ -73,18 +74,20 @@ ALTER TABLE resource ADD COLUMN size INTEGER NOT NULL DEFAULT 0;
 INSERT INTO context (id, attributes, created_at, closed_at)
     SELECT context, '{{}}', min(created_at), max(coalesce(ended_at, created_at)) FROM resource
     WHERE context IS NOT NULL GROUP BY context;
-UPDATE resource SET state = 1 WHERE state >= {_COMPLETED};
+UPDATE resource SET state = 1 WHERE state >= {COMPLETED};
 PRAGMA user_version = 2;
 COMMIT;
 """
 }
 """Scripts that make a file of one version one of the next."""
 
-_COLUMNS = "resource.descriptor, resource.state, resource.ended_at, resource.size"
+COLUMNS = "resource.descriptor, resource.state, resource.ended_at, resource.size"
+"""What :func:`entry_of` takes."""
 _Row = tuple[str, int, float | None, int]
 
 
-def _entry(row: _Row) -> CatalogEntry:
+def entry_of(row: _Row) -> CatalogEntry:
+    """Return the entry in a row of :data:`COLUMNS`."""
     text, state, ended_at, size = row
     return CatalogEntry(descriptor_from_json(text), _STATES[state], ended_at, size)
 
@@ -104,7 +107,7 @@ def insert(connection: sqlite3.Connection, entry: CatalogEntry, text: str) -> st
         " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (id) DO NOTHING",
         (
             descriptor.id,
-            _NUMBERS[entry.state],
+            NUMBERS[entry.state],
             entry.ended_at,
             descriptor.created_at,
             descriptor.metadata.context,
@@ -127,7 +130,7 @@ def set_state(connection: sqlite3.Connection, id: str, state: ResourceState, end
     """Record a state unless a terminal one is recorded; a time of ending that is known from before stays."""
     connection.execute(
         "UPDATE resource SET state = ?, ended_at = coalesce(ended_at, ?), size = ? WHERE id = ? AND state < ?",
-        (_NUMBERS[state], ended_at, size, id, _COMPLETED),
+        (NUMBERS[state], ended_at, size, id, COMPLETED),
     )
 
 
@@ -139,71 +142,21 @@ def delete(connection: sqlite3.Connection, id: str) -> None:
 
 def get(connection: sqlite3.Connection, id: str) -> CatalogEntry | None:
     """Return an entry."""
-    row: _Row | None = connection.execute(f"SELECT {_COLUMNS} FROM resource WHERE id = ?", (id,)).fetchone()
-    return None if row is None else _entry(row)
+    row: _Row | None = connection.execute(f"SELECT {COLUMNS} FROM resource WHERE id = ?", (id,)).fetchone()
+    return None if row is None else entry_of(row)
 
 
 def find_key(connection: sqlite3.Connection, principal: str, key: str) -> CatalogEntry | None:
     """Return the entry that was created under an idempotency key."""
     row: _Row | None = connection.execute(
-        f"SELECT {_COLUMNS} FROM resource WHERE principal = ? AND key = ?", (principal, key)
+        f"SELECT {COLUMNS} FROM resource WHERE principal = ? AND key = ?", (principal, key)
     ).fetchone()
-    return None if row is None else _entry(row)
-
-
-def page(connection: sqlite3.Connection, filter: ListFilter, after: str | None, limit: int) -> tuple[CatalogEntry, ...]:
-    """Return a page of a listing."""
-    query, values = page_query(filter, after, limit)
-    return tuple(_entry(row) for row in connection.execute(query, values))
-
-
-def page_query(filter: ListFilter, after: str | None, limit: int) -> tuple[str, list[str | int | float]]:
-    """Return the statement for a page of a listing, and its values.
-
-    Walks one index from where the last page ended: that of a label, of the context, of the state, or of all ids. CROSS
-    JOIN makes SQLite read its left side first.
-    """
-    values: list[str | int | float] = []
-    conditions: list[str] = []
-    labels = sorted(filter.labels.items())
-    if labels:
-        source = "label CROSS JOIN resource ON resource.id = label.id"
-        order = "label.id"
-        conditions.append("label.key = ? AND label.value = ?")
-        values += labels[0]
-        for key, value in labels[1:]:
-            conditions.append(
-                "EXISTS (SELECT 1 FROM label AS l WHERE l.key = ? AND l.value = ? AND l.id = resource.id)"
-            )
-            values += (key, value)
-    else:
-        order = "resource.id"
-        if filter.context is not None:
-            source = "resource INDEXED BY resource_by_context"
-        elif filter.state is not None:
-            source = "resource INDEXED BY resource_by_state"
-        else:
-            source = "resource"
-    if after is not None:
-        conditions.append(f"{order} > ?")
-        values.append(after)
-    for condition, selected in (
-        ("resource.context = ?", filter.context),
-        ("resource.state = ?", None if filter.state is None else _NUMBERS[filter.state]),
-        ("resource.created_at >= ?", filter.created_from),
-        ("resource.created_at < ?", filter.created_before),
-    ):
-        if selected is not None:
-            conditions.append(condition)
-            values.append(selected)
-    conditions.append(f"(NOT resource.hidden OR resource.state = {_COMPLETED})")
-    values.append(limit)
-    return f"SELECT {_COLUMNS} FROM {source} WHERE {' AND '.join(conditions)} ORDER BY {order} LIMIT ?", values
+    return None if row is None else entry_of(row)
 
 
 def unfinished(connection: sqlite3.Connection) -> tuple[str, ...]:
     """Return the ids of all entries without a terminal state."""
-    rows = connection.execute("SELECT id FROM resource WHERE state < ?", (_COMPLETED,))
+    rows = connection.execute("SELECT id FROM resource WHERE state < ?", (COMPLETED,))
     return tuple(row[0] for row in rows)
 
 
@@ -212,7 +165,7 @@ def ended_before(connection: sqlite3.Connection, state: ResourceState, before: f
     rows = connection.execute(
         "SELECT id FROM resource INDEXED BY resource_by_end"
         " WHERE state = ? AND ended_at < ? AND ended_at IS NOT NULL ORDER BY ended_at LIMIT ?",
-        (_NUMBERS[state], before, limit),
+        (NUMBERS[state], before, limit),
     )
     return tuple(row[0] for row in rows)
 
@@ -233,7 +186,7 @@ def usage(connection: sqlite3.Connection) -> tuple[Usage, ...]:
 def unfinished_in(connection: sqlite3.Connection, context: str) -> tuple[str, ...]:
     """Return the ids of the entries of a context without a terminal state."""
     rows = connection.execute(
-        f"SELECT id FROM resource INDEXED BY resource_unfinished WHERE context = ? AND state < {_COMPLETED}",
+        f"SELECT id FROM resource INDEXED BY resource_unfinished WHERE context = ? AND state < {COMPLETED}",
         (context,),
     )
     return tuple(row[0] for row in rows)
