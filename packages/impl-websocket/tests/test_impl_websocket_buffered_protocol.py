@@ -544,3 +544,24 @@ async def test_refusal_lets_the_client_read_why() -> None:
 
 def test_lists_are_joined_by_old_transports_only() -> None:
     assert (sys.version_info >= (3, 12)) == _buffered_protocol._SENDS_LISTS
+
+
+async def test_connection_that_is_found_lost_while_it_writes_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """uvloop raises an error where a transport is used that a write before has found lost."""
+    connection, told = await accepted()
+    write = connection.wire.write
+
+    def lost(data: bytes | bytearray | memoryview) -> None:
+        if connection.wire.closing:
+            raise RuntimeError("unable to perform operation on a closed transport")
+        write(data)
+        connection.wire.close()
+
+    monkeypatch.setattr(connection.wire, "write", lost)
+    connection.feed(masked(PING, b"1") + masked(PING, b"2") + masked(TEXT, b"\xff"))
+    connection.protocol.shutdown()
+    await turns()
+    assert told.left
+    assert connection.wire.written == [unmasked(PONG, b"1")]
+    assert not connection.wire.ended
+    await connection.finish()

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections import deque
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -114,16 +113,17 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         self._close_sent = False
         self._ended = False
         self._gone = False
-        # Receiving: a receiver that takes messages as they arrive, or a queue.
+        # Receiving: a receiver that takes messages as they arrive, or a queue. Those here are short, and a deque takes
+        # 760 bytes, empty or not.
         self._receiver: FrameReceiver | None = None
-        self._waiting: deque[Message] = deque()
+        self._waiting: list[Message] = []
         self._bytes_waiting = 0
         self._waiting_receiver: asyncio.Future[None] | None = None
         self._reading_paused = False
         self._disconnected = False
         # Sending.
         self._paused = False
-        self._waiting_senders: deque[asyncio.Future[None]] = deque()
+        self._waiting_senders: list[asyncio.Future[None]] = []
         self._pong: bytes | None = None
         self._sends_lists = _SENDS_LISTS
 
@@ -153,7 +153,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         """End the connection because the server ends."""
         if self._handshake is not None:
             if not self._handshake.denying:
-                self.transport.write(self._handshake.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
+                self._write(self._handshake.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
         elif not self._close_sent:
             self._disconnect(CloseCode.SERVICE_RESTART)
             self._write_close(Close(CloseCode.SERVICE_RESTART, ""))
@@ -211,7 +211,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         except BaseException:
             _logger.exception("Exception in ASGI application\n")
         if self._handshake is not None and not self._handshake.denying and not self._ended:
-            self.transport.write(self._handshake.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
+            self._write(self._handshake.reject(HTTPStatus.INTERNAL_SERVER_ERROR, "Internal Server Error"))
         if self._close_timer is None:
             self.transport.close()
         if not self._gone:
@@ -261,7 +261,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         self._handshake = None
         self._close_sent = True
         self._disconnect(CloseCode.ABNORMAL_CLOSURE)
-        self.transport.write(answer)
+        self._write(answer)
         self.transport.close()
 
     def _log(self, what: str) -> None:
@@ -314,7 +314,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
                 await self._waiting_receiver
             finally:
                 self._waiting_receiver = None
-        message = self._waiting.popleft()
+        message = self._waiting.pop(0)
         if not self._waiting:
             self._bytes_waiting = 0
             self._resume_reading()
@@ -366,7 +366,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
             # Answered when there is room: only the last of several has to be (RFC 6455, section 5.5.3).
             self._pong = data
         elif not self._ended:
-            self.transport.write(frame_header(PONG, len(data)) + data)
+            self._write(frame_header(PONG, len(data)) + data)
 
     def pong_received(self, data: bytes) -> None:
         if self._keepalive is not None:
@@ -391,22 +391,28 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
             self.transport.close()
             return
         text = encode_from_server(None, Failure(error)).encode()
-        self.transport.write(frame_header(TEXT, len(text)) + text)
+        self._write(frame_header(TEXT, len(text)) + text)
         self._disconnect(close.code, close.reason)
         self._write_close(close)
         self._resume_reading()
         self._stop_timers()
         self._close_timer = self._loop.call_later(LINGER, self.transport.abort)
         if self.transport.can_write_eof():
-            self.transport.write_eof()
+            if not self.transport.is_closing():
+                self.transport.write_eof()
         else:
             self._loop.call_later(DRAIN, self.transport.close)
 
     def _write_close(self, close: Close) -> None:
         data = close.serialize()
-        self.transport.write(frame_header(CLOSE, len(data)) + data)
+        self._write(frame_header(CLOSE, len(data)) + data)
         self._close_sent = True
         self._wake_all_senders()
+
+    def _write(self, data: bytes) -> None:
+        # A write may find that the connection is lost; uvloop raises an error at the next one.
+        if not self.transport.is_closing():
+            self.transport.write(data)
 
     def _ping(self, payload: bytes) -> None:
         if not self._close_sent and not self.transport.is_closing():
@@ -429,7 +435,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._paused = False
         if self._pong is not None and not self._close_sent:
-            self.transport.write(frame_header(PONG, len(self._pong)) + self._pong)
+            self._write(frame_header(PONG, len(self._pong)) + self._pong)
         self._pong = None
         self._wake_sender()
 
@@ -449,7 +455,7 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
             turn = self._loop.create_future()
             if waited:
                 # Somebody who did not have to wait was quicker.
-                self._waiting_senders.appendleft(turn)
+                self._waiting_senders.insert(0, turn)
             else:
                 self._waiting_senders.append(turn)
             waited = True
@@ -469,14 +475,14 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
 
     def _wake_sender(self) -> None:
         while self._waiting_senders and not self._paused:
-            turn = self._waiting_senders.popleft()
+            turn = self._waiting_senders.pop(0)
             if not turn.done():
                 turn.set_result(None)
                 return
 
     def _wake_all_senders(self) -> None:
         while self._waiting_senders:
-            turn = self._waiting_senders.popleft()
+            turn = self._waiting_senders.pop(0)
             if not turn.done():
                 turn.set_result(None)
 

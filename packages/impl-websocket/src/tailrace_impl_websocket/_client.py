@@ -25,6 +25,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import ClientStream, ConnectedClient, Connection, cancel_and_wait, warn_of_clear_text
 from tailrace_impl_common.messages import Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
+from tailrace_impl_websocket._client_connection import LargeFrameConnection
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL, Failure, Hello, Malformed, decode_from_server
 from tailrace_impl_websocket._codec_values import read_error
@@ -156,6 +157,7 @@ class WebSocketConnection(Connection):
             async with asyncio.timeout(settings.connect_timeout):
                 websocket = await connect_websocket(
                     address,
+                    create_connection=LargeFrameConnection,
                     **await self._tls(),
                     **_identification(settings.token),
                     compression="deflate" if self._options.compression else None,
@@ -171,6 +173,7 @@ class WebSocketConnection(Connection):
                 try:
                     if websocket.subprotocol != SUBPROTOCOL:
                         raise Unsupported(f"{address} does not speak {SUBPROTOCOL}")
+                    assert isinstance(websocket, LargeFrameConnection)
                     return Link(websocket, _hello(await websocket.recv()), address)
                 except BaseException:
                     websocket.transport.abort()

@@ -7,7 +7,6 @@ import logging
 from collections import deque
 from dataclasses import replace
 
-from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
 from websockets.protocol import State
 
@@ -22,6 +21,7 @@ from tailrace_impl_common import ClientStream, ReceiveWindow, cancel_and_wait, o
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
+    Buffer,
     Checkpoint,
     Chunk,
     ClientMessage,
@@ -52,8 +52,9 @@ from tailrace_impl_common.record_messages import (
     Settled,
     Work,
 )
-from tailrace_impl_websocket._binary_frame import data_size, frame_of, frame_request, parse_frame
+from tailrace_impl_websocket._binary_frame import data_size, frame_parts, frame_request, parse_frame
 from tailrace_impl_websocket._chunk_frame import CHUNK_LAYOUT, MAX_FRAME_SIZE
+from tailrace_impl_websocket._client_connection import LargeFrameConnection
 from tailrace_impl_websocket._codec import (
     MAX_REQUEST,
     Cancel,
@@ -129,7 +130,7 @@ class WebSocketClientStream(ClientStream):
         if self._complete:
             raise ConnectionLost("the conversation has ended")
         if isinstance(message, Chunk | RecordBatch):
-            await self._link.send(frame_of(self._number, message))
+            await self._link.send_parts(*frame_parts(self._number, message))
             return
         # Each before it is sent: the answer may be there before the call returns.
         if isinstance(message, Window):
@@ -294,7 +295,7 @@ class Link:
     Its task reads all the time: what a conversation may be sent is what it can hold.
     """
 
-    def __init__(self, websocket: ClientConnection, hello: Hello, address: str) -> None:
+    def __init__(self, websocket: LargeFrameConnection, hello: Hello, address: str) -> None:
         """Read from ``websocket``, on which ``hello`` was received; ``address`` is for error texts."""
         self.hello = hello
         self._websocket = websocket
@@ -346,6 +347,17 @@ class Link:
         """
         try:
             await self._websocket.send(frame)
+        except ConnectionClosed:
+            raise self._lost() from None
+
+    async def send_parts(self, header: bytes, payload: Buffer) -> None:
+        """Send a binary frame that is in two parts; waits for the transport.
+
+        Raises:
+            ConnectionLost: The connection ended.
+        """
+        try:
+            await self._websocket.send_parts(header, payload)
         except ConnectionClosed:
             raise self._lost() from None
 

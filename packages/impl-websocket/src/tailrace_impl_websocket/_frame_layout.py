@@ -1,8 +1,14 @@
-"""Headers of WebSocket frames (RFC 6455, section 5.2)."""
+"""Headers and masks of WebSocket frames (RFC 6455, sections 5.2 and 5.3)."""
 
 from __future__ import annotations
 
 import struct
+
+try:
+    from websockets.speedups import apply_mask as apply_mask
+except ImportError:
+    # Interpreters and platforms without the compiled one.
+    from websockets.utils import apply_mask as apply_mask
 
 CONTINUATION = 0x0
 TEXT = 0x1

@@ -25,13 +25,8 @@ from tailrace_impl_websocket._frame_layout import (
     PING,
     PONG,
     RESERVED,
+    apply_mask,
 )
-
-try:
-    from websockets.speedups import apply_mask
-except ImportError:
-    # Interpreters and platforms without the compiled one.
-    from websockets.utils import apply_mask
 
 _AREA = 32 * 1024
 """Bytes of the shared area: hundreds of small frames at once; little to copy of a large one."""
