@@ -244,3 +244,90 @@ async def test_what_another_process_writes_shows_too(bench: Bench) -> None:
         await bench.storage.inner.delete(ingest.id)
         with pytest.raises(Deleted):
             await waiting
+
+
+async def test_what_a_waiter_absorbs_does_not_wake_it(live: LiveResource) -> None:
+    absorbed: list[int] = []
+
+    def absorb(snapshot: Snapshot) -> bool:
+        absorbed.append(snapshot.version)
+        return snapshot.version < 4
+
+    waiting = asyncio.create_task(live.changed(1, absorb))
+    await asyncio.sleep(0)
+    for version in (2, 3):
+        live.publish(grown(version))
+        assert absorbed[-1] == version
+        await asyncio.sleep(0)
+        assert live.watched
+        assert not waiting.done()
+    live.publish(grown(4))
+    assert (await waiting).version == 4
+    assert absorbed == [2, 3, 4]
+    assert not live.watched
+    live.publish(grown(5))
+    assert absorbed == [2, 3, 4]
+
+
+async def test_what_absorbing_raises_reaches_the_waiter_whose_it_is_and_nobody_else(live: LiveResource) -> None:
+    def fail(_snapshot: Snapshot) -> bool:
+        raise ArithmeticError
+
+    before = asyncio.create_task(live.changed(1))
+    failing = asyncio.create_task(live.changed(1, fail))
+    behind = asyncio.create_task(live.changed(1))
+    await asyncio.sleep(0)
+    live.publish(grown(2))
+    with pytest.raises(ArithmeticError):
+        await failing
+    assert [(await before).version, (await behind).version] == [2, 2]
+
+
+async def test_deletion_and_shutdown_are_not_absorbed(live: LiveResource) -> None:
+    absorbed: list[int] = []
+
+    def absorb(snapshot: Snapshot) -> bool:
+        absorbed.append(snapshot.version)
+        return True
+
+    leaving = asyncio.create_task(live.changed(1, absorb))
+    await asyncio.sleep(0)
+    live.go_away()
+    with pytest.raises(GoingAway):
+        await leaving
+    live._going_away = False
+    told = asyncio.create_task(live.changed(1, absorb))
+    await asyncio.sleep(0)
+    live.mark_deleted()
+    with pytest.raises(Deleted):
+        await told
+    assert absorbed == []
+
+
+async def test_those_who_absorb_do_not_keep_the_loop_and_get_only_the_newest(live: LiveResource) -> None:
+    absorbed: list[list[int]] = [[] for _ in range(250)]
+
+    def absorbing(number: int) -> asyncio.Task[Snapshot]:
+        def absorb(snapshot: Snapshot) -> bool:
+            absorbed[number].append(snapshot.version)
+            return True
+
+        return asyncio.create_task(live.changed(1, absorb))
+
+    waiters = [absorbing(number) for number in range(250)]
+    await asyncio.sleep(0)
+    live.publish(grown(2))
+    assert sum(map(len, absorbed)) == 100
+    live.publish(grown(3))
+    assert sum(map(len, absorbed)) == 100
+    waiters[200].cancel()
+    await asyncio.wait((waiters[200],))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    assert absorbed.pop(200) == []
+    assert all(versions in ([2, 3], [3]) for versions in absorbed)
+    assert sum(versions == [3] for versions in absorbed) == 149
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.wait(waiters)
+    assert not live.watched

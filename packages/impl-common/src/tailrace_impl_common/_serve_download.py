@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from functools import partial
 
 from tailrace_common_api import (
     FromOffset,
@@ -111,6 +112,21 @@ async def _resolve_start(start: Start, reader: ResourceReader, snapshot: Snapsho
 class _DownloadConversation:
     """One byte stream: this task sends, and another takes the reader's windows meanwhile."""
 
+    __slots__ = (
+        "_budget",
+        "_chunk_size",
+        "_control",
+        "_count",
+        "_granted",
+        "_machine",
+        "_reader",
+        "_refused",
+        "_shared",
+        "_span",
+        "_stream",
+        "_watcher",
+    )
+
     def __init__(
         self,
         reader: ResourceReader,
@@ -129,37 +145,48 @@ class _DownloadConversation:
         self._shared = endpoint.shared
         self._count = telemetry.sent
         self._machine = DownloadSender(offset=span.start, window=window)
-        self._granted = asyncio.Event()
-        self._watcher: asyncio.Future[None] | None = None
+        self._control: asyncio.Task[None] | None = None
+        self._refused = False
+        # Made when they are needed: there are thousands of followers that wait for nothing but the next byte.
+        self._granted: asyncio.Event | None = None
+        self._watcher: asyncio.Task[None] | None = None
 
     async def run(self, snapshot: Snapshot, limits: Limits, base: str) -> None:
         span = self._span
         status = status_under(self._reader.status(), base)
         await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status, limits=limits))
-        control = asyncio.ensure_future(self._receive_windows())
-        sending = asyncio.ensure_future(self._send_all(snapshot, control))
+        owner = asyncio.current_task()
+        assert owner is not None
+        cancelled = owner.cancelling()
+        control = self._control = asyncio.ensure_future(self._receive_windows())
+        interrupt = partial(self._interrupt, owner)
+        control.add_done_callback(interrupt)
         try:
-            await asyncio.wait((sending, control), return_when=asyncio.FIRST_COMPLETED)
-            if not sending.done():
-                # The reader has said its last word: a mistake, which ends the stream, or no more than that.
+            if span.end is None:
+                await self._follow()
+            else:
+                await self._send(span.end, snapshot)
+        except asyncio.CancelledError:
+            if self._refused and owner.uncancel() <= cancelled:
+                # Nobody else wants this to end: the reader has made a mistake.
                 control.result()
-                await asyncio.wait((sending,))
-            sending.result()
+            raise
         finally:
-            await cancel_and_wait(sending, control, *([self._watcher] if self._watcher is not None else []))
+            control.remove_done_callback(interrupt)
+            await cancel_and_wait(control, *([self._watcher] if self._watcher is not None else []))
         await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
-    async def _send_all(self, snapshot: Snapshot, control: asyncio.Future[None]) -> None:
-        if self._span.end is None:
-            await self._follow(control)
-        else:
-            await self._send(self._span.end, snapshot, control)
+    def _interrupt(self, owner: asyncio.Task[object], control: asyncio.Task[None]) -> None:
+        """End the sending if the reader made a mistake; one that has said its last word is still sent the rest."""
+        if not control.cancelled() and control.exception() is not None:
+            self._refused = True
+            owner.cancel()
 
-    async def _follow(self, control: asyncio.Future[None]) -> None:
+    async def _follow(self) -> None:
         """Send what is announced until the resource has ended."""
         while True:
             snapshot = self._reader.snapshot
-            await self._send(snapshot.size, snapshot, control)
+            await self._send(snapshot.size, snapshot)
             if snapshot.state.terminal:
                 return
             await self._reader.changed(snapshot.version, self._absorb)
@@ -185,13 +212,13 @@ class _DownloadConversation:
             self._count(size)
         return machine.offset == snapshot.size and not snapshot.state.terminal
 
-    async def _send(self, end: int, announced: Snapshot, control: asyncio.Future[None]) -> None:
+    async def _send(self, end: int, announced: Snapshot) -> None:
         """Send everything up to ``end`` in chunks as large as there are bytes for."""
         machine, reader, send, budget = self._machine, self._reader, self._stream.send, self._budget
         shared = self._shared if self._span.end is None else None
         while (offset := machine.offset) < end:
             if not machine.may_send:
-                await self._wait_for_window(control)
+                await self._wait_for_window()
             until = min(end, offset + budget.chunk_size(self._chunk_size))
             piece = reader.try_read(offset, until) or await reader.read(offset, until)
             size = len(piece.data)
@@ -205,16 +232,19 @@ class _DownloadConversation:
             # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
             del piece
 
-    async def _wait_for_window(self, control: asyncio.Future[None]) -> None:
+    async def _wait_for_window(self) -> None:
+        granted = self._granted
+        if granted is None:
+            granted = self._granted = asyncio.Event()
         while not self._machine.may_send:
-            if control.done():
+            if self._control is not None and self._control.done():
                 raise ProtocolError("the reader stopped granting bytes before it had all that it asked for")
             if self._watcher is None:
                 self._watcher = asyncio.ensure_future(self._watch_for_the_end())
             if self._watcher.done():
                 self._watcher.result()
-            self._granted.clear()
-            await self._granted.wait()
+            granted.clear()
+            await granted.wait()
 
     async def _watch_for_the_end(self) -> None:
         """Wake the sender when there is nothing to wait for any more, as when the resource is deleted."""
@@ -223,13 +253,17 @@ class _DownloadConversation:
             while True:
                 version = (await self._reader.changed(version)).version
         finally:
-            self._granted.set()
+            self._wake()
 
     async def _receive_windows(self) -> None:
         """Take grants until the reader has no more to say."""
         try:
             while (message := await self._stream.receive()) is not None:
                 if self._machine.receive(message):
-                    self._granted.set()
+                    self._wake()
         finally:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._granted is not None:
             self._granted.set()

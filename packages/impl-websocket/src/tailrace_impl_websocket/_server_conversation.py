@@ -79,7 +79,8 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
         self.dismissal: TailraceError | None = None
         """What to tell the client of that; ``None``: nothing."""
         # Binary frames are kept as they arrived: they are decoded by who takes them, and small until then.
-        self._inbound: deque[bytes | ClientMessage] = deque()
+        # Made with the first of them: a deque takes 760 bytes, and most followers never say anything.
+        self._inbound: deque[bytes | ClientMessage] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._failure: TailraceError | None = None
         self._control = 0
@@ -129,6 +130,7 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
                 await self._waiter
             finally:
                 self._waiter = None
+        assert self._inbound is not None
         message = self._inbound.popleft()
         if isinstance(message, bytes):
             content = parse_frame(message)
@@ -157,8 +159,7 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
         elif self._room < 0:
             self.fail(ProtocolError(f"{-self._room} bytes more than the window allows"))
         else:
-            self._inbound.append(frame)
-            self._wake()
+            self._keep(frame)
 
     def put_message(self, message: ClientMessage) -> None:
         """Take a control message of the client."""
@@ -173,15 +174,13 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
             if self._answers > _MOST_ANSWERS:
                 self.fail(ProtocolError("more answers to deliveries than anyone has, without waiting for what counts"))
                 return
-            self._inbound.append(message)
-            self._wake()
+            self._keep(message)
             return
         if self._control >= _MOST_CONTROL:
             self.fail(ProtocolError(f"more than {_MOST_CONTROL} messages without waiting for an answer"))
             return
         self._control += 1
-        self._inbound.append(message)
-        self._wake()
+        self._keep(message)
 
     def fail(self, error: TailraceError) -> None:
         """End the conversation with ``error``, behind what arrived before."""
@@ -201,6 +200,12 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
             self.dismissal = error
             if self.started and self.task is not None:
                 self.task.cancel()
+
+    def _keep(self, message: bytes | ClientMessage) -> None:
+        if self._inbound is None:
+            self._inbound = deque()
+        self._inbound.append(message)
+        self._wake()
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -113,7 +112,7 @@ class ServerConnection:
         self._streams: dict[int, ServerStream] = {}
         self._last_request = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._replies: deque[str] = deque()
+        self._replies: list[str] = []
         self._replying = False
         self._closed = False
         self._going_away: GoingAway | None = None
@@ -241,7 +240,7 @@ class ServerConnection:
     async def _send_replies(self) -> None:
         try:
             while self._replies:
-                await self.send_text(self._replies.popleft())
+                await self.send_text(self._replies.pop(0))
         except ConnectionLost:
             pass
         finally:
