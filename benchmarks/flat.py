@@ -218,11 +218,24 @@ async def _upload_lines(url: str, count: int) -> str:
     return upload.reference
 
 
-async def line_times(url: str, reference: str, count: int, meter: Meter, lookups: int = _LOOKUPS) -> list[float]:
-    """Return what it takes to read ten lines anywhere among ``count``, each being its number."""
+async def line_times(
+    url: str, reference: str, count: int, meter: Meter, calls: Meter, lookups: int = _LOOKUPS
+) -> list[float]:
+    """Return what it takes to read ten lines anywhere among ``count``, each being its number.
+
+    Args:
+        url: The server.
+        reference: The resource.
+        count: Its lines.
+        meter: Is put around all of it.
+        calls: Is put around as many calls that look nothing up.
+        lookups: How often.
+    """
     times = []
     async with workloads.connected(url) as client, client.open(reference) as resource:
-        await resource.status()
+        with calls:
+            for _ in range(lookups):
+                await resource.status()
         with meter:
             for _ in range(lookups):
                 first = random.randrange(count - _LOOKED_UP)
@@ -239,10 +252,11 @@ def find_lines(server: ServerProcess, count: int) -> list[Row]:
     reference = run_coroutine(_upload_lines(server.urls["grpc"], count))
     rows = []
     for transport in TRANSPORTS:
-        meter = Meter((server.pid,), OURSELVES)
-        times = run_coroutine(line_times(server.urls[transport], reference, count, meter))
-        cpu = meter.sample(0).server_cpu / len(times)
-        rows.append({"lines": count, "transport": transport, **quantiles(times), "server_cpu_ms": round(cpu * 1e3, 3)})
+        meter, calls = Meter((server.pid,), OURSELVES), Meter((server.pid,), OURSELVES)
+        times = run_coroutine(line_times(server.urls[transport], reference, count, meter, calls))
+        lookup, call = (taken.sample(0).server_cpu / len(times) * 1e3 for taken in (meter, calls))
+        row = {"lines": count, "transport": transport, **quantiles(times)}
+        rows.append({**row, "server_cpu_ms": round(lookup, 3), "status_server_cpu_ms": round(call, 3)})
     run_coroutine(workloads.delete(server.urls["grpc"], [reference]))
     return rows
 

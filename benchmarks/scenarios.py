@@ -3,7 +3,6 @@
     python benchmarks/scenarios.py big-file [--transport grpc|ws] [--size 5GiB]
     python benchmarks/scenarios.py growing-file [--seconds 120]
     python benchmarks/scenarios.py pipe [--size 2GiB]
-    python benchmarks/scenarios.py many-lines [--lines 200000000]
     python benchmarks/scenarios.py crowd [--uploads 300] [--followers 1000] [--seconds 60]
 
 Each proves that every byte arrived, and prints one JSON object. The command line of Tailrace runs in processes of its
@@ -190,39 +189,6 @@ def pipe(server: ServerProcess, scratch: Path, arguments: argparse.Namespace) ->
     }
 
 
-def many_lines(server: ServerProcess, scratch: Path, arguments: argparse.Namespace) -> Figures:
-    """A resource of very many lines: the time to read ten lines at its end and elsewhere, on an open connection."""
-    del scratch
-
-    async def run() -> Figures:
-        figures: Figures = {"lines": arguments.lines}
-        step = 100_000
-        async with tailrace.connect(server.urls["grpc"]) as client:
-            begin = time.perf_counter()
-            async with client.upload("many.txt", lines=True) as upload:
-                for first in range(0, arguments.lines, step):
-                    await upload.write(b"".join([b"%09d\n" % number for number in range(first, first + step)]))
-            figures["upload_seconds"] = round(time.perf_counter() - begin, 1)
-            figures["size"] = upload.status.size
-        for transport in ("grpc", "ws"):
-            async with tailrace.connect(server.urls[transport]) as client, client.open(upload.reference) as resource:
-                await resource.status()
-                for where in ("end", "random"):
-                    times = []
-                    for _ in range(200):
-                        last = arguments.lines - 10
-                        wanted = last if where == "end" else random.randrange(last)
-                        begin = time.perf_counter()
-                        lines = await resource.read_lines(wanted, 10)
-                        times.append(time.perf_counter() - begin)
-                        if lines != [b"%09d\n" % number for number in range(wanted, wanted + 10)]:
-                            raise AssertionError("the lines are wrong")
-                    figures[f"{transport}_{where}_ms"] = percentiles(times)
-        return figures
-
-    return asyncio.run(run())
-
-
 def crowd(server: ServerProcess, scratch: Path, arguments: argparse.Namespace) -> Figures:
     """Many uploads of ten lines a second with many followers spread evenly over them; every byte is compared."""
     del scratch
@@ -329,7 +295,6 @@ SCENARIOS: dict[str, Callable[[ServerProcess, Path, argparse.Namespace], Figures
     "big-file": big_file,
     "growing-file": growing_file,
     "pipe": pipe,
-    "many-lines": many_lines,
     "crowd": crowd,
 }
 
@@ -342,7 +307,6 @@ def main() -> None:
     parser.add_argument("--transport", choices=("grpc", "ws"), default="grpc")
     parser.add_argument("--size", type=byte_size, default=None)
     parser.add_argument("--seconds", type=int, default=None)
-    parser.add_argument("--lines", type=int, default=200_000_000)
     parser.add_argument("--uploads", type=int, default=300)
     parser.add_argument("--followers", type=int, default=1000)
     arguments = parser.parse_args()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -13,9 +14,15 @@ from tailrace_server_api import Catalog, CatalogEntry, ContextEntry, Storage
 logger = logging.getLogger(__name__)
 
 
-async def recover(
-    storage: Storage, catalog: Catalog, begin_grace: Callable[[str, int | None], None]
-) -> list[tuple[str, str | None, int]]:
+_AT_ONCE = 32
+"""Interrupted uploads that are looked at together."""
+
+BeginGrace = Callable[[str, int | None], None]
+Unfinished = tuple[str, str | None, int]
+"""Id, context and size of a resource that has not ended."""
+
+
+async def recover(storage: Storage, catalog: Catalog, begin_grace: BeginGrace) -> list[Unfinished]:
     """Make the catalog follow the storage, and begin the grace period of every resource that has not ended.
 
     A context that resources name and the catalog does not know, is there again, closed: nobody knows what was said of
@@ -36,26 +43,34 @@ async def recover(
         logger.info("the catalog names a resource that is not stored; the entry is removed", extra={"resource": gone})
         await catalog.delete(gone)
     await _add_missing(stored - known, storage, catalog)
-    left: list[tuple[str, str | None, int]] = []
-    for unfinished in await catalog.unfinished():
-        context = None
-        try:
-            entry = await catalog.get(unfinished)
-            context = None if entry is None else entry.descriptor.metadata.context
-            snapshot = await storage.load(unfinished)
-        except NotFound:
-            await catalog.delete(unfinished)
-        except TailraceError:
-            logger.exception("an interrupted upload cannot be read", extra={"resource": unfinished})
-            # It may be readable later, and is then not to be counted a second time.
-            left.append((unfinished, context, 0))
-        else:
-            if snapshot.state.terminal:
-                await catalog.set_state(unfinished, snapshot.state, time.time(), size=snapshot.size)
-            else:
-                begin_grace(unfinished, snapshot.epoch)
-                left.append((unfinished, context, snapshot.size))
+    unfinished = await catalog.unfinished()
+    left: list[Unfinished] = []
+    for first in range(0, len(unfinished), _AT_ONCE):
+        batch = unfinished[first : first + _AT_ONCE]
+        examined = await asyncio.gather(*(_examine(one, storage, catalog, begin_grace) for one in batch))
+        left += [found for found in examined if found is not None]
     return left
+
+
+async def _examine(id: str, storage: Storage, catalog: Catalog, begin_grace: BeginGrace) -> Unfinished | None:
+    """Look at a resource that the catalog does not know as ended; return ``None`` if it has ended or is gone."""
+    context = None
+    try:
+        entry = await catalog.get(id)
+        context = None if entry is None else entry.descriptor.metadata.context
+        snapshot = await storage.load(id)
+    except NotFound:
+        await catalog.delete(id)
+        return None
+    except TailraceError:
+        logger.exception("an interrupted upload cannot be read", extra={"resource": id})
+        # It may be readable later, and is then not to be counted a second time.
+        return id, context, 0
+    if snapshot.state.terminal:
+        await catalog.set_state(id, snapshot.state, time.time(), size=snapshot.size)
+        return None
+    begin_grace(id, snapshot.epoch)
+    return id, context, snapshot.size
 
 
 async def _add_missing(ids: set[str], storage: Storage, catalog: Catalog) -> None:
