@@ -40,10 +40,10 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import counted_refusals, log_failure, traced
 from tailrace_impl_websocket._credentials import credentials_of
-from tailrace_impl_websocket._http_bodies import Bodies
+from tailrace_impl_websocket._http_bodies import ABORT_EXTENSION, Bodies
 from tailrace_impl_websocket._refusal import send_error, send_start
 from tailrace_impl_websocket._server_streams import ServerContext
-from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
+from tailrace_server_api import Buffer, RequestTelemetry, ResourceReader, ResourceService, Snapshot
 
 _RANGE = re.compile(r"bytes=[ \t]*(?:(\d{1,1000})-(\d{0,1000})|-(\d{1,1000}))[ \t]*\Z", re.ASCII | re.IGNORECASE)
 _DIGITS = re.compile(r"[0-9]{1,16}\Z")
@@ -164,12 +164,13 @@ class HttpDoor:
         if scope["method"] == "HEAD":
             await send({"type": "http.response.body", "body": b""})
             return None
-        pieces = _pieces(reader, selection, self._context.endpoint.chunk_size)
+        as_it_is = ABORT_EXTENSION in scope.get("extensions", {})
+        pieces = _pieces(reader, selection, self._context.endpoint.chunk_size, as_it_is=as_it_is)
         body = _copy(pieces, send, telemetry)
         return await self._bodies.send(scope, receive, body, endless=selection.end is None)
 
 
-async def _copy(pieces: AsyncGenerator[bytes, None], send: Send, telemetry: RequestTelemetry) -> None:
+async def _copy(pieces: AsyncGenerator[Buffer, None], send: Send, telemetry: RequestTelemetry) -> None:
     # A server may hold the headers back for the first byte, which a follower may have to wait for.
     await send({"type": "http.response.body", "body": b"", "more_body": True})
     async with aclosing(pieces):
@@ -181,7 +182,9 @@ async def _copy(pieces: AsyncGenerator[bytes, None], send: Send, telemetry: Requ
     await send({"type": "http.response.body", "body": b""})
 
 
-async def _pieces(reader: ResourceReader, selection: _Selection, size: int) -> AsyncGenerator[bytes, None]:
+async def _pieces(
+    reader: ResourceReader, selection: _Selection, size: int, *, as_it_is: bool
+) -> AsyncGenerator[Buffer, None]:
     """Yield what was selected, in pieces of at most ``size`` bytes.
 
     Raises:
@@ -196,7 +199,8 @@ async def _pieces(reader: ResourceReader, selection: _Selection, size: int) -> A
             until = min(end, offset + size)
             piece = reader.try_read(offset, until) or await reader.read(offset, until)
             offset += len(piece.data)
-            yield piece.data if isinstance(piece.data, bytes) else bytes(piece.data)
+            # Other servers take bytes, as ASGI says; our own takes the buffer that the piece was read into.
+            yield piece.data if as_it_is or isinstance(piece.data, bytes) else bytes(piece.data)
             del piece
         if selection.end is not None:
             return
