@@ -64,6 +64,7 @@ def server_on(data: Path, scratch: Path) -> ServerProcess:
         "PYTHONPYCACHEPREFIX": str(scratch / "bytecode"),
         "TAILRACE_STORAGE_MAX_CONTEXT_RESOURCES": "1000000",
         "TAILRACE_STORAGE_MAX_UPLOADS": "1000000",
+        "TAILRACE_STORAGE_MAX_RESOURCE_SIZE": str(1 << 42),
         # What was left unfinished is so in the next round, too.
         "TAILRACE_STORAGE_UPLOAD_GRACE": "1000000",
     }
