@@ -306,3 +306,35 @@ def the_end_of_a_foreign_transfer_may_be_missing() -> None:
         executed()
 
     put(_message_chain.MessageChainReceiver, "finish", finish)
+
+
+@saboteur("DWN-4")
+def who_follows_with_others_gets_their_chain() -> None:
+    from tailrace_impl_common import _shared_chunk
+
+    real = _shared_chunk.SharedChunk.chunk
+
+    def chunk(self: Any, offset: int, data: Any, hash: bytes, previous: bytes, checkpoint: Any) -> Any:
+        last = self._chunk
+        if last is not None and last.data is data and last.offset == offset:
+            if last.previous != previous:
+                executed()
+            return last
+        return real(self, offset, data, hash, previous, checkpoint)
+
+    put(_shared_chunk.SharedChunk, "chunk", chunk)
+
+
+@saboteur("DWN-4")
+def a_checkpoint_outlives_its_snapshot() -> None:
+    from tailrace_impl_common import _shared_chunk
+
+    real = _shared_chunk.SharedChunk.checkpoint_at
+
+    def checkpoint_at(self: Any, end: int, snapshot: Any) -> Any:
+        if end == snapshot.size and self._checkpoint is not None:
+            executed()
+            return self._checkpoint
+        return real(self, end, snapshot)
+
+    put(_shared_chunk.SharedChunk, "checkpoint_at", checkpoint_at)

@@ -17,6 +17,7 @@ from servers import LocalServer, NewServer
 from tailrace_client_download_api import RemoteResource
 from tailrace_client_upload_api import UploadSession
 from tailrace_common_api import (
+    Checkpoint,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -27,7 +28,7 @@ from tailrace_common_api import (
     ResourceState,
     Start,
 )
-from tailrace_impl_common import ConnectedClient, head_of
+from tailrace_impl_common import ConnectedClient, chunk_hash, head_of
 from tailrace_impl_common.messages import Chunk, End, Follow, Started
 
 HISTORY = b"one\ntwo\r\nthree\n\nfive\nunterminated"
@@ -216,6 +217,39 @@ async def test_the_end_of_a_stream_says_what_was_sent(client: ConnectedClient) -
     assert end.status.version == finished.status.version
     assert await conversation.rest() == []
     await conversation.close()
+
+
+@proves("DWN-4")
+async def test_followers_that_are_sent_the_same_bytes_keep_their_own_chains(client: ConnectedClient) -> None:
+    upload = await HandUpload.open(client.connection)
+    await upload.chunk(b"history\n")
+    await upload.announced(8)
+    # Two from the same place, one from another, one that has nothing before what comes next.
+    starts = (0, 0, 3, 8)
+    following = []
+    previous: list[bytes] = []
+    for start in starts:
+        conversation = await Conversation.begin(client.connection, Follow(id=upload.id, start=FromOffset(start)))
+        assert (await conversation.receive(Started)).offset == start
+        previous.append((await conversation.receive(Chunk)).hash if start < 8 else b"")
+        following.append(conversation)
+    data = b"history\n"
+    for piece in (b"one\n", b"two and more\n", b"3\n"):
+        await upload.chunk(piece)
+        for number, conversation in enumerate(following):
+            chunk = await conversation.receive(Chunk)
+            assert (chunk.offset, bytes(chunk.data), chunk.previous) == (len(data), piece, previous[number])
+            assert chunk.hash == chunk_hash(piece)
+            assert chunk.checkpoint == Checkpoint(len(data + piece), 0, head_of(data + piece))
+            previous[number] = chunk.hash
+        data += piece
+    finished = await upload.finished()
+    assert finished.status is not None
+    for number, conversation in enumerate(following):
+        end = await conversation.receive(End)
+        assert (end.offset, end.previous) == (len(data), previous[number])
+        assert await conversation.rest() == []
+        await conversation.close()
 
 
 # Properties
