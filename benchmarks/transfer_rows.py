@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import workloads
-from cases import DOWNLOAD, MEBIBYTE, UPLOAD, Run, Sample, transport_case
+from cases import DOWNLOAD, MEBIBYTE, UPLOAD, Run, Sample, case, transport_case
 from raw_socket import random_message
 
 import tailrace
+from tailrace_common_api import Reference
 
 
 def stored(run: Run) -> str:
@@ -75,6 +76,16 @@ def uploads_64(run: Run, transport: str) -> Sample:
 def download(run: Run, transport: str) -> Sample:
     reference, meter = stored(run), run.meter()
     run.wait(workloads.timed_download(run.url(transport), reference, run.scale.size, meter))
+    return meter.throughput(run.scale.size)
+
+
+@case("http.download", "plain HTTP GET, by a blocking client that counts", group=DOWNLOAD, floor="floor.download")
+def plain_download(run: Run) -> Sample:
+    reference = Reference.parse(stored(run))
+    meter = run.meter()
+    status, received = workloads.plain_get(f"{run.url('http')}/r/{reference.id}", meter)
+    if (status, received) != (200, run.scale.size):
+        raise AssertionError(f"{received} bytes of {run.scale.size} arrived with status {status}")
     return meter.throughput(run.scale.size)
 
 

@@ -7,11 +7,13 @@ protocol on both sides within it; what is compared besides, byte by byte, is com
 from __future__ import annotations
 
 import asyncio
+import http.client
 import random
 import time
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, closing
 from functools import cache
+from urllib.parse import urlsplit
 
 from cases import Meter
 from raw_socket import MESSAGE, random_message
@@ -221,3 +223,19 @@ async def delete(url: str, references: list[str]) -> None:
     async with tailrace.connect(url) as client:
         for reference in references:
             await client.delete(reference)
+
+
+def plain_get(url: str, meter: Meter) -> tuple[int, int]:
+    """GET a resource by a blocking client of the standard library; return the status, and how many bytes came."""
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
+    with closing(connection):
+        connection.connect()
+        buffer = memoryview(bytearray(MESSAGE))
+        received = 0
+        with meter:
+            connection.request("GET", parts.path)
+            response = connection.getresponse()
+            while length := response.readinto(buffer):
+                received += length
+        return response.status, received
