@@ -35,8 +35,6 @@ _RATES = {1: 500.0, 10: 200.0, 100: 50.0, 1000: 5.0, 2000: 2.5}
 """Lines per second by number of followers: the rate at which a core has time to deliver each before the next."""
 _GATHERED = 64
 """Lines of one write, where they are written as fast as possible."""
-_BIG_MESSAGES = 4
-_LARGE = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,10 +71,10 @@ def a_reader_stops_the_writer() -> None:
     reading: dict[str, int] = {}
     wait = _serve_download._DownloadConversation._wait_for_window
 
-    async def hold(self: Any, control: Any) -> None:
+    async def hold(self: Any) -> None:
         reading[self._reader.id] = reading.get(self._reader.id, 0) + 1
         try:
-            await wait(self, control)
+            await wait(self)
         finally:
             reading[self._reader.id] -= 1
 
@@ -139,13 +139,13 @@ def a_suffix_is_a_start() -> None:
 def a_follower_loses_what_comes_at_the_end() -> None:
     from tailrace_impl_common import _serve_download
 
-    async def follow(self: Any, control: Any) -> None:
+    async def follow(self: Any) -> None:
         while True:
             snapshot = self._reader.snapshot
             if snapshot.state.terminal:
                 executed()
                 return
-            await self._send(snapshot.size, snapshot.checkpoint, control)
+            await self._send(snapshot.size, snapshot)
             await self._reader.changed(snapshot.version)
 
     put(_serve_download._DownloadConversation, "_follow", follow)

@@ -39,7 +39,7 @@ def older_status_overtakes_newer() -> None:
 def a_change_between_looking_and_waiting_is_missed() -> None:
     from tailrace_impl_server import _live_resource
 
-    async def changed(self: Any, version: int) -> Any:
+    async def changed(self: Any, version: int, absorb: Any = None) -> Any:
         # Waits for the next change, whatever has happened since the caller looked.
         self.check()
         executed()
@@ -126,6 +126,22 @@ def deleting_tells_nobody() -> None:
             self.session._wake()
 
     put(_live_resource.LiveResource, "mark_deleted", mark_deleted)
+
+
+@saboteur("RES-9", cell="websocket-filesystem")
+def a_listing_by_time_begins_behind_its_first() -> None:
+    from tailrace_impl_server import _sqlite_catalog_pages
+
+    real = _sqlite_catalog_pages.range_of
+
+    def range_of(connection: Any, filter: Any) -> Any:
+        found = real(connection, filter)
+        if found is not None and found.first is not None:
+            executed()
+            return replace(found, first=found.first + "0")
+        return found
+
+    put(_sqlite_catalog_pages, "range_of", range_of)
 
 
 @saboteur("RES-9")
