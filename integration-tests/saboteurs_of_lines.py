@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from sabotage import executed, saboteur
+from sabotage import executed, put, saboteur
 
 from tailrace_impl_common import Endpoint
 
@@ -62,6 +62,21 @@ def lines_are_found_by_reading_everything() -> None:
         return find_newline(await self._read_exactly(0, size), newlines)
 
     LiveReader._behind_newline = behind_newline  # type: ignore[method-assign]  # the defect
+
+
+@saboteur("LIN-4", cell="grpc-filesystem")
+def a_block_is_looked_for_record_by_record() -> None:
+    from tailrace_impl_server import _filesystem_reader
+
+    real: Callable[..., Any] = vars(_filesystem_reader)["search_newline"]
+
+    def search(newlines: int, blocks: int, read: Callable[[int, int], Any]) -> Any:
+        for block in range(blocks):
+            executed()
+            read(block, 1)
+        return real(newlines, blocks, read)
+
+    put(_filesystem_reader, "search_newline", search)
 
 
 @saboteur("LIN-5", "INT-3")

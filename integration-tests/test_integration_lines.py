@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import math
 import random
+from collections.abc import Callable
 from contextlib import aclosing
 
 import pytest
@@ -25,7 +26,7 @@ from tailrace_common_api import (
     TailraceError,
 )
 from tailrace_impl_common import ConnectedClient
-from tailrace_server_api import BLOCK_SIZE, Piece
+from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer, Piece
 
 BLOCKS = 24
 """Full blocks of a resource that is large enough to tell a search from a scan."""
@@ -264,7 +265,11 @@ class ReadingMeter:
         from tailrace_impl_server._pieces import PieceSource
 
         self.bytes = self.lookups = self.furthest = 0
-        try_read, read, boundary_at = PieceSource.try_read, PieceSource._read_for_all, _filesystem_reader.boundary_at
+        try_read, read, search = (
+            PieceSource.try_read,
+            PieceSource._read_for_all,
+            vars(_filesystem_reader)["search_newline"],
+        )
 
         def count(start: int, piece: Piece | None) -> None:
             if piece is not None:
@@ -281,13 +286,17 @@ class ReadingMeter:
             count(start, piece)
             return piece
 
-        def counted_lookup(*arguments: object) -> object:
-            self.lookups += 1
-            return boundary_at(*arguments)  # type: ignore[arg-type]  # passed on as they came
+        def counted_search(newlines: int, blocks: int, read_records: Callable[[int, int], Buffer]) -> Boundary:
+            def counted_look(block: int, count: int) -> Buffer:
+                self.lookups += 1
+                return read_records(block, count)
+
+            found: Boundary = search(newlines, blocks, counted_look)
+            return found
 
         monkeypatch.setattr(PieceSource, "try_read", counted)
         monkeypatch.setattr(PieceSource, "_read_for_all", counted_wait)
-        monkeypatch.setattr(_filesystem_reader, "boundary_at", counted_lookup)
+        monkeypatch.setattr(_filesystem_reader, "search_newline", counted_search)
 
 
 @proves("LIN-4")
