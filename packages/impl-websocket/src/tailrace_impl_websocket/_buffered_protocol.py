@@ -41,9 +41,6 @@ DRAIN = 1.0
 """Seconds in which what a client still sends is taken over TLS, which has no connections that are half closed."""
 _CLOSE_TIMEOUT = 10.0
 """Time for a client to confirm a close, in seconds."""
-_WRITE_HIGH = MEBIBYTE
-"""Bytes that may wait to be sent before senders wait: the next chunk is made while one is on its way."""
-_WRITE_LOW = 256 * KIBIBYTE
 _JOINED = 16 * KIBIBYTE
 """Payloads up to this size are joined with their header: that costs less than a second buffer."""
 _MOST_WAITING = 16
@@ -249,7 +246,6 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
     def _open(self, answer: bytes) -> None:
         self._handshake = None
         self.transport.write(answer)
-        self.transport.set_write_buffer_limits(high=_WRITE_HIGH, low=_WRITE_LOW)
         self.transport.resume_reading()
         interval = self._config.ws_ping_interval
         if interval:
