@@ -133,3 +133,49 @@ def test_closing_ends_all_threads() -> None:
     pool.close()
     assert threading.active_count() == before
     WriterPool(3).close()
+
+
+def test_work_that_comes_one_by_one_always_finds_a_thread() -> None:
+    pool = WriterPool(3)
+    works = [Counting(pool) for _ in range(2)]
+    for item in range(3000):
+        for work in works:
+            work.last = item
+            work.finished.clear()
+            work.submit(item)
+        for work in works:
+            assert work.finished.wait(30)
+    for work in works:
+        assert work.done == list(range(3000))
+        assert not work.overlapped
+    pool.close()
+
+
+class Meeting:
+    """Work that goes on only once as many others are in theirs."""
+
+    def __init__(self, pool: WriterPool, barrier: threading.Barrier) -> None:
+        self._barrier = barrier
+        self._left = 20
+        self.ended = threading.Event()
+        self.strand: Strand = pool.strand(self)
+
+    def pending(self) -> bool:
+        return self._left > 0
+
+    def run(self) -> None:
+        self._barrier.wait(30)
+        self._left -= 1
+        if not self._left:
+            self.ended.set()
+
+
+def test_as_many_writers_work_at_once_as_there_are_threads() -> None:
+    pool = WriterPool(3)
+    barrier = threading.Barrier(3)
+    works = [Meeting(pool, barrier) for _ in range(3)]
+    for work in works:
+        work.strand.wake()
+    for work in works:
+        assert work.ended.wait(30)
+    pool.close()
