@@ -33,7 +33,18 @@ from tailrace_common_api import (
     find_transport,
 )
 from tailrace_impl_common import ChainSender, ClientStream, ConnectedClient
-from tailrace_impl_common.messages import Chunk, End, Follow, GetStatus, Opened, OpenUpload, Started, Watch, Window
+from tailrace_impl_common.messages import (
+    Chunk,
+    End,
+    Finished,
+    Follow,
+    GetStatus,
+    Opened,
+    OpenUpload,
+    Started,
+    Watch,
+    Window,
+)
 from tailrace_impl_grpc import GrpcConnection, GrpcServer, connect
 from tailrace_impl_grpc._codec import UPLOAD
 from tailrace_impl_grpc._error_table import error_to_status
@@ -483,3 +494,50 @@ async def test_not_found_says_so_on_every_kind_of_call(client: ConnectedClient) 
 
 async def _collect(pieces: AsyncIterator[bytes]) -> bytes:
     return b"".join([piece async for piece in pieces])
+
+
+async def test_a_stream_that_opens_while_the_client_closes_is_none(client: ConnectedClient) -> None:
+    connection = client.connection
+    assert isinstance(connection, GrpcConnection)
+    opened = asyncio.create_task(connection.open(opening()))
+    while not connection._connecting:  # noqa: ASYNC110 - each turn of the loop is looked at
+        await asyncio.sleep(0)
+    connecting = next(iter(connection._connecting))
+    # The one who opens is only told in the next turn of the loop.
+    while not connecting.done():  # noqa: ASYNC110 - each turn of the loop is looked at
+        await asyncio.sleep(0)
+    assert connecting in connection._connecting
+    await client.close()
+    with pytest.raises(ConnectionLost):
+        await opened
+
+
+async def test_closing_that_is_cancelled_ends_every_stream() -> None:
+    ended: list[asyncio.Event] = []
+
+    async def never_ends(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        ended.append(over := asyncio.Event())
+        try:
+            await context.read()
+            await context.write(UPLOAD.encode_response(Finished(None)))
+            await asyncio.Event().wait()
+        finally:
+            over.set()
+
+    async with serving(never_ends) as url:
+        connection = GrpcConnection(url, ClientSettings())
+        streams = [await connection.open(opening()) for _ in range(3)]
+        for stream in streams:
+            assert isinstance(await stream.receive(), Finished)
+        # It waits for the statuses of the calls.
+        closing = asyncio.create_task(connection.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        for over in ended:
+            await over.wait()
+        with pytest.raises(ConnectionLost):
+            await connection.open(opening())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import grpc
@@ -31,7 +32,7 @@ from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
-from tailrace_server_api import ResourceManager, TransportServerSettings
+from tailrace_server_api import ResourceManager, ResourceService, TransportServerSettings
 
 if TYPE_CHECKING:
     UploadsStub = services.UploadsAsyncStub
@@ -458,3 +459,33 @@ async def test_references_are_made_under_the_public_base(manager: ResourceManage
         assert list(status.alternatives) == [status.reference]
     finally:
         await server.close(1.0)
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_a_call_that_does_not_end_does_not_keep_the_server(
+    server: GrpcServer,
+    channel: grpc.aio.Channel,
+    manager: ResourceManager,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    ends: bool,
+) -> None:
+    """Work that swallows the cancellation of its call: it is cancelled again, named, and left behind at last."""
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def authenticate(_credentials: object) -> ResourceService:
+        begun.set()
+        while not release.is_set() and not (ends and "did not end" in caplog.text):
+            with suppress(asyncio.CancelledError):
+                await release.wait()
+        raise GoingAway(retry_after=1.0)
+
+    monkeypatch.setattr(manager, "authenticate", authenticate)
+    monkeypatch.setattr(_server, "_LAST_CHANCE", 0.1)
+    call = uploads_of(channel).Upload()
+    await begun.wait()
+    await asyncio.wait_for(server.close(0.01), 20.0)
+    assert "calls did not end within the grace: Upload (" in caplog.text
+    assert ("calls do not end, and are left behind: Upload (" in caplog.text) is not ends
+    release.set()
+    assert await call.code() is grpc.StatusCode.UNAVAILABLE

@@ -53,7 +53,8 @@ from tailrace_impl_common.messages import (
     Watched,
     Window,
 )
-from tailrace_impl_websocket import WebSocketConnection, WebSocketServer, connect
+from tailrace_impl_websocket import WebSocketConnection, WebSocketServer, _client, connect
+from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import Failure, encode_from_server
 
 # Against a real server
@@ -570,3 +571,60 @@ async def test_silent_server_is_noticed() -> None:
     ):
         with pytest.raises(ConnectionLost):
             await made.call(GetStatus(id=ID))
+
+
+async def test_connection_that_is_made_at_the_moment_of_closing_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    closing: list[asyncio.Task[None]] = []
+    left = asyncio.Event()
+
+    class LinkMadeTooLate(Link):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            # Begins when the task that connects is done, and before anybody is told so.
+            closing.append(asyncio.create_task(made.close()))
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        await peer.websocket.wait_closed()
+        left.set()
+
+    monkeypatch.setattr(_client, "Link", LinkMadeTooLate)
+    async with scripted(script) as server, connection(server.url) as made:
+        with pytest.raises(ConnectionLost, match="was closed"):
+            await made.call(GetStatus(id=ID))
+        await asyncio.gather(*closing)
+        await left.wait()
+
+
+async def test_caller_that_is_cancelled_is_so_though_the_connection_is_closed_meanwhile() -> None:
+    async def silent(peer: Peer) -> None:
+        await peer.websocket.wait_closed()
+
+    async with scripted(silent) as server, connection(server.url) as made:
+        waiting = asyncio.ensure_future(made.call(GetStatus(id=ID)))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await made.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_closing_that_is_cancelled_ends_everything_without_taking_leave() -> None:
+    async def deaf(peer: Peer) -> None:
+        await peer.hello()
+        # The request is heard, and the end of the connection is not.
+        await peer.hear()
+        peer.websocket.transport.pause_reading()
+
+    async with scripted(deaf) as server, connection(server.url) as made:
+        stream = await made.open(Watch(id=ID))
+        await server.silent.wait()
+        closing = asyncio.ensure_future(made.close())
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not closing.done()
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        with pytest.raises(ConnectionLost):
+            await stream.receive()

@@ -2,7 +2,7 @@
 
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._bulk_machine import BulkSender
-from tailrace_impl_common._cancelling import cancel_and_wait
+from tailrace_impl_common._cancelling import cancel_and_wait, where_waits
 from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
 from tailrace_impl_common._clear_text import warn_of_clear_text
 from tailrace_impl_common._client import ConnectedClient
@@ -156,4 +156,5 @@ __all__ = [
     "traced",
     "verify_data",
     "warn_of_clear_text",
+    "where_waits",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import PurePath
 from typing import Any
 
 
@@ -26,3 +27,13 @@ async def cancel_and_wait(*tasks: asyncio.Future[Any]) -> None:
             task.exception()
     if cancelled is not None:
         raise cancelled
+
+
+def where_waits(task: asyncio.Task[Any]) -> str:
+    """Return the innermost place of a task's own code, as ``FILE:LINE in FUNCTION``, for logs."""
+    awaited: Any = task.get_coro()
+    place = "nowhere"
+    while (frame := getattr(awaited, "cr_frame", None) or getattr(awaited, "ag_frame", None)) is not None:
+        place = f"{PurePath(frame.f_code.co_filename).name}:{frame.f_lineno} in {frame.f_code.co_name}"
+        awaited = getattr(awaited, "cr_await", None) or getattr(awaited, "ag_await", None)
+    return place

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 from tailrace_common_api import ConfigurationError, ConnectionLost, DeadlineExceeded, GoingAway, Overloaded
+from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._streams import ClientStream, Connection
 from tailrace_impl_common.messages import CreateContext, Delete, Request, UnaryAnswer, UnaryRequest
 
@@ -83,5 +85,11 @@ class FailoverConnection(Connection):
             self._current = (self._current + 1) % len(self._connections)
 
     async def close(self) -> None:
-        for connection in self._connections:
-            await connection.close()
+        closing = [asyncio.ensure_future(connection.close()) for connection in self._connections]
+        try:
+            await asyncio.wait(closing)
+        finally:
+            # Also when this is cancelled: each ends what it has in its own way.
+            await cancel_and_wait(*closing)
+        for closed in closing:
+            closed.result()

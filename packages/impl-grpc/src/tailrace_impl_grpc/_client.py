@@ -16,7 +16,14 @@ from tailrace_common_api import (
     ProtocolError,
     url_scheme,
 )
-from tailrace_impl_common import ClientStream, ConnectedClient, Connection, outgoing_trace, warn_of_clear_text
+from tailrace_impl_common import (
+    ClientStream,
+    ConnectedClient,
+    Connection,
+    cancel_and_wait,
+    outgoing_trace,
+    warn_of_clear_text,
+)
 from tailrace_impl_common.messages import WATCH_REQUESTS, Request, UnaryAnswer, UnaryRequest
 from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of, raise_if_not_cancelled
 from tailrace_impl_grpc._codec import method_of
@@ -103,6 +110,10 @@ class GrpcConnection(Connection):
             raise
         finally:
             self._connecting.discard(connecting)
+        if self._closed:
+            # Between the call's connection and this: closing did not know of it any more, nor of the stream yet.
+            call.cancel()
+            raise ConnectionLost(f"the connection to {self._address} was closed by this client")
         stream = self._opened(GrpcClientStream(method, call, self._address, self._streams.discard))
         try:
             await stream.send_encoded(first)
@@ -139,11 +150,18 @@ class GrpcConnection(Connection):
         # Closing the channel would not wake those who wait for its connection.
         for connecting in self._connecting:
             connecting.cancel()
-        for stream in list(self._streams):
-            await stream.close()
-        channel, self._channel = self._channel, None
-        if channel is not None:
-            await channel.close()
+        closing = [asyncio.ensure_future(stream.close()) for stream in self._streams]
+        try:
+            if closing:
+                await asyncio.wait(closing)
+        finally:
+            # Also when this is cancelled: who closes has nobody behind who would.
+            try:
+                await cancel_and_wait(*closing)
+            finally:
+                channel, self._channel = self._channel, None
+                if channel is not None:
+                    await channel.close()
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         """Return what a call says beside its messages."""
@@ -169,6 +187,8 @@ class GrpcConnection(Connection):
         channel = self._channel = self._new_channel()
         if broken is not None:
             await broken.close()
+            if self._closed:
+                raise ConnectionLost(f"the connection to {self._address} was closed by this client")
         return channel
 
     def _new_channel(self) -> grpc.aio.Channel:

@@ -24,7 +24,14 @@ from tailrace_common_api import (
     TailraceError,
     url_scheme,
 )
-from tailrace_impl_common import Endpoint, answer_request, counted_refusals, serve_conversation
+from tailrace_impl_common import (
+    Endpoint,
+    answer_request,
+    cancel_and_wait,
+    counted_refusals,
+    serve_conversation,
+    where_waits,
+)
 from tailrace_impl_common.messages import UNARY_REQUESTS, WATCH_REQUESTS, ClientMessage, Request
 from tailrace_impl_grpc._call_abort import abort_call
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
@@ -49,6 +56,8 @@ _RETRY_AFTER = 0.1
 """What a client is told to wait when the server goes away, in seconds."""
 _REQUEST_TIMEOUT = 10.0
 """Time from the beginning of a call to its first message, in seconds."""
+_LAST_CHANCE = 5.0
+"""Time behind the grace for calls that were told to end, until the server goes without them, in seconds."""
 
 ResultT = TypeVar("ResultT")
 
@@ -129,9 +138,27 @@ class GrpcServer(TransportServer):
         if self._running:
             # Who comes meanwhile is still told why it is refused.
             await asyncio.wait(set(self._running), timeout=grace)
-        await server.stop(max(0.0, deadline - loop.time()))
-        while self._running:
-            await asyncio.wait(self._running)
+        stopping = asyncio.ensure_future(server.stop(max(0.0, deadline - loop.time())))
+        await asyncio.wait((stopping, *self._running), timeout=max(0.0, deadline - loop.time()) + _LAST_CHANCE)
+        await self._end_leftovers()
+        # It waits for the calls, too.
+        await asyncio.wait((stopping,), timeout=_LAST_CHANCE)
+        await cancel_and_wait(stopping)
+
+    async def _end_leftovers(self) -> None:
+        """Cancel calls that have outlived the grace, and go on without those that do not end even then."""
+        if not self._running:
+            return
+        logger.warning("calls did not end within the grace: %s", self._running_methods())
+        for task in self._running:
+            task.cancel()
+        await asyncio.wait(set(self._running), timeout=_LAST_CHANCE)
+        if self._running:
+            logger.warning("calls do not end, and are left behind: %s", self._running_methods())
+
+    def _running_methods(self) -> str:
+        """Return the methods of calls that run and where each waits, for the log."""
+        return ", ".join(f"{call.method} ({where_waits(task)})" for task, call in self._running.items())
 
     def _is_ready(self) -> bool:
         return self._manager is not None and self._manager.ready
@@ -168,7 +195,7 @@ class GrpcServer(TransportServer):
                 if stream.abandoned:
                     raise ConnectionLost("the client left the upload open")
 
-            await self._run(context, serve, ends_when_closing=True)
+            await self._run(method, context, serve, ends_when_closing=True)
 
         return handle
 
@@ -180,7 +207,7 @@ class GrpcServer(TransportServer):
                 stream = GrpcServerStream(method, context, self._shared)
                 await self._serve(request, stream, service, context)
 
-            await self._run(context, serve, ends_when_closing=True)
+            await self._run(method, context, serve, ends_when_closing=True)
 
         return handle
 
@@ -196,7 +223,7 @@ class GrpcServer(TransportServer):
                 return method.encode_response(answer)
 
             # Empty only when the client is gone, and then nobody gets it.
-            return await self._run(context, answer, ends_when_closing=False) or b""
+            return await self._run(method, context, answer, ends_when_closing=False) or b""
 
         return handle
 
@@ -231,12 +258,17 @@ class GrpcServer(TransportServer):
             self._peers.end(peer)
 
     async def _run(
-        self, context: Context, work: Callable[[ResourceService], Awaitable[ResultT]], *, ends_when_closing: bool
+        self,
+        method: Method,
+        context: Context,
+        work: Callable[[ResourceService], Awaitable[ResultT]],
+        *,
+        ends_when_closing: bool,
     ) -> ResultT | None:
         """Do the work of one call for whoever makes it, and tell the client what went wrong, if something did."""
         task = asyncio.current_task()
         assert task is not None
-        call = self._running[task] = _Call(task, ends_when_closing)
+        call = self._running[task] = _Call(task, method.name, ends_when_closing)
         error: TailraceError
         try:
             try:
@@ -282,9 +314,11 @@ async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:
 class _Call:
     """A call that is being served."""
 
-    __slots__ = ("_ends_when_closing", "_task", "dismissed", "over")
+    __slots__ = ("_ends_when_closing", "_task", "dismissed", "method", "over")
 
-    def __init__(self, task: asyncio.Task[object], ends_when_closing: bool) -> None:
+    def __init__(self, task: asyncio.Task[object], method: str, ends_when_closing: bool) -> None:
+        self.method = method
+        """Name of its method."""
         self._task = task
         self._ends_when_closing = ends_when_closing
         self.dismissed = False

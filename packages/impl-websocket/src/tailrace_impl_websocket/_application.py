@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -12,7 +13,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
 from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, TailraceError, Unsupported
-from tailrace_impl_common import Endpoint, counted_refusals
+from tailrace_impl_common import Endpoint, counted_refusals, where_waits
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
 from tailrace_impl_websocket._credentials import credentials_of, offered_token, says_anonymous
 from tailrace_impl_websocket._http_bodies import Bodies
@@ -24,12 +25,16 @@ from tailrace_impl_websocket._refusal import deny, send_error
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
 from tailrace_server_api import ResourceManager
 
+logger = logging.getLogger(__name__)
+
 BEST_CHUNK_SIZE = MEBIBYTE
 """Size of chunks that suits WebSocket and HTTP best, in bytes."""
 _RETRY_AFTER = 1.0
 """What clients are told of a server that is full, in seconds."""
 _GOING_AWAY_RETRY = 0.1
 """What clients are told of a server that goes away, in seconds: most come back at once."""
+_LAST_WAIT = 5.0
+"""Time for connections that were told to end, until the server goes without them, in seconds."""
 
 
 class Endpoints:
@@ -104,7 +109,10 @@ class Endpoints:
         ended = tuple(self._connections.values())
         await asyncio.gather(*(connection.end(self._going_away) for connection in tuple(self._connections)))
         if ended:
-            await asyncio.wait(ended)
+            _, left = await asyncio.wait(ended, timeout=_LAST_WAIT)
+            if left:
+                tasks = [task for connection in self._connections for task in connection.running]
+                logger.warning("%d connections do not end: %s", len(left), ", ".join(map(where_waits, tasks)))
 
 
 class _WebSocketEndpoint:

@@ -114,10 +114,13 @@ class WebSocketConnection(Connection):
 
     async def close(self) -> None:
         self._closed = True
-        if self._connecting is not None:
-            await cancel_and_wait(self._connecting)
-        if self._link is not None:
-            await self._link.close()
+        try:
+            if self._connecting is not None:
+                await cancel_and_wait(self._connecting)
+        finally:
+            # Also when this is cancelled: who closes has nobody behind who would.
+            if self._link is not None:
+                await self._link.close()
 
     async def _connected(self) -> Link:
         """Return a link that can be used; those who come while it is being made share it."""
@@ -128,18 +131,18 @@ class WebSocketConnection(Connection):
         if self._connecting is None:
             self._connecting = asyncio.create_task(self._connect(), name="tailrace websocket connect")
             self._connecting.add_done_callback(self._connect_done)
-        try:
-            return await asyncio.shield(self._connecting)
-        except asyncio.CancelledError:
-            if self._closed:
-                raise ConnectionLost(f"the connection to {self._address} was closed") from None
-            raise
+        connecting = self._connecting
+        # Whoever is cancelled here leaves it to the others; a cancellation of its own comes from closing.
+        await asyncio.wait((connecting,))
+        if self._closed:
+            raise ConnectionLost(f"the connection to {self._address} was closed")
+        return connecting.result()
 
     def _connect_done(self, task: asyncio.Task[Link]) -> None:
         self._connecting = None
-        # Everyone who waited may be gone by then; asking for the exception marks it as seen.
-        if not task.cancelled() and task.exception() is None:
-            self._link = task.result()
+        if not task.cancelled():
+            # Everyone who waited may be gone by then; asking for the exception marks it as seen.
+            task.exception()
 
     async def _tls(self) -> dict[str, Any]:
         """Return what a handshake needs for TLS; nothing without it."""
@@ -174,7 +177,9 @@ class WebSocketConnection(Connection):
                     if websocket.subprotocol != SUBPROTOCOL:
                         raise Unsupported(f"{address} does not speak {SUBPROTOCOL}")
                     assert isinstance(websocket, LargeFrameConnection)
-                    return Link(websocket, _hello(await websocket.recv()), address)
+                    # Known from the moment on in which it is: closing may come before anybody takes the result.
+                    self._link = link = Link(websocket, _hello(await websocket.recv()), address)
+                    return link
                 except BaseException:
                     websocket.transport.abort()
                     raise

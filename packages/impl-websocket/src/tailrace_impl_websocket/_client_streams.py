@@ -379,14 +379,18 @@ class Link:
             logger.debug("the connection was lost before request %d was cancelled", number)
 
     async def close(self) -> None:
-        """End every conversation and the connection. Idempotent."""
+        """End every conversation and the connection. Idempotent.
+
+        One that is cancelled takes no leave of the server, and ends everything all the same.
+        """
         self._closed_here = self._closed_here or not self._ended
         self._ended = True
         self._fail_all()
-        await self._websocket.close()
-        await cancel_and_wait(self._reader)
-        for task in tuple(self._cancelling):
-            await cancel_and_wait(task)
+        try:
+            await self._websocket.close()
+        finally:
+            self._websocket.transport.abort()
+            await cancel_and_wait(self._reader, *self._cancelling)
 
     def _lost(self) -> TailraceError:
         """Return why the connection is of no more use, a new error each time."""

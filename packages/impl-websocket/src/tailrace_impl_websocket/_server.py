@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import cast
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from tailrace_common_api import ConfigurationError, url_scheme
-from tailrace_impl_common import Endpoint
+from tailrace_impl_common import Endpoint, cancel_and_wait, where_waits
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._buffered_protocol import buffered_frame_protocol
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
@@ -27,11 +28,15 @@ from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_impl_websocket._tls import check_server_files
 from tailrace_server_api import ResourceManager, TransportServer, TransportServerSettings
 
+logger = logging.getLogger(__name__)
+
 _BACKLOG = 2048
 _TICK = 1.0
 """Time between two updates of the date in responses, in seconds."""
 _LAST_CHANCE = 1.0
 """Least time that connections get to end by themselves when the server closes, in seconds."""
+_LAST_WAIT = 5.0
+"""Time for what was cut to end, until the server goes without it, in seconds."""
 
 
 class WebSocketServer(TransportServer):
@@ -132,7 +137,16 @@ class WebSocketServer(TransportServer):
         self._server.exit()
         await asyncio.wait((self._serving,), timeout=max(_LAST_CHANCE, deadline - loop.time()))
         self._server.cut_connections()
-        await self._serving
+        await asyncio.wait((self._serving,), timeout=_LAST_WAIT)
+        if not self._serving.done():
+            left = self._server.end_tasks()
+            logger.warning("requests did not end with their connections: %s", ", ".join(map(where_waits, left)))
+            await asyncio.wait((self._serving, *left), timeout=_LAST_WAIT)
+            self._server.force_exit = True
+            await asyncio.wait((self._serving,), timeout=_LAST_WAIT)
+        await cancel_and_wait(self._serving)
+        if not self._serving.cancelled():
+            self._serving.result()
 
 
 class _Server(uvicorn.Server):
@@ -168,6 +182,13 @@ class _Server(uvicorn.Server):
     def stop_listening(self) -> None:
         for server in self.servers:
             server.close()
+
+    def end_tasks(self) -> Sequence[asyncio.Task[None]]:
+        """Cancel whatever still runs, and return it."""
+        left = tuple(self.server_state.tasks)
+        for task in left:
+            task.cancel()
+        return left
 
     def cut_connections(self) -> None:
         for connection in tuple(self.server_state.connections):

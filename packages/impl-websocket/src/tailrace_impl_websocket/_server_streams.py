@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -117,6 +117,11 @@ class ServerConnection:
         self._closed = False
         self._going_away: GoingAway | None = None
         self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def running(self) -> Collection[asyncio.Task[Any]]:
+        """The tasks of the connection and of its requests, as far as they run."""
+        return (*self._tasks, *([] if self._task is None else [self._task]))
 
     async def run(self) -> None:
         """Serve until the client leaves, or :meth:`end` was called."""
