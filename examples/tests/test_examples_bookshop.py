@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from example_processes import environment
 
 SHOP = Path(__file__).resolve().parents[1] / "bookshop" / "shop.py"
+LONGEST_END = 30
+"""Time that shop and server have to end, in seconds: several times what the server grants to those that it serves."""
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -51,12 +55,33 @@ def test_it_shows_queries_bulks_and_work_and_ends(database: list[str]) -> None:
 def test_ctrl_c_ends_it_and_its_server() -> None:
     command = [sys.executable, str(SHOP)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment()) as shop:
+    dumping = {"PYTHONPATH": str(Path(__file__).parent / "stack_dumps")}
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment() | dumping) as shop:
         assert shop.stdout is not None
         for line in shop.stdout:
             if line.startswith("One more letter a second until Ctrl-C"):
                 break
+        # A session of its own: the server is not in the group of the shop.
+        server = int(Path(f"/proc/{shop.pid}/task/{shop.pid}/children").read_text().split()[0])
         shop.send_signal(signal.SIGINT)
-        # The server has the same standard error: that ends when both are gone.
-        _, errors = shop.communicate()
+        try:
+            # The server has the same standard error: that ends when both are gone.
+            _, errors = shop.communicate(timeout=LONGEST_END)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"it did not end; shop, then server:\n{stacks_of(shop, server)}")
         assert (shop.returncode, errors) == (0, "")
+
+
+def stacks_of(shop: subprocess.Popen[str], server: int) -> str:
+    """Let both say where they stand, and end them."""
+    with suppress(ProcessLookupError):
+        shop.send_signal(signal.SIGUSR1)
+        os.kill(server, signal.SIGUSR1)
+    try:
+        _, errors = shop.communicate(timeout=5)
+    except subprocess.TimeoutExpired:
+        shop.kill()
+        with suppress(ProcessLookupError):
+            os.kill(server, signal.SIGKILL)
+        _, errors = shop.communicate()
+    return errors
