@@ -36,7 +36,9 @@ from tailrace_common_api import (
     Visibility,
 )
 from tailrace_impl_common import chunk_hash, head_of
+from tailrace_impl_server import _ingest
 from tailrace_impl_server._digest import ContentDigest
+from tailrace_impl_server._ingest import UploadSession
 from tailrace_server_api import Progress
 
 BINARY = Metadata(name="data.bin")
@@ -126,6 +128,27 @@ async def test_what_arrives_during_an_announcement_is_coalesced_into_the_next(be
     bench.gates.open("checkpoint")
     await uploader.announced()
     assert bench.gates.calls["checkpoint"] == 2
+
+
+async def test_much_that_arrives_at_once_is_announced_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ingest, "_PACE", 3600.0)
+    manager = await bench.start(upload_window=MIB)
+    session = await manager.create(BINARY)
+    assert isinstance(session, UploadSession)
+    uploader = Uploader(session)
+    await uploader.send(bytes(100_000))
+    await uploader.announced()
+    for _ in range(5):
+        await uploader.send(bytes(100_000))
+        await turned(lambda: session._writer.stored == uploader.size)
+    assert uploader.ingest.progress.checkpoint.size == 100_000
+    # Half a window is enough for an announcement of its own.
+    await uploader.send(bytes(100_000))
+    await uploader.announced()
+    # So is little: nothing else is waited for that would cost as much.
+    await uploader.send(b"x")
+    await uploader.announced()
+    await uploader.ingest.release()
 
 
 async def test_the_window_is_renewed_without_announcements(bench: Bench) -> None:

@@ -46,6 +46,12 @@ from tailrace_server_api import (
 
 logger = logging.getLogger(__name__)
 
+_MANY = 64 * 1024
+"""Bytes from which on announcements are paced."""
+_PACE = 0.001
+"""Least time between two announcements of that many bytes, in seconds: each of them is a write to the journal and a
+message to the uploader and to every follower, which costs as much as the bytes of a chunk."""
+
 
 @dataclass(slots=True)
 class _Finish:
@@ -104,11 +110,11 @@ class UploadSession(UploadIngest):
         self._length = live.descriptor.length
         self._tail = live.pieces.tail
         self._loop = asyncio.get_running_loop()
-        self._start = self._submitted = writer.snapshot.size
+        self._start = self._submitted = self._flushed = writer.snapshot.size
         self._until = writer.snapshot.size
         self._grant(writer.snapshot.size)
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
-        self._due = 0.0
+        self._due = self._paced = 0.0
         self._work: asyncio.Future[None] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._request: _Finish | _Abort | None = None
@@ -262,16 +268,25 @@ class UploadSession(UploadIngest):
                 await self._wait_for_work(None)
                 continue
             now = self._loop.time()
-            if now >= self._due or self._submitted - announced >= self._host.window():
-                self._due = now + self._interval
+            due = self._announcement_due(self._submitted - announced)
+            if now >= due:
+                self._due, self._paced = now + self._interval, now + _PACE
                 await self._announce()
-            elif self._writer.stored < self._submitted:
+            elif self._submitted - self._flushed >= self._host.window() // 4 and self._writer.stored < self._submitted:
+                # Only then is there a window to renew: the writer stores what it has without being asked.
                 await self._store()
             else:
                 # It may have been stored in a thread since it was submitted.
                 self._renew_window()
                 # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
-                await self._wait_for_work(self._due - now)
+                await self._wait_for_work(due - now)
+
+    def _announcement_due(self, pending: int) -> float:
+        """Return when so many bytes are to be announced: a few at once, and not each chunk of many by itself."""
+        window = self._host.window()
+        if pending >= window:
+            return 0.0
+        return max(self._due, self._paced) if _MANY <= pending < window // 2 else self._due
 
     async def _end(self) -> None:
         request = self._request
@@ -330,6 +345,7 @@ class UploadSession(UploadIngest):
         self._publish_growth(self._accept(outcome))
 
     async def _store(self) -> None:
+        self._flushed = self._submitted
         try:
             await self._writer.flush()
         except IntegrityError:
