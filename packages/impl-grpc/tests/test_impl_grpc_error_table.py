@@ -129,6 +129,31 @@ def test_unavailable_is_a_lost_connection() -> None:
     assert str(error) == "the connection to server:1 failed: UNAVAILABLE"
 
 
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "failed to connect to all addresses; last error: UNKNOWN: ipv4:127.0.0.1:1: "
+            "Failed to connect to remote host: Connection refused",
+            "Connection refused",
+        ),
+        (
+            "failed to connect to all addresses; last error: UNAVAILABLE: ipv6:%5B::1%5D:1: connection timed out",
+            "connection timed out",
+        ),
+        (
+            "errors resolving nowhere:1: [field:hostname lookup error:address lookup failed for nowhere:1: "
+            "Domain name not found]",
+            "Domain name not found",
+        ),
+    ],
+)
+def test_a_server_that_cannot_be_reached_is_named_once(said: str, told: str) -> None:
+    error = error_from_status(grpc.StatusCode.UNAVAILABLE, said, (), address="host:1")
+    assert isinstance(error, ConnectionLost)
+    assert error.message == f"host:1 cannot be reached: {told}"
+
+
 def test_unreadable_errors_are_internal_errors() -> None:
     error = error_from_status(grpc.StatusCode.NOT_FOUND, "x", [(ERROR_KEY, b"\xff")], address="server:1")
     assert isinstance(error, InternalError)

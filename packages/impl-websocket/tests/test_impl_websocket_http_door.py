@@ -73,6 +73,8 @@ async def get(server: Running, path: str, method: str = "GET", **headers: str) -
 def is_error(response: httpx.Response, status: int, code: str) -> None:
     assert response.status_code == status
     assert response.headers["content-type"] == "application/json"
+    # One line, so that what a terminal shows next begins in another one.
+    assert response.content.endswith(b"}\n")
     body = response.json()
     assert body["code"] == code
     assert set(body) == {"code", "message", "details"}

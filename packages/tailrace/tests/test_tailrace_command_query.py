@@ -66,6 +66,22 @@ def test_mistakes_are_told_before_any_record(
     assert (outcome.code, outcome.output, outcome.errors) == (code, b"", f"tailrace: {complaint}\n")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["query", "numbers", "--max-results", "x"], "'--max-results': 'x' is not a whole number"),
+        (["query", "numbers", "--max-results", "1.5"], "'--max-results': '1.5' is not a whole number"),
+        (["query", "numbers", "--max-results", "-1"], "'--max-results': -1 is not in the range x>=0."),
+        (["work", "q", "--grace", "soon", "--", "true"], "'--grace': 'soon' is not a number"),
+        (["work", "q", "--grace", "-0.5", "--", "true"], "'--grace': -0.5 is not in the range x>=0."),
+    ],
+)
+def test_options_that_are_no_numbers_are_told_in_words(run: Run, arguments: list[str], complaint: str) -> None:
+    outcome = run(*arguments)
+    assert outcome.code == 2
+    assert outcome.errors.endswith(f"Error: Invalid value for {complaint}\n")
+
+
 def test_records_come_while_the_query_runs_and_a_closed_pipe_ends_it(start: Start, url: str) -> None:
     # It would go on for days.
     process = start("query", "numbers", "word=x", "--server", url)

@@ -6,6 +6,7 @@ that nothing is ever read out of a text.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 import grpc
@@ -87,6 +88,12 @@ _CODE_OF_STATUS: dict[grpc.StatusCode, str] = {
     grpc.StatusCode.DATA_LOSS: "protocol",
 }
 
+# How gRPC says that there is no connection: the reason is at the end, behind the address, once or several times.
+_UNREACHED = re.compile(
+    r"^(?:failed to connect to all addresses; last error: (?:\w+: )?(?:\S+: )?(?:Failed to connect to remote host: )?"
+    r"(?P<refused>.+)|errors resolving .*: (?P<unknown>[^:\]]+)\]*)\Z"
+)
+
 # gRPC escapes a status message to up to three times its length, and the whole of the metadata has a limit of 8 KiB.
 _MAX_STATUS_MESSAGE = 512
 
@@ -112,6 +119,8 @@ def error_from_status(
     if error is not None:
         return error
     code = _CODE_OF_STATUS.get(status, "internal")
+    if code == "connection_lost" and (unreached := _UNREACHED.search(message)):
+        return error_from_wire(code, f"{address} cannot be reached: {unreached['refused'] or unreached['unknown']}", {})
     whom = f"the connection to {address} failed" if code == "connection_lost" else address
     return error_from_wire(code, f"{whom}: {message or status.name}", {})
 

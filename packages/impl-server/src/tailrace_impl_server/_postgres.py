@@ -101,8 +101,8 @@ class PostgresDatabase:
         """Open the pool, unless it is open.
 
         Raises:
-            ConfigurationError: The URL, the user, the password or the database is wrong.
-            StorageFailure: The database cannot be reached.
+            ConfigurationError: The URL, the user, the password or the database is wrong, or nobody answers there.
+            StorageFailure: The database does not work.
         """
         async with self._changing:
             if self._pool is None:
@@ -152,7 +152,12 @@ class PostgresDatabase:
             asyncpg.InvalidCatalogNameError,
         ) as error:
             raise ConfigurationError(field=f"databases.{self.name}.url", problem=str(error)) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except OSError as error:
+            # It may come up later, but whoever starts the server looks for what to mend.
+            why = error.strerror or str(error) or f"no answer within {_CONNECT_SECONDS:g} s"
+            problem = f"the database cannot be reached: {why}"
+            raise ConfigurationError(field=f"databases.{self.name}.url", problem=problem) from error
+        except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise self._failure(error) from error
 
     @asynccontextmanager

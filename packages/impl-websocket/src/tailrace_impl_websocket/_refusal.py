@@ -14,8 +14,8 @@ from tailrace_impl_websocket._error_table import wire_status
 async def send_error(
     send: Send, error: TailraceError, *, http_status: int | None = None, allow: str = "GET, HEAD"
 ) -> None:
-    """Answer with an error as JSON ``{code, message, details}``; to a method that is not allowed, say which are."""
-    body = json.dumps(error_to_json(error)).encode()
+    """Answer with an error as a line of JSON ``{code, message, details}``; tell other methods which are allowed."""
+    body = json.dumps(error_to_json(error)).encode() + b"\n"
     headers = {"content-type": "application/json", "content-length": str(len(body)), "cache-control": "no-store"}
     if isinstance(error, RangeNotSatisfiable):
         headers["content-range"] = f"bytes */{error.size}"

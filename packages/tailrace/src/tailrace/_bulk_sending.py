@@ -10,7 +10,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from tailrace._connect import connect
-from tailrace._messages import complain, describe, printable, say
+from tailrace._messages import AlreadyReported, complain, describe, printable, say
 from tailrace._progress import record_progress
 from tailrace._record_lines import RecordLines, refused_line
 from tailrace._status_report import json_line
@@ -61,7 +61,7 @@ async def send_bulk(url: str, job: BulkJob) -> None:
     """Send all records and print the result.
 
     Raises:
-        BulkRefused: Records cannot be accepted; which lines these are has been said.
+        AlreadyReported: Records cannot be accepted; which lines these are has been said.
         TailraceError: Nothing was kept, or it is not known, which has been said then.
         OSError: The input cannot be read.
     """
@@ -95,6 +95,9 @@ async def send_bulk(url: str, job: BulkJob) -> None:
         _report_failure(job, error)
         if committing and isinstance(error, ConnectionLost | DeadlineExceeded):
             _report_unknown(key)
+        if isinstance(error, BulkRefused) and record_problems(error):
+            # It counts records from 0, and says nothing more.
+            raise AlreadyReported(error) from None
         raise
     except asyncio.CancelledError:
         _report_failure(job, UploadAborted(reason="interrupted"))
@@ -155,6 +158,8 @@ def _report_failure(job: BulkJob, error: TailraceError) -> None:
     for line, problem in zip(lines, problems, strict=True):
         named = "" if problem.field is None else f"{problem.field}: "
         complain(f"{job.name}:{line}: {named}{problem.problem}")
+    if isinstance(error, BulkRefused) and problems and error.total > len(problems):
+        complain(f"{job.name}: and {error.total - len(problems):,} more; nothing was committed")
 
 
 def _report_unknown(key: str) -> None:

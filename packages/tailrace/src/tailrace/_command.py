@@ -11,7 +11,7 @@ from contextlib import suppress
 import click
 
 from tailrace._exit_codes import ExitCode, exit_code_of
-from tailrace._messages import complain, describe
+from tailrace._messages import AlreadyReported, complain, describe
 from tailrace._running import Interrupted
 from tailrace_common_api import TailraceError
 
@@ -96,6 +96,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         with suppress(OSError):
             error.show()
         return ExitCode.USAGE if isinstance(error, click.UsageError) else ExitCode.FAILED
+    except AlreadyReported as reported:
+        return exit_code_of(reported.error)
     except TailraceError as error:
         complain(str(error))
         return exit_code_of(error)

@@ -6,6 +6,16 @@ from contextlib import suppress
 
 import click
 
+from tailrace_common_api import TailraceError
+
+
+class AlreadyReported(Exception):
+    """A command has failed with ``error``, and has said so in better words; the exit code is the error's."""
+
+    def __init__(self, error: TailraceError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
 
 def say(text: str) -> None:
     """Print a line on standard output, at once.

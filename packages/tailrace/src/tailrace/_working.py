@@ -66,7 +66,8 @@ async def work_queue(url: str, job: WorkJob, interruption: Interruption) -> None
             async with connect(url) as client:
                 await _Worker(client, job, report).work(interruption)
     finally:
-        report.ended()
+        if report.begun:
+            report.ended()
 
 
 class _Report:
@@ -76,6 +77,8 @@ class _Report:
         self._job = job
         self._counts: Counter[str] = Counter()
         self.progress: Callable[[int], None] = lambda _: None
+        self.begun = False
+        """Whether the server lets this work on the queue."""
 
     def answered(self, delivery: Delivery, verdict: str, code: int | None) -> None:
         """Count an answer; ``code`` is the exit code of the command, if it came to that."""
@@ -150,6 +153,7 @@ class _Worker:
             TailraceError, OSError: As for :func:`work_queue`; what runs is ended then.
         """
         async with self._consumer:
+            self._report.begun = True
             # Before, a signal ends the command as any other.
             interruption.handlers.append(self._interrupted.set)
             try:

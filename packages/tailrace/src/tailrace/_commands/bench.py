@@ -18,6 +18,7 @@ import click
 from tailrace._benchmarking import Amounts, Benchmark, Findings
 from tailrace._exit_codes import ExitCode, exit_code_of
 from tailrace._messages import complain, printable, say
+from tailrace._numbers import WholeNumber
 from tailrace._references import resolve_server
 from tailrace._running import run_async
 from tailrace._status_report import json_line
@@ -50,17 +51,15 @@ def _parse_size(ctx: click.Context, param: click.Parameter, value: str) -> int:
 @click.option(
     "--size", callback=_parse_size, default="256MiB", show_default=True, metavar="SIZE", help="Bytes of a transfer."
 )
-@click.option("--lines", type=click.IntRange(min=1), default=100_000, show_default=True, help="Lines of 100 bytes.")
+@click.option("--lines", type=WholeNumber(min=1), default=100_000, show_default=True, help="Lines of 100 bytes.")
 @click.option(
     "--latencies",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=200,
     show_default=True,
     help="Lines whose time to a reader is taken.",
 )
-@click.option(
-    "--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="How often; medians are shown."
-)
+@click.option("--rounds", type=WholeNumber(min=1), default=3, show_default=True, help="How often; medians are shown.")
 @click.option("--context", metavar="ID", help="Context that is to own what is uploaded; see `tailrace context`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, one object in a line for each server.")
 def bench(

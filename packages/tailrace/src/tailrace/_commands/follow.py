@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tailrace._numbers import WholeNumber
 from tailrace._output import refuse_existing, write_chunks
 from tailrace._progress import transfer_progress
 from tailrace._references import Target, reference_argument, resolve_reference, server_option
@@ -13,9 +14,9 @@ from tailrace_common_api import FromOffset, LastBytes, LastLines, Start
 
 @click.command(short_help="Print a resource as it grows, until it has ended.")
 @reference_argument
-@click.option("--from", "start", type=click.IntRange(min=0), metavar="N", help="Start at byte N; the default is 0.")
-@click.option("--last-bytes", type=click.IntRange(min=0), metavar="N", help="Start with the last N bytes.")
-@click.option("--last-lines", type=click.IntRange(min=0), metavar="N", help="Start with the last N lines.")
+@click.option("--from", "start", type=WholeNumber(min=0), metavar="N", help="Start at byte N; the default is 0.")
+@click.option("--last-bytes", type=WholeNumber(min=0), metavar="N", help="Start with the last N bytes.")
+@click.option("--last-lines", type=WholeNumber(min=0), metavar="N", help="Start with the last N lines.")
 @click.option("-o", "--output", metavar="FILE", help="Write to FILE, which must not exist.")
 @server_option
 def follow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import click
 
+from tailrace._numbers import WholeNumber
 from tailrace._output import write_chunks
 from tailrace._ranges import parse_range
 from tailrace._references import Target, reference_argument, resolve_reference, server_option
@@ -13,7 +14,7 @@ from tailrace._running import run_async
 @click.command(short_help="Print lines of a resource.")
 @reference_argument
 @click.argument("selection", metavar="[FIRST]:[END]", required=False)
-@click.option("--last", type=click.IntRange(min=0), metavar="N", help="The last N lines.")
+@click.option("--last", type=WholeNumber(min=0), metavar="N", help="The last N lines.")
 @server_option
 def lines(reference: str, selection: str | None, last: int | None, server: str | None) -> None:
     """Print lines of a resource: from line FIRST, counted from 0, up to line END, exclusive; all when none is given."""

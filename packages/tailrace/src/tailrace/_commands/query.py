@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tailrace._labels import parse_labels
+from tailrace._numbers import WholeNumber
 from tailrace._output import standard_output
 from tailrace._progress import record_progress
 from tailrace._references import resolve_server, server_option
@@ -28,7 +29,7 @@ _LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 @click.argument("source", metavar="NAME")
 @click.argument("arguments", metavar="[K=V]...", nargs=-1)
 @server_option
-@click.option("--max-results", type=click.IntRange(min=0), metavar="N", help="Most records to give; all by default.")
+@click.option("--max-results", type=WholeNumber(min=0), metavar="N", help="Most records to give; all by default.")
 @click.option("--json", "as_json", is_flag=True, help="Print each record as an object that has its key with it.")
 def query(source: str, arguments: tuple[str, ...], server: str | None, max_results: int | None, as_json: bool) -> None:
     """Print the records of a source, one in each line, as they are produced.

@@ -11,6 +11,7 @@ import click
 from tailrace._content_types import UNKNOWN, guess_content_type, has_lines
 from tailrace._labels import parse_labels
 from tailrace._messages import printable
+from tailrace._numbers import WholeNumber
 from tailrace._output import STANDARD
 from tailrace._references import resolve_server, server_option
 from tailrace._running import Interruption, run_async
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--lines/--no-lines", default=None, help="Line access; on by default for text, JSON and standard input.")
 @click.option("--encoding", metavar="E", help="Encoding of the input, which is uploaded as UTF-8.")
 @click.option("--follow", is_flag=True, help="Go on as the file grows; it need not exist yet.")
-@click.option("--until-exit", type=click.IntRange(min=1), metavar="PID", help="With --follow: end when PID has ended.")
+@click.option("--until-exit", type=WholeNumber(min=1), metavar="PID", help="With --follow: end when PID has ended.")
 @click.option("--atomic", is_flag=True, help="Let nobody see the resource before it is complete.")
 @click.option("--label", "labels", metavar="K=V", multiple=True, help="Label; repeatable.")
 @click.option("--context", metavar="ID", help="Context that is to own the resource; see `tailrace context`.")
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--max-waiting",
-    type=click.IntRange(min=1024),
+    type=WholeNumber(min=1024),
     metavar="BYTES",
     help="Most bytes that wait: 1 GiB by default on disk, 16 MiB with --while-away drop.",
 )

@@ -7,6 +7,7 @@ import shutil
 import click
 
 from tailrace._messages import printable
+from tailrace._numbers import Number, WholeNumber
 from tailrace._references import resolve_server, server_option
 from tailrace._running import Interruption, run_async
 
@@ -16,11 +17,11 @@ from tailrace._running import Interruption, run_async
 @click.argument("command", metavar="-- COMMAND [ARG]...", nargs=-1, required=True, type=click.UNPROCESSED)
 @server_option
 @click.option(
-    "--credit", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Commands at the same time."
+    "--credit", type=WholeNumber(min=1), default=1, show_default=True, metavar="N", help="Commands at the same time."
 )
 @click.option(
     "--credit-bytes",
-    type=click.IntRange(min=1),
+    type=WholeNumber(min=1),
     default=16 * 1024 * 1024,
     show_default=True,
     metavar="BYTES",
@@ -28,7 +29,7 @@ from tailrace._running import Interruption, run_async
 )
 @click.option(
     "--retry-delay",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=1.0,
     show_default=True,
     metavar="SECONDS",
@@ -36,16 +37,16 @@ from tailrace._running import Interruption, run_async
 )
 @click.option(
     "--dead-letter-exit-code",
-    type=click.IntRange(1, 255),
+    type=WholeNumber(1, 255),
     metavar="CODE",
     help="Exit code with which a command says that its record belongs to the dead letters, such as 65.",
 )
 @click.option("--once", is_flag=True, help="End when one record has been worked on.")
-@click.option("--max-records", type=click.IntRange(min=1), metavar="N", help="End when N records have been worked on.")
+@click.option("--max-records", type=WholeNumber(min=1), metavar="N", help="End when N records have been worked on.")
 @click.option("--drain", is_flag=True, help="End when no record waits in the queue; other workers' are not waited for.")
 @click.option(
     "--grace",
-    type=click.FloatRange(min=0),
+    type=Number(min=0),
     default=30.0,
     show_default=True,
     metavar="SECONDS",
