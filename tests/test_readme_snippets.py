@@ -193,13 +193,13 @@ async def test_metrics_and_verification(text: str, urls: dict[str, str], tmp_pat
 
 @pytest.mark.parametrize("text", [block for block in blocks("sh") if "-o build.log" in block.values[0]])
 async def test_commands_run(text: str, urls: dict[str, str], tmp_path: Path) -> None:
-    """The commands around an upload; those that make a server or a demonstration have tests of their own."""
+    """The commands around an upload; those that make a server of their own have their own tests."""
     (tmp_path / "Makefile").write_text("all:\n\t@echo one; echo two\n")
     if shutil.which("make") is None:
         pytest.skip("there is no make")
     lines = []
     for command in commands(at(text, urls)):
-        if not command.startswith(("tailrace serve", "tailrace demo")):
+        if not command.startswith(("tailrace serve", "tailrace demo", "tailrace bench")):
             uploads = "tailrace upload" in command
             lines.append(f"REF=$({command})" if uploads else re.sub(r"\bREF\b", '"$REF"', command))
     printed = await run_commands(lines, tmp_path)
