@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
@@ -468,6 +469,15 @@ async def refused(url: str, error: type[Exception], match: str | None = None, **
         for _ in range(2):
             with pytest.raises(error, match=match):
                 await made.call(GetStatus(id=ID))
+
+
+async def test_nobody_listens_is_told_in_the_words_of_the_system() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        url = f"ws://127.0.0.1:{taken.getsockname()[1]}"
+    async with connection(url) as made:
+        with pytest.raises(ConnectionLost) as caught:
+            await made.call(GetStatus(id=ID))
+    assert caught.value.message == f"{made.address} cannot be reached: Connection refused"
 
 
 async def test_nobody_listens() -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -154,7 +156,7 @@ class PostgresDatabase:
             raise ConfigurationError(field=f"databases.{self.name}.url", problem=str(error)) from error
         except OSError as error:
             # It may come up later, but whoever starts the server looks for what to mend.
-            why = error.strerror or str(error) or f"no answer within {_CONNECT_SECONDS:g} s"
+            why = f"no answer within {_CONNECT_SECONDS:g} s" if isinstance(error, TimeoutError) else _told(error)
             problem = f"the database cannot be reached: {why}"
             raise ConfigurationError(field=f"databases.{self.name}.url", problem=problem) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
@@ -265,7 +267,28 @@ class PostgresDatabase:
             return StorageFull(f"the database {self.name} is full: {error}")
         if self._pulse.silent or isinstance(error, TimeoutError):
             return StorageFailure(f"the database {self.name} does not answer")
+        if isinstance(error, ConnectionRefusedError):
+            return StorageFailure(f"the database {self.name} cannot be reached: {_told(error)}")
         return StorageFailure(f"the database {self.name} failed: {str(error) or type(error).__name__}")
+
+
+def _told(error: OSError) -> str:
+    """Return the system's words for an error: event loops have different ones, with addresses in some."""
+    if error.errno and not isinstance(error, socket.gaierror):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def without_traceback(record: logging.LogRecord) -> bool:
+    """Shorten what the driver's pool says each second of a database that cannot be reached: a filter of its log."""
+    if record.exc_info and isinstance(error := record.exc_info[1], OSError):
+        record.msg, record.args = f"{record.getMessage()}: {_told(error)}", ()
+        record.exc_info = record.exc_text = None
+    return True
+
+
+# The same one is added once.
+logging.getLogger("asyncpg.pool").addFilter(without_traceback)
 
 
 async def _reset(connection: asyncpg.Connection) -> None:

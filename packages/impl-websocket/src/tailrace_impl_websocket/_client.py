@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 import ssl
 from typing import Any
 from urllib.parse import urlsplit
@@ -251,4 +253,7 @@ def _refusal(address: str, refusal: InvalidStatus) -> TailraceError:
 
 
 def _shown(error: Exception) -> str:
+    if isinstance(error, OSError) and not isinstance(error, ssl.SSLError | socket.gaierror) and error.errno:
+        # Event loops tell the same in different words.
+        return os.strerror(error.errno)
     return ascii(str(error))[1:-1] or type(error).__name__
