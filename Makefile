@@ -87,8 +87,10 @@ bench-quick: setup postgresql ## The same in under three minutes, smaller and wi
 	$(MAKE) --no-print-directory bench-run BENCH_ARGUMENTS=--quick
 
 .PHONY: bench-record
-bench-record: bench ## The same as bench; then keep report and plots in the repository.
+bench-record: bench ## The same as bench; then keep report, plots and the README's table in the repository.
 	cp benchmarks/results/latest.md benchmarks/RESULTS.md
+	cp benchmarks/results/latest.json benchmarks/RESULTS.json
+	$(PYTHON_BIN) benchmarks/readme_table.py
 	rm -rf benchmarks/plots && cp -r benchmarks/results/plots benchmarks/plots
 
 # Drawn in the environment of the load test, which has what draws; also where a row failed, which is told at the end.
