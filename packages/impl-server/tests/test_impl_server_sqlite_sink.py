@@ -383,6 +383,85 @@ async def test_a_full_disk_is_told_as_such(place: SqlitePlace, staging: bool) ->
     await sink.close()
 
 
+def _room(path: Path) -> int:
+    return sum(file.stat().st_size for file in (path, path.with_name(f"{path.name}-wal")) if file.exists())
+
+
+@pytest.mark.parametrize("moment", ["rollback", "commit", "next bulk", "sweep", "start", "others have it open"])
+async def test_room_comes_back_where_deleting_needs_room_that_is_not_there(place: SqlitePlace, moment: str) -> None:
+    """Rows that take room when they are deleted stand for a log that has to grow on a full disk."""
+    staging = SqliteThread(place.staging_path, durability=Durability.OS)
+    file = SqliteThread(place.path, durability=Durability.OS)
+    sink = SqliteSink("contacts", file, staging, table="contacts")
+    await sink.start()
+    await begin(sink, "bulk")
+    await sink.stage("bulk", staged_batch(0, [contact(number, name="x" * 500) for number in range(1000)]))
+    if moment in ("next bulk", "sweep"):
+        await begin(sink, "other")
+        await stage(sink, "other", [contact(5000)])
+
+    def fill(connection: sqlite3.Connection) -> None:
+        if moment == "start":
+            # No process has such a number.
+            connection.execute("UPDATE tailrace_bulks SET owner = '999999999 other'")
+        (table,) = connection.execute("SELECT name FROM sqlite_master WHERE name LIKE '%contacts%'").fetchone()
+        connection.execute("CREATE TABLE log (bytes)")
+        connection.execute(
+            f'CREATE TRIGGER full AFTER DELETE ON "{table}" BEGIN INSERT INTO log VALUES (zeroblob(100000)); END'
+        )
+        connection.execute(
+            "CREATE TRIGGER fenced AFTER UPDATE OF fenced ON tailrace_bulks BEGIN "
+            "INSERT INTO log VALUES (zeroblob(100000)); END"
+        )
+
+    await staging.run(fill)
+    ((last,),) = await staging.run(
+        lambda connection: connection.execute("SELECT max(number) FROM tailrace_bulks").fetchall()
+    )
+    pages = await staging.run(lambda connection: connection.execute("PRAGMA page_count").fetchone()[0])
+    await staging.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0])
+    assert _room(place.staging_path) > 500_000
+    if moment == "rollback":
+        await sink.rollback("bulk")
+    elif moment == "commit":
+        assert (await commit(sink, "bulk", 1000)).records == 1000
+    elif moment == "start":
+        await SqliteSink("contacts", file, staging, table="contacts").start()
+    elif moment == "others have it open":
+        with closing(sqlite3.connect(place.staging_path)) as other:
+            other.execute("SELECT count(*) FROM tailrace_bulks").fetchone()
+            with pytest.raises(StorageFull):
+                await sink.rollback("bulk")
+        assert await place.staged() == 1000
+        await staging.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0])
+        await sink.sweep(3600)
+    else:
+        # What runs is spared, and commits.
+        with pytest.raises(StorageFull):
+            await sink.rollback("bulk")
+        assert await place.staged() == 1001
+        if moment == "sweep":
+            with pytest.raises(StorageFull):
+                await sink.sweep(3600)
+        assert (await commit(sink, "other", 1)).records == 1
+        if moment == "sweep":
+            await sink.sweep(3600)
+    assert await place.staged() == 0
+    assert _room(place.staging_path) < 200_000
+    # No number comes again, and everything works.
+    await begin(sink, "again")
+    ((number,),) = await staging.run(
+        lambda connection: connection.execute("SELECT number FROM tailrace_bulks").fetchall()
+    )
+    assert number == last + 1
+    await sink.rollback("again")
+    assert (await deliver(sink, "last", [contact(9000)])).records == 1
+    await sink.close()
+    if moment == "start":
+        await file.close()
+        await staging.close()
+
+
 async def test_others_read_and_write_the_file_now_and_then(place: SqlitePlace) -> None:
     sink = place.new_sink()
     await sink.start()

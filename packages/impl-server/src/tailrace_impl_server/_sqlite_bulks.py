@@ -140,11 +140,17 @@ def fence(connection: sqlite3.Connection, *, id: str) -> tuple[int, str] | None:
 
 
 def fence_dead(
-    connection: sqlite3.Connection, *, collection: str, staging: str, before: float | None, spared: Set[int]
+    connection: sqlite3.Connection,
+    *,
+    collection: str,
+    staging: str,
+    before: float | None,
+    spared: Set[int],
+    ended: Set[int],
 ) -> list[tuple[int, str]]:
     """Fence the bulks of a collection whose process is gone, or that were not touched since ``before`` by this one.
 
-    Those in ``spared`` are left alone.
+    Those in ``spared`` are left alone, and those that have ``ended`` are fenced in any case.
     """
     rows = connection.execute(
         "SELECT number, staging, owner, touched_at FROM tailrace_bulks WHERE collection = ?", (collection,)
@@ -153,10 +159,17 @@ def fence_dead(
     for number, its_staging, owner, touched_at in rows:
         if number in spared:
             continue
-        if (before is not None and touched_at <= before) if owner == _own() else not _is_alive(owner):
+        idle = before is not None and touched_at <= before
+        if number in ended or (idle if owner == _own() else not _is_alive(owner)):
             connection.execute("UPDATE tailrace_bulks SET fenced = 1, key = NULL WHERE number = ?", (number,))
             dead.append((number, its_staging))
     return dead + _orphans(connection, staging)
+
+
+def all_ended(connection: sqlite3.Connection, *, ended: Set[int]) -> bool:
+    """Whether no bulk in a file for staging runs: each is fenced, or among ``ended``, or its process is gone."""
+    rows = connection.execute("SELECT number, owner FROM tailrace_bulks WHERE NOT fenced").fetchall()
+    return all(number in ended or (owner != _own() and not _is_alive(owner)) for number, owner in rows)
 
 
 def _orphans(connection: sqlite3.Connection, staging: str) -> list[tuple[int, str]]:

@@ -245,7 +245,14 @@ class SqliteSink(RecordSink):
 
     async def rollback(self, id: str) -> None:
         bulk = self._bulks.pop(id, None)
-        found = await self._staging.run(functools.partial(bulks.fence, id=id))
+        found: tuple[int, str] | None
+        try:
+            found = await self._staging.run(functools.partial(bulks.fence, id=id))
+        except StorageFull:
+            if bulk is None:
+                raise
+            # It is gone from those that run here: nobody stages or commits it any more.
+            found = (bulk.number, self._target.staging)
         if bulk is not None and bulk.committing is not None:
             await asyncio.wait([bulk.committing])
         if found is not None:
@@ -259,14 +266,34 @@ class SqliteSink(RecordSink):
             _log.warning("what was staged of a bulk could not be purged; it is swept later: %s", error)
 
     async def _purge(self, number: int, staging: str) -> int:
-        """Delete what is staged of a bulk, in pieces between which others write, and then what is known of the bulk."""
+        """Delete what is staged of a bulk, in pieces between which others write, and then what is known of the bulk.
+
+        Deleting needs room too. Where there is none, everything goes at once, as soon as no other bulk runs.
+        """
         purged, more = 0, True
-        while more:
-            deleted = await self._staging.run(functools.partial(bulks.delete_some, staging=staging, number=number))
-            purged += deleted
-            more = deleted > 0
-        await self._staging.run(functools.partial(bulks.forget, number=number))
+        try:
+            while more:
+                deleted = await self._staging.run(functools.partial(bulks.delete_some, staging=staging, number=number))
+                purged += deleted
+                more = deleted > 0
+            await self._staging.run(functools.partial(bulks.forget, number=number))
+        except StorageFull:
+            self._staging.ended.add(number)
+            if not await self._empty():
+                raise
+        self._staging.ended.discard(number)
+        if self._staging.ended:
+            # Others found no room before, and this one may have been the last that ran.
+            await self._empty()
         return purged
+
+    async def _empty(self) -> bool:
+        """Empty the file for staging; return whether that was possible: it is if no bulk runs there."""
+        emptied = await self._staging.empty(functools.partial(bulks.all_ended, ended=self._staging.ended))
+        if emptied:
+            _log.warning("the disk is full: the file for staging was emptied, where no bulk runs")
+            self._staging.ended.clear()
+        return emptied
 
     async def sweep(self, older_than: float, *, results_older_than: float | None = None) -> int:
         purged = await self._purge_dead(older_than)
@@ -280,11 +307,20 @@ class SqliteSink(RecordSink):
         staging = self._target.staging
         # However long it takes, or waits for the writing thread.
         committing = {bulk.number for bulk in self._bulks.values() if bulk.committing is not None}
-        dead = await self._staging.run(
-            functools.partial(
-                bulks.fence_dead, collection=self._name, staging=staging, before=before, spared=committing
-            )
+        fence = functools.partial(
+            bulks.fence_dead,
+            collection=self._name,
+            staging=staging,
+            before=before,
+            spared=committing,
+            ended=self._staging.ended,
         )
+        try:
+            dead = await self._staging.run(fence)
+        except StorageFull:
+            if not await self._empty():
+                raise
+            return 0
         return sum([await self._purge(number, its_staging) for number, its_staging in dead])
 
 

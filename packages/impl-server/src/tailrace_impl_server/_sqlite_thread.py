@@ -12,11 +12,13 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 from tailrace_common_api import ConfigurationError, StorageFailure, StorageFull, TailraceError
+from tailrace_impl_server._sqlite_emptying import Emptied, empty_file
 from tailrace_server_api import Durability
 
 _log = logging.getLogger(__name__)
@@ -31,7 +33,7 @@ _BUSY_SECONDS = 30.0
 class _Work:
     """A piece of work that waits for the writing thread."""
 
-    __slots__ = ("alone", "apply", "attach", "error", "future", "result")
+    __slots__ = ("alone", "apply", "attach", "error", "future", "result", "unused")
 
     def __init__(
         self,
@@ -47,6 +49,8 @@ class _Work:
         self.attach = attach
         self.result: object = None
         self.error: Exception | None = None
+        # Work that empties the file asks this first.
+        self.unused: Callable[[sqlite3.Connection], bool] | None = None
 
 
 class SqliteThread:
@@ -67,6 +71,8 @@ class SqliteThread:
         """
         self.path = path
         """The file."""
+        self.ended: set[int] = set()
+        """Numbers of what has ended and could not be deleted from the file yet, kept for all who share it."""
         self._durability = durability
         self._setup = setup
         self._starts = 0
@@ -123,6 +129,25 @@ class SqliteThread:
         result: _T = await change.future  # type: ignore[assignment]  # set to what the work returns
         return result
 
+    async def empty(self, unused: Callable[[sqlite3.Connection], bool]) -> bool:
+        """Empty the file, its tables apart, which needs no room on the disk; return whether that was possible.
+
+        It is not while ``unused`` says no, or while anybody else has the file open. No number of a row is given again.
+
+        Args:
+            unused: Called with a connection, while nobody can write.
+
+        Raises:
+            StorageFailure: The file is not open, or could not be opened again.
+        """
+        opened = self._open
+        if opened is None:
+            raise StorageFailure(f"the database {self.path} is not open")
+        change = _Work(lambda _: None, asyncio.get_running_loop().create_future(), alone=True, attach=None)
+        change.unused = unused
+        opened.changes.put(change)
+        return bool(await change.future)
+
     async def read(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Do ``work`` in the reading thread, with a connection that cannot write, and return what it returns.
 
@@ -144,6 +169,7 @@ class _OpenFile:
         self.reader = ThreadPoolExecutor(1, thread_name_prefix=f"tailrace-read-{path.name}")
         self._reading: sqlite3.Connection | None = None
         self._writer: threading.Thread | None = None
+        self._emptied: Emptied | None = None
 
     # Opening and closing; blocking.
 
@@ -204,7 +230,8 @@ class _OpenFile:
     def query(self, work: Callable[[sqlite3.Connection], _T]) -> _T:
         """Do a piece of work in the reading thread."""
         connection = self._reading
-        assert connection is not None
+        if connection is None:
+            raise StorageFailure(f"the database {self._path} is being opened again")
         try:
             connection.execute("BEGIN")
             try:
@@ -224,7 +251,11 @@ class _OpenFile:
             while following is not None:
                 batch = [following]
                 following = self._fill(batch)
-                self._committed(connection, batch)
+                if batch[0].unused is None:
+                    connection = self._reopened(connection)
+                    self._committed(connection, batch)
+                else:
+                    connection = self._empty(connection, batch[0], batch[0].unused)
                 try:
                     self._loop.call_soon_threadsafe(_deliver, batch)
                 except RuntimeError:
@@ -233,6 +264,48 @@ class _OpenFile:
                     following = self.changes.get()
         finally:
             connection.close()
+
+    def _empty(
+        self, connection: sqlite3.Connection, work: _Work, unused: Callable[[sqlite3.Connection], bool]
+    ) -> sqlite3.Connection:
+        """Close the file, empty it, and return a new connection."""
+        try:
+            if self._emptied is not None or not unused(connection):
+                # It is empty still, or in use: nothing is closed in vain.
+                work.result = self._emptied is not None
+                return connection
+            # In the thread that reads, which is between two pieces of work then.
+            reading, self._reading = self._reading, None
+            if reading is not None:
+                self.reader.submit(reading.close).result()
+            connection.close()
+            self._emptied = empty_file(self._path, unused)
+            work.result = self._emptied is not None
+        except Exception as error:  # noqa: BLE001 - as in _committed
+            work.error = StorageFailure(f"cannot empty the database {self._path}: {error}")
+        connection = self._reopened(connection)
+        if self._emptied is not None:
+            # Others may have taken the room meanwhile: then the tables are made by the first change that finds some.
+            self._committed(connection, [_Work(lambda _: None, work.future, alone=True, attach=None)])
+        return connection
+
+    def _reopened(self, connection: sqlite3.Connection) -> sqlite3.Connection:
+        """Return a new connection if the file is closed, or the old one while it cannot be opened."""
+        if self._reading is not None:
+            return connection
+        opened: sqlite3.Connection | None = None
+        try:
+            opened = self._connect()
+            opened.execute("PRAGMA journal_mode = WAL")
+            reading = self._connect()
+            reading.execute("PRAGMA query_only = ON")
+        except sqlite3.Error as error:
+            _log.warning("cannot open %s again; it is tried with the next change: %s", self._path, error)
+            if opened is not None:
+                opened.close()
+            return connection
+        self._reading = reading
+        return opened
 
     def _fill(self, batch: list[_Work]) -> _Work | None:
         """Add what waits to a batch; return what comes after it, the last of the batch if that is not known yet."""
@@ -254,12 +327,17 @@ class _OpenFile:
                 # Nothing of it can be changed, and so no lock is taken on it: others write it meanwhile.
                 connection.execute("ATTACH ? AS attached", (f"{attach.absolute().as_uri()}?mode=ro",))
             connection.execute("BEGIN IMMEDIATE")
+            if self._emptied is not None:
+                self._emptied.restore(connection)
             for work in batch:
                 self._apply(connection, work, nested=len(batch) > 1)
             connection.execute("COMMIT")
+            self._emptied = None
         except Exception as error:  # noqa: BLE001 - the thread serves everyone; the one who waits is told.
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            with suppress(sqlite3.ProgrammingError):
+                # Of a file that could not be opened again the connection is closed.
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
             if len(batch) > 1:
                 for work in batch:
                     self._committed(connection, [work])
