@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from sabotage import executed, put, saboteur
@@ -70,4 +71,11 @@ def a_key_begins_a_second_upload() -> None:
     async def find_key(self: Any, principal: Any, key: Any) -> None:
         executed()
 
+    # The catalog itself would not take the key twice.
+    insert = _sqlite_catalog.SqliteCatalog.insert
+
+    async def insert_without_key(self: Any, entry: Any) -> Any:
+        return await insert(self, replace(entry, descriptor=replace(entry.descriptor, idempotency_key=None)))
+
     put(_sqlite_catalog.SqliteCatalog, "find_key", find_key)
+    put(_sqlite_catalog.SqliteCatalog, "insert", insert_without_key)
