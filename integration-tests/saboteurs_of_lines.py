@@ -8,8 +8,6 @@ from typing import Any
 
 from sabotage import executed, put, saboteur
 
-from tailrace_impl_common import Endpoint
-
 
 @saboteur("LIN-1")
 def unterminated_line_counts_while_it_grows() -> None:
@@ -85,7 +83,7 @@ def answers_come_in_one_piece() -> None:
 
     real: Callable[..., None] = _DownloadConversation.__init__
 
-    def init(self: Any, *arguments: Any, endpoint: Endpoint, **more: Any) -> None:
+    def init(self: Any, *arguments: Any, endpoint: Any, **more: Any) -> None:
         executed()
         real(self, *arguments, endpoint=replace(endpoint, chunk_size=endpoint.chunk_size * 1000), **more)
 
