@@ -56,7 +56,13 @@ def test_ctrl_c_ends_it_and_its_server() -> None:
     command = [sys.executable, str(SHOP)]
     pipe = subprocess.PIPE
     dumping = {"PYTHONPATH": str(Path(__file__).parent / "stack_dumps")}
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment() | dumping) as shop:
+    # Where a shell has started the tests in the background, they ignore Ctrl-C, and so would what they start.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        shop = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment() | dumping)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with shop:
         assert shop.stdout is not None
         for line in shop.stdout:
             if line.startswith("One more letter a second until Ctrl-C"):
