@@ -21,6 +21,7 @@ class TcpProxy:
         self._target = _address(url)
         self._scheme = urlsplit(url).scheme
         self._server: asyncio.Server | None = None
+        self._left = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
         self._passing = {direction: asyncio.Event() for direction in Direction}
@@ -65,15 +66,18 @@ class TcpProxy:
     async def __aexit__(self, *_: object) -> None:
         assert self._server is not None
         self._server.close()
-        self.cut()
+        self._left = True
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        # Some may have been accepted meanwhile.
         self.cut()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._left:
+            # The loop had taken it before the server was closed, and tells of it only now.
+            writer.transport.abort()
+            return
         self._writers.add(writer)
         self._spawn(self._serve(reader, writer))
 

@@ -1,7 +1,7 @@
 """What sinks on PostgreSQL do when the database or the connection to it dies; each has a server of its own."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -148,11 +148,16 @@ class CommitProxy:
     async def running(self) -> AsyncGenerator["CommitProxy", None]:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
-        yield self
-        self.refuse()
-        self.cut()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.wait_closed()
+        try:
+            yield self
+        finally:
+            self.refuse()
+            # What is accepted, or connects on, while this waits adds tasks, and writers to cut.
+            while self._tasks:
+                self.cut()
+                await asyncio.wait(self._tasks)
+            self.cut()
+            await self._server.wait_closed()
 
     def refuse(self) -> None:
         """Take no more connections."""
@@ -163,12 +168,24 @@ class CommitProxy:
             writer.transport.abort()
         self._writers.clear()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers |= {writer, their_writer}
-        for source, target, commits in ((reader, their_writer, True), (their_reader, writer, False)):
-            task = asyncio.create_task(self._pass(source, target, commits))
-            self._tasks.add(task)
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        self._spawn(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._writers.add(their_writer)
+        self._spawn(self._pass(reader, their_writer, commits=True))
+        self._spawn(self._pass(their_reader, writer, commits=False))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, commits: bool) -> None:
         try:

@@ -497,10 +497,12 @@ async def test_server_of_something_else(server: Running) -> None:
 
 async def test_server_that_speaks_no_websocket() -> None:
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(b"220 mail.example.org ESMTP\r\n")
-        await writer.drain()
-        await reader.read()
-        writer.close()
+        try:
+            writer.write(b"220 mail.example.org ESMTP\r\n")
+            await writer.drain()
+            await reader.read()
+        finally:
+            writer.close()
 
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
