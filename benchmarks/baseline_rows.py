@@ -27,6 +27,14 @@ def raw_socket(run: Run) -> Sample:
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
 
 
+@case("raw.memory", "the same from 64 MiB into 64 MiB, which no cache holds", group=LIMITS)
+def raw_memory(run: Run) -> Sample:
+    raw = raw_socket_of(run)
+    with Meter((raw.pid,), OURSELVES) as meter:
+        seconds = raw.seconds(run.scale.size, distinct=True)
+    return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
+
+
 @case("raw.ping", "raw loopback socket, 100 bytes there and back", group=LIMITS, unit="ms", lower_is_better=True)
 def raw_ping(run: Run) -> Sample:
     raw = raw_socket_of(run)
@@ -84,4 +92,15 @@ def floor_download(run: Run) -> Sample:
     run.keep("baseline.stored", lambda: write_seconds(path, run.scale.size, sync=False))
     with Meter((floor.pid,), OURSELVES) as meter:
         seconds = floor.download(path, run.scale.size)
+    return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
+
+
+@case("floor.follow", "floor: blocking follower by hand of an upload to a new file, hashed by all three", group=LIMITS)
+def floor_follow(run: Run) -> Sample:
+    floor, path = _floor_of(run), run.scratch / "floor-follow"
+    with Meter((floor.pid,), (*OURSELVES, floor.follower_pid)) as meter:
+        seconds = floor.follow(path, run.scale.size)
+    if path.stat().st_size != run.scale.size:
+        raise AssertionError("the floor has not stored everything")
+    path.unlink()
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)

@@ -103,7 +103,7 @@ def download_blocking(run: Run, transport: str) -> Sample:
     return meter.throughput(run.scale.size)
 
 
-@transport_case("follow", "follow while uploading, until the follower has all", group=DOWNLOAD)
+@transport_case("follow", "follow while uploading, until the follower has all", group=DOWNLOAD, floor="floor.follow")
 def follow(run: Run, transport: str) -> Sample:
     url, meter = run.url(transport), run.meter()
     reference = run.wait(workloads.timed_follow(url, run.scale.size, meter))

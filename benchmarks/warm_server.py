@@ -11,7 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from floor import RING, make_warm_file
+from floor import make_warm_file
+from raw_socket import RING
 
 from tailrace_impl_server._filesystem_files import ResourceFiles
 
