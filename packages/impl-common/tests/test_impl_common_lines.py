@@ -29,15 +29,24 @@ def test_counting_agrees_with_the_naive_way(
     assert count_newlines(kind(data), start, end) == data[start:end].count(b"\n")
 
 
-@given(data=blocks(), fraction=st.floats(0, 1), kind=st.sampled_from(KINDS))
-def test_finding_agrees_with_the_naive_way(data: bytes, fraction: float, kind: Callable[[bytes], Buffer]) -> None:
-    newlines = data.count(b"\n")
-    nth = round(fraction * newlines)
-    found = find_newline(kind(data), nth)
-    assert data[:found].count(b"\n") == nth
-    assert nth == 0 or data[found - 1 : found] == b"\n"
+@given(
+    data=blocks(),
+    place=st.floats(0, 1),
+    wanted=st.floats(0, 1) | st.integers(1, 200),
+    kind=st.sampled_from(KINDS),
+)
+def test_finding_agrees_with_the_naive_way(
+    data: bytes, place: float, wanted: float, kind: Callable[[bytes], Buffer]
+) -> None:
+    start = round(place * len(data))
+    newlines = data.count(b"\n", start)
+    # A share of all, or a few, which are found in another way.
+    nth = min(wanted, newlines) if isinstance(wanted, int) else round(wanted * newlines)
+    found = find_newline(kind(data), nth, start)
+    assert data[start:found].count(b"\n") == nth
+    assert found == start if nth == 0 else data[found - 1 : found] == b"\n"
     with pytest.raises(ValueError, match=f"has {newlines}$"):
-        find_newline(kind(data), newlines + 1)
+        find_newline(kind(data), newlines + 1, start)
 
 
 def test_line_starts_are_where_splitting_puts_them() -> None:

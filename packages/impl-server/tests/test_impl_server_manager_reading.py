@@ -259,6 +259,27 @@ async def test_lines_and_offsets_are_those_of_the_bytes(
     await memory_bench.close()
 
 
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+async def test_lines_are_found_in_any_order(memory_bench: Bench, data: st.DataObject) -> None:
+    manager = await memory_bench.start()
+    # Few of them in a block, many in a block, and one that has none of the ends of a block in it.
+    stretches = [b"x" * 9000 + b"\n", b"short\n" * 30_000, b"y" * (2 * BLOCK_SIZE) + b"\n", b"\n" * 500, b"last"]
+    content = b"".join(stretches)
+    status = await upload(manager, content)
+    starts = [0, *(index + 1 for index, byte in enumerate(content) if byte == 0x0A)]
+    near = st.sampled_from([0, 1, 2, 1000, 20_000, len(starts) - 502, len(starts) - 501, len(starts) - 1])
+    async with reading(manager, status.id) as reader:
+        line = 0
+        for step in data.draw(st.lists(st.integers(-3, 300) | near, max_size=20)):
+            line = step if step > 300 else min(max(0, line + step), len(starts) - 1)
+            assert await reader.line_offset(line, reader.snapshot) == starts[line]
+            if step % 4 == 0:
+                # What was found before is not held beyond a read.
+                await reader.read(starts[line] - 1 if line else 0, len(content))
+    await memory_bench.close()
+
+
 async def test_lines_are_looked_up_within_the_announced_size(bench: Bench) -> None:
     manager = await bench.start()
     uploader = Uploader(await manager.create(LINES))

@@ -44,6 +44,7 @@ from tailrace_impl_server._filesystem_writer import CLOSE_TIMEOUT, FilesystemWri
 from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_slot, slot_offset
 from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
+from tailrace_impl_server._recently_read import RecentlyRead
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
     BLOCK_SIZE,
@@ -64,6 +65,8 @@ _READER_THREADS = 8
 _END = object()
 _CACHED_FILES = 128
 """Resources that are kept open for reading; two descriptors each."""
+_KEPT_DESCRIPTIONS = 128
+_KEPT_ENDS = 1024
 
 
 class FilesystemStorage(Storage):
@@ -86,6 +89,9 @@ class FilesystemStorage(Storage):
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="tailrace-files")
         self._boot_id = NO_BOOT_ID
         self._cache = FileCache(_CACHED_FILES)
+        # Nobody else changes what is in the folder, and a state in which a resource has ended is its last one.
+        self._descriptions: RecentlyRead[Descriptor] = RecentlyRead(_KEPT_DESCRIPTIONS)
+        self._ends: RecentlyRead[Snapshot] = RecentlyRead(_KEPT_ENDS)
         self._residency_known = True
         self._writers: dict[str, FilesystemWriter] = {}
         self._creating: set[str] = set()
@@ -163,11 +169,14 @@ class FilesystemStorage(Storage):
         await self._change(id, self._replace_token(id, token_hash))
 
     async def _replace_token(self, id: str, token_hash: bytes) -> None:
-        descriptor = replace(await self.describe(id), token_hash=token_hash)
+        descriptor = replace(await self._read_description(id), token_hash=token_hash)
+        self._descriptions.forget(id)
         try:
             await self._run(self._layout.replace_description, descriptor)
         except OSError as error:
             raise storage_error(error, f"replace the token of resource {id}") from error
+        finally:
+            self._descriptions.forget(id)
 
     async def open(self, id: str) -> ResourceWriter:
         change = asyncio.ensure_future(self._change(id, self._open(id)))
@@ -245,10 +254,11 @@ class FilesystemStorage(Storage):
             raise StorageFailure(f"resource {id} is being written")
         held = [self._cache.pop(id)]
         held.clear()
+        self._forget(id)
         line_access = False
         try:
             try:
-                line_access = (await self.describe(id)).metadata.lines
+                line_access = (await self._read_description(id)).metadata.lines
             except NotFound:
                 if not await self._run(self._layout.folder(id).exists):
                     raise
@@ -268,6 +278,8 @@ class FilesystemStorage(Storage):
                     yield damage
         except OSError as error:
             raise storage_error(error, f"verify resource {id}") from error
+        finally:
+            self._forget(id)
 
     async def delete(self, id: str) -> None:
         await self._change(id, self._delete(id))
@@ -276,6 +288,7 @@ class FilesystemStorage(Storage):
         await self._fence(id)
         # Reads that are under way may still open the files, but must not leave them open behind the deletion.
         self._deletions += 1
+        self._forget(id)
         held = [self._cache.pop(id)]
         try:
             await self._run(self._remove, id, held)
@@ -283,6 +296,7 @@ class FilesystemStorage(Storage):
             raise storage_error(error, f"delete resource {id}") from error
         finally:
             self._deletions += 1
+            self._forget(id)
 
     def _remove(self, id: str, held: list[ResourceFiles | None]) -> None:
         # The files are closed here, in a thread: closing the last descriptor of a big file that has no name any more
@@ -312,22 +326,43 @@ class FilesystemStorage(Storage):
     # Reading.
 
     async def describe(self, id: str) -> Descriptor:
+        known = self._descriptions.get(id)
+        if known is not None and not self._closed:
+            return known
+        forgotten = self._descriptions.forgotten
+        descriptor = await self._read_description(id)
+        self._descriptions.keep(id, descriptor, forgotten)
+        return descriptor
+
+    async def _read_description(self, id: str) -> Descriptor:
         try:
             return await self._run(self._layout.describe, id)
         except OSError as error:
             raise storage_error(error, f"read the description of resource {id}") from error
 
     async def load(self, id: str) -> Snapshot:
+        known = self._ends.get(id)
+        if known is not None and not self._closed:
+            return known
         async with self._locks.hold(id):
             writer = self._writers.get(id)
             if writer is not None:
                 return writer.snapshot
+            forgotten = self._ends.forgotten
             try:
-                return await self._run(self._recovered_snapshot, id)
+                snapshot = await self._run(self._recovered_snapshot, id)
             except FileNotFoundError:
                 raise NotFound(id=id) from None
             except OSError as error:
                 raise storage_error(error, f"read resource {id}") from error
+            if snapshot.state.terminal and id not in self._doubtful:
+                self._ends.keep(id, snapshot, forgotten)
+            return snapshot
+
+    def _forget(self, id: str) -> None:
+        """Forget what was read of a resource, because it changes otherwise than by a writer."""
+        self._descriptions.forget(id)
+        self._ends.forget(id)
 
     def _recovered_snapshot(self, id: str) -> Snapshot:
         """Return the proven state; what a crash has left half made of it is removed. Blocks."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 from tailrace_common_api import (
     Deleted,
@@ -18,6 +19,18 @@ from tailrace_impl_server._live_resource import LiveResource
 from tailrace_server_api import BLOCK_SIZE, Buffer, Piece, ResourceReader, Snapshot, Storage
 
 
+class _Searched(NamedTuple):
+    """A block in which a line was found a moment ago: the line after it is found there, too."""
+
+    block: Buffer
+    offset: int
+    """Where the block begins."""
+    line: int
+    """The line that was found."""
+    start: int
+    """Where it starts in the block."""
+
+
 class LiveReader(ResourceReader):
     """Reads a resource in use; releases it when closed."""
 
@@ -25,6 +38,8 @@ class LiveReader(ResourceReader):
         self._live = live
         self._storage = storage
         self._release: Callable[[], None] | None = release
+        # Only between one search and the next: who reads or waits does not hold a block meanwhile.
+        self._searched: _Searched | None = None
         live.pieces.readers += 1
 
     @property
@@ -43,9 +58,11 @@ class LiveReader(ResourceReader):
         return self._live.status()
 
     async def changed(self, version: int, absorb: Callable[[Snapshot], bool] | None = None) -> Snapshot:
+        self._searched = None
         return await self._live.changed(version, absorb)
 
     def try_read(self, start: int, end: int) -> Piece | None:
+        self._searched = None
         self._check_range(start, end)
         try:
             return self._live.pieces.try_read(start, end)
@@ -53,6 +70,7 @@ class LiveReader(ResourceReader):
             raise Deleted(id=self.id) from None
 
     async def read(self, start: int, end: int) -> Piece:
+        self._searched = None
         self._check_range(start, end)
         try:
             piece = await self._live.pieces.read(start, end)
@@ -105,18 +123,37 @@ class LiveReader(ResourceReader):
             self._live.pieces.readers -= 1
             self._release()
             self._release = None
+            self._searched = None
 
     async def _behind_newline(self, newlines: int, size: int) -> int:
         """Return the offset behind the ``newlines``-th newline, which is below ``size``; 0 for none."""
         if newlines == 0:
             return 0
+        if (offset := self._found_again(newlines, size)) is not None:
+            return offset
         try:
             boundary = await self._storage.boundary_of_newline(self.id, newlines, size)
         except NotFound:
             raise Deleted(id=self.id) from None
         # Nothing from ``size`` on is looked at: it may be there already, and is not announced to this reader.
         block = await self._read_exactly(boundary.offset, min(boundary.offset + BLOCK_SIZE, size))
-        return boundary.offset + find_newline(block, newlines - boundary.newlines)
+        start = find_newline(block, newlines - boundary.newlines)
+        self._searched = _Searched(block, boundary.offset, newlines, start)
+        return boundary.offset + start
+
+    def _found_again(self, newlines: int, size: int) -> int | None:
+        """Return the offset behind the newline if it is in the block that was searched last."""
+        searched = self._searched
+        if searched is None or searched.offset + len(searched.block) > size:
+            return None
+        if not 0 <= newlines - searched.line <= len(searched.block) - searched.start:
+            return None
+        try:
+            start = find_newline(searched.block, newlines - searched.line, searched.start)
+        except ValueError:
+            return None
+        self._searched = searched._replace(line=newlines, start=start)
+        return searched.offset + start
 
     async def _read_exactly(self, start: int, end: int) -> Buffer:
         parts: list[Buffer] = []
