@@ -27,11 +27,13 @@ from tailrace_common_api import (
     Unsupported,
 )
 from tailrace_impl_common import HASH_SIZE, chunk_hash, head_of
+from tailrace_impl_common.messages import ServerMessage
 from tailrace_impl_grpc import GrpcServer, _health, _server
 from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
+from tailrace_impl_grpc._server_streams import GrpcServerStream
 from tailrace_server_api import ResourceManager, ResourceService, TransportServerSettings
 
 if TYPE_CHECKING:
@@ -307,6 +309,26 @@ async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Chan
     await server.close(30.0)
     snapshot = (await manager.reopen(opened.status.id, opened.token)).snapshot
     assert snapshot.state is ResourceState.INITIATED
+
+
+async def test_closing_while_a_call_is_answered_for_the_first_time_is_told(
+    server: GrpcServer, channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closing: list[asyncio.Future[None]] = []
+    real = GrpcServerStream.send
+
+    async def send(self: GrpcServerStream, message: ServerMessage) -> None:
+        # It begins while the message is on its way, at the next turn of the loop.
+        if not closing:
+            closing.append(asyncio.ensure_future(server.close(30.0)))
+        await real(self, message)
+
+    monkeypatch.setattr(GrpcServerStream, "send", send)
+    uploading = uploads_of(channel).Upload()
+    await uploading.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
+    assert (await answer_of(uploading)).WhichOneof("message") == "opened"
+    assert isinstance(await error_of(uploading), GoingAway)
+    await asyncio.wait_for(closing[0], 10.0)
 
 
 async def test_who_comes_while_the_server_drains_is_told_to_come_back(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import grpc.aio
 
 from tailrace_common_api import MEBIBYTE, ConnectionLost
-from tailrace_impl_common import EncodedOnce, MessageStream
+from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
 from tailrace_impl_grpc._codec import FOLLOW, UPLOAD, Method
 
@@ -35,6 +37,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         self._encode = method.encode_response
         self._decode = method.decode_request
         self._open_ended = method is UPLOAD
+        self._answered = False
         self.abandoned = False
         """Whether the client has stopped sending without saying that its upload is over."""
 
@@ -45,9 +48,29 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         data = self._shared.of(message) if type(message) is Chunk else self._encode(message)
         del message
         try:
-            await self._context.write(data)
+            if self._answered:
+                await self._context.write(data)
+            else:
+                await self._answer(data)
         except grpc.aio.BaseError:
             raise ConnectionLost("the client is gone") from None
+
+    async def _answer(self, data: bytes) -> None:
+        """Write the first message to its end, also when cancelled, unless that happens a second time.
+
+        The call's headers go with it. The library takes them for sent only when this write has returned: a status
+        after one that was cut off would come with headers again, which gRPC refuses, and the client would never hear
+        why the call ends.
+        """
+        writing = asyncio.ensure_future(self._context.write(data))
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await asyncio.wait((writing,))
+            raise
+        finally:
+            await cancel_and_wait(writing)
+        self._answered = True
 
     async def receive(self) -> ClientMessage | None:
         try:
