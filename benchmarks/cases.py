@@ -266,6 +266,8 @@ class Case:
     """Whether it takes so long that it is measured in fewer rounds."""
     floor: str | None = None
     """Id of the row whose figure of the same round is the attainable limit."""
+    patience: float | None = None
+    """Seconds; a row that takes longer is measured once."""
 
 
 CASES: dict[str, Case] = {}
@@ -281,13 +283,14 @@ def case(
     lower_is_better: bool = False,
     slow: bool = False,
     floor: str | None = None,
+    patience: float | None = None,
 ) -> Callable[[Measure], Measure]:
     """Register a function as a row; see :class:`Case`."""
 
     def register(measure: Measure) -> Measure:
         if id in CASES:
             raise ValueError(f"there are two rows {id}")
-        CASES[id] = Case(id, title, group, unit, measure, lower_is_better, slow, floor)
+        CASES[id] = Case(id, title, group, unit, measure, lower_is_better, slow, floor, patience)
         return measure
 
     return register

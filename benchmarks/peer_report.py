@@ -2,70 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cases import TRANSPORTS, Result
-from peer_rows import COMPARED
+import peers
+from peer_rows import COMPARED, Comparison, row_of
 from report import Report, spread
 
-_SECTIONS = {
-    "upload": "Upload, new file",
-    "download": "Download",
-    "follow": "Follow while uploading",
-    "lines": "Lines of 100 bytes, a write each",
-    "latencies": "Write of a line to its arrival, median",
-}
 
-
-def section(report: Report, notes: Mapping[str, str], missing: Mapping[str, str]) -> list[str]:
-    """Return the tables; empty if no peer was measured.
-
-    Args:
-        report: What was measured.
-        notes: What each peer does less, by the name in its ids.
-        missing: Why peers were not measured, by name.
-    """
-    lines: list[str] = []
-    for what, (_, ours) in COMPARED.items():
-        rows = report.results.values()
-        found = [row for row in rows if row.id.startswith("peer.") and row.id.endswith(f".{what}")]
-        if found:
-            lines += _table(report, what, ours, found, notes)
+def section(report: Report) -> list[str]:
+    """Return the tables; empty if no peer was measured."""
+    lines = [line for what, comparison in COMPARED.items() for line in _table(report, what, comparison)]
     if not lines:
         return []
-    absent = [f"- {name} was not measured: {why}" for name, why in missing.items()]
+    absent = [f"- {name} was not measured: {why}" for name, why in report.missing.items()]
     return [
         "## Beside others",
         "",
-        "Each with its own client, in the same rounds. Factors are of the same round; above 1 Tailrace is ahead.",
+        "Each with its own client, in the same rounds. Factors are of the same round; above 1 Tailrace is ahead. *As "
+        "much work* is that what is sent has a hash that the other side checks, and that an upload is stored and "
+        "synced before the answer; or that something is done that costs more instead.",
         *lines,
         *([""] if absent else []),
         *absent,
     ]
 
 
-def _table(report: Report, what: str, ours: str, found: list[Result], notes: Mapping[str, str]) -> list[str]:
-    lines = [
-        "",
-        f"### {_SECTIONS[what]}",
-        "",
-        "| with | figure | ahead over gRPC | ahead over WebSocket | does less |",
-        "|---|---|---|---|---|",
-    ]
-    for transport in TRANSPORTS:
-        mine = report.results.get(f"{transport}.{ours}")
-        if mine is not None:
-            name = "gRPC" if transport == "grpc" else "WebSocket"
-            lines.append(f"| **Tailrace, {name}** | {spread([s.value for s in mine.samples])} {mine.unit} | | | |")
-    for result in found:
-        _, peer, _ = result.id.split(".")
-        factors = []
-        for transport in TRANSPORTS:
-            pair = (f"{transport}.{ours}", result.id)
-            row, limit = reversed(pair) if result.lower_is_better else pair
-            factors.append(spread(report.ratios_to(row, [limit])))
-        text = f"{spread([s.value for s in result.samples])} {result.unit}" if result.samples else result.problem
-        lines.append(
-            f"| {result.title.rpartition(':')[0]} | {text} | {factors[0]} | {factors[1]} | {notes.get(peer, '')} |"
-        )
-    return lines
+def _table(report: Report, what: str, comparison: Comparison) -> list[str]:
+    rows = []
+    for peer in peers.PEERS:
+        found = report.results.get(row_of(peer, what))
+        if found is None:
+            continue
+        factors = [spread(report.factors(ours, found)) for ours in comparison.ours.values()]
+        text = f"{spread([s.value for s in found.samples])} {found.unit}" if found.samples else found.problem
+        same = "yes" if what in peer.same_work else "no"
+        rows.append(f"| {peer.name} | {text} | {' | '.join(factors)} | {same} | {peer.does_less} |")
+    if not rows:
+        return []
+    heads = ["with", "figure", *(f"ahead over {name}" for name in comparison.ours), "as much work", "it does less"]
+    lines = ["", f"### {comparison.title}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, ours in comparison.ours.items():
+        if ours in report.results:
+            mine = report.results[ours]
+            text = f"{spread([s.value for s in mine.samples])} {mine.unit}"
+            lines.append(f"| **Tailrace, {name}** | {text} |" + " |" * (len(heads) - 2))
+    return lines + rows

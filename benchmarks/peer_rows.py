@@ -6,23 +6,63 @@ import asyncio
 import os
 import re
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
 import peers
-from cases import DOWNLOAD, GIGABYTE, LATENCY, LINES, PEERS, UPLOAD, Meter, Run, Sample, case, milliseconds
+from cases import (
+    DOWNLOAD,
+    GIGABYTE,
+    LATENCY,
+    LINES,
+    PEERS,
+    TITLES,
+    TRANSPORTS,
+    UPLOAD,
+    Meter,
+    Run,
+    Sample,
+    case,
+    milliseconds,
+)
 from peers import Peer
 
 T = TypeVar("T")
 
+PATIENCE = 3.0
+"""Seconds; a row of a peer that takes longer is measured once in a run."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What peers may be measured at, beside rows of ours."""
+
+    group: str
+    """Heading of the rows."""
+    title: str
+    """What is compared."""
+    ours: dict[str, str]
+    """Ids of our rows of the same work, by what they go over."""
+    short: str
+    """The same in few words, with the unit."""
+
+
+def _over_each(name: str) -> dict[str, str]:
+    return {TITLES[transport]: f"{transport}.{name}" for transport in TRANSPORTS}
+
+
 COMPARED = {
-    "upload": (UPLOAD, "upload"),
-    "download": (DOWNLOAD, "download"),
-    "follow": (DOWNLOAD, "follow"),
-    "lines": (LINES, "lines"),
-    "latencies": (LATENCY, "latency"),
+    "upload": Comparison(UPLOAD, "Upload, new file", _over_each("upload"), "upload, GB/s"),
+    "download": Comparison(DOWNLOAD, "Download, checked by the client", _over_each("download"), "download, GB/s"),
+    "plain_download": Comparison(DOWNLOAD, "Plain GET, by the same client", {"HTTP": "http.download"}, "GET, GB/s"),
+    "follow": Comparison(DOWNLOAD, "Follow while uploading", _over_each("follow"), "follow, GB/s"),
+    "lines": Comparison(LINES, "Lines of 100 bytes, a write each", _over_each("lines"), "lines, thousand/s"),
+    "latencies": Comparison(
+        LATENCY, "Write of a line to its arrival, median", _over_each("latency"), "line to reader, ms"
+    ),
 }
-"""What a peer may be measured at: the heading, and the name of our row of the same work."""
+"""All of it, by the name that peers have for it."""
 
 
 def slug(name: str) -> str:
@@ -65,11 +105,11 @@ def _measure(make: type[Any], what: str, run: Run) -> Sample:
             running.wait(peer.delete(running.handle))
         running.handle = handle
         sample = meter.sample(size / seconds / GIGABYTE, bytes=size)
-    elif what == "download":
+    elif what in ("download", "plain_download"):
         if running.handle is None:
             _, running.handle = running.wait(peer.upload(size)) or (0, None)
         assert running.handle is not None
-        seconds, meter, ended = running.timed(peer.download(running.handle, size, verify=False))
+        seconds, meter, ended = running.timed(peer.download(running.handle, size, verify=what == "download"))
         sample = meter.sample(size / seconds / GIGABYTE, bytes=size)
     elif what == "follow":
         seconds, meter, ended = running.timed(peer.follow(size))
@@ -88,21 +128,22 @@ def _measure(make: type[Any], what: str, run: Run) -> Sample:
 def register() -> dict[str, str]:
     """Register the rows of all peers that are installed; return why the others are not, by name."""
     missing = peers.missing()
-    for what, (group, _) in COMPARED.items():
+    for what, comparison in COMPARED.items():
         for make in peers.PEERS:
             if make.name not in missing and what in make.supports:
                 unit = {"lines": "thousand/s", "latencies": "ms"}.get(what, "GB/s")
                 case(
-                    f"peer.{slug(make.name)}.{what}",
-                    f"{make.name}: {what}",
-                    group=PEERS + group,
+                    row_of(make, what),
+                    f"{make.name}: {what.replace('_', ' ')}",
+                    group=PEERS + comparison.group,
                     unit=unit,
                     lower_is_better=what == "latencies",
                     slow=True,
+                    patience=PATIENCE,
                 )(partial(_measure, make, what))
     return missing
 
 
-def notes() -> dict[str, str]:
-    """Return what each peer does less than Tailrace, by the name in its ids."""
-    return {slug(make.name): make.does_less for make in peers.PEERS}
+def row_of(peer: type[Any], what: str) -> str:
+    """Return the id of a row of a peer."""
+    return f"peer.{slug(peer.name)}.{what}"

@@ -1,7 +1,7 @@
 """The limit that everything is compared with: one blocking loopback socket between two processes.
 
-A buffer of 1 MiB that is sent over and over into another one need not leave the processors' caches; data that comes from
-somewhere and goes somewhere has to. The same is therefore also measured from 64 MiB into 64 MiB.
+A buffer of 1 MiB that is sent over and over into another one need not leave the processors' caches; data that comes
+from somewhere and goes somewhere has to. The same is therefore also measured from 64 MiB into 64 MiB.
 """
 
 from __future__ import annotations

@@ -12,7 +12,8 @@ import statistics
 from pathlib import Path
 
 import peers
-from peer_rows import COMPARED, slug
+from cases import TITLES
+from peer_rows import COMPARED, row_of
 from report import NOTHING, Report, figure, main_table
 
 HERE = Path(__file__).parent
@@ -20,13 +21,7 @@ README = HERE.parent / "README.md"
 RECORDED = HERE / "RESULTS.json"
 """The numbers of the run that RESULTS.md tells of."""
 BEGIN, END = "<!-- made by benchmarks/readme_table.py -->\n", "<!-- until here -->\n"
-_HEADINGS = {
-    "upload": "upload, GB/s",
-    "download": "download, GB/s",
-    "follow": "follow, GB/s",
-    "lines": "lines, thousand/s",
-    "latencies": "line to reader, ms",
-}
+_COLUMNS = ("upload", "download", "follow", "lines", "latencies")
 
 
 def _median(report: Report, id: str) -> str:
@@ -36,16 +31,18 @@ def _median(report: Report, id: str) -> str:
 
 def beside_others(report: Report) -> list[str]:
     """Return a table of what peers reach in the same run, each by its own client; empty if none was measured."""
-    rows = []
-    for transport, name in (("grpc", "**Tailrace**, gRPC"), ("ws", "**Tailrace**, WebSocket")):
-        rows.append([name, *(_median(report, f"{transport}.{ours}") for _, ours in COMPARED.values()), ""])
+    rows = [
+        [f"**Tailrace**, {name}", *(_median(report, COMPARED[what].ours[name]) for what in _COLUMNS), "", ""]
+        for name in TITLES.values()
+    ]
     for peer in peers.PEERS:
-        figures = [_median(report, f"peer.{slug(peer.name)}.{what}") for what in COMPARED]
+        figures = [_median(report, row_of(peer, what)) for what in _COLUMNS]
         if any(text != NOTHING for text in figures):
-            rows.append([peer.name, *figures, peer.does_less])
-    if len(rows) == 2:
+            same = ", ".join(what for what in _COLUMNS if what in peer.same_work)
+            rows.append([peer.name, *figures, same, peer.does_less])
+    if len(rows) == len(TITLES):
         return []
-    heads = ["", *(_HEADINGS[what] for what in COMPARED), "does less"]
+    heads = ["", *(COMPARED[what].short for what in _COLUMNS), "does as much at", "does less"]
     return [f"| {' | '.join(cells)} |" for cells in (heads, ["---"] * len(heads), *rows)]
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cases import GIGABYTE, TRANSPORTS, Result, Sample
@@ -28,6 +29,10 @@ class Report:
     load: float
     """Processes that wanted a processor when it began."""
     results: dict[str, Result]
+    missing: dict[str, str] = field(default_factory=dict)
+    """Why peers were not measured, by name."""
+    runs: int = 1
+    """How often the suite was run; rounds are numbered on from one run to the next."""
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Report:
@@ -38,6 +43,28 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Return plain values."""
         return {**vars(self), "results": [result.to_json() for result in self.results.values()]}
+
+    def to_text(self) -> str:
+        """Return JSON with a line for each sample."""
+        fields = self.to_json()
+        results = []
+        for result in fields.pop("results"):
+            samples = ",\n".join(f"   {json.dumps(sample)}" for sample in result.pop("samples"))
+            results.append(f'  {json.dumps(result)[:-1]}, "samples": [\n{samples}\n  ]}}')
+        return json.dumps(fields, indent=1)[:-2] + ',\n "results": [\n' + ",\n".join(results) + "\n ]\n}\n"
+
+    def each_run(self) -> list[Report]:
+        """Return a report of each run by itself."""
+        return [self] if self.runs == 1 else [self._run(number) for number in range(self.runs)]
+
+    def _run(self, number: int) -> Report:
+        results = {
+            name: replace(
+                result, samples=[sample for sample in result.samples if sample.round // self.rounds == number]
+            )
+            for name, result in self.results.items()
+        }
+        return replace(self, results=results, runs=1)
 
     def values(self, id: str) -> dict[int, float]:
         """Return the values of a row by round."""
@@ -52,6 +79,10 @@ class Report:
             for number, value in self.values(id).items()
             if found and all(number in limit for limit in found)
         ]
+
+    def factors(self, id: str, other: Result) -> list[float]:
+        """Return how far a row is ahead of another one, each of the same round: above 1 it is."""
+        return self.ratios_to(other.id, [id]) if other.lower_is_better else self.ratios_to(id, [other.id])
 
     def ratios_to_raw(self, id: str) -> list[float]:
         """Return the ratios of a row in GB/s to the raw socket directly before each measurement."""
@@ -160,29 +191,36 @@ def main_table(report: Report) -> list[str]:
             if late := [sample.more["p99_ms"] for sample in result.samples if "p99_ms" in sample.more]:
                 details.append(f"p99 {figure(statistics.median(late))} ms")
             if ratios := report.ratios_to_raw(result.id):
-                details.append(f"{figure(statistics.median(ratios))} of raw")
+                share = f"{figure(statistics.median(ratios))} of raw"
+                if result.floor and (shares := report.ratios_to(result.id, [result.floor])):
+                    share += f", {figure(statistics.median(shares))} of by hand"
+                details.append(share)
                 details.append(f"{_processor(result, 'server')} + {_processor(result, 'client')}")
             cells.append(f"{cell} ({'; '.join(details)})" if details else cell)
         if len(cells) == len(TRANSPORTS):
             lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
     if len(lines) == 2:
         return []
-    note = "Ratios are to a raw blocking loopback socket directly before; processor time is that of server + client."
+    note = (
+        "Ratios are to a raw blocking loopback socket directly before, and to blocking sockets that do the same work by "
+        "hand; processor time is that of server + client."
+    )
     return ["## In short", "", *lines, "", note]
 
 
 def head(report: Report) -> list[str]:
     """Return what the figures stand on."""
+    again = f" in each of {report.runs} runs of the suite, one after the other" if report.runs > 1 else ""
     return [
         f"Made by `{report.arguments}` on {report.date}, in {report.seconds / 60:.1f} minutes, of {report.code}.",
         "",
         f"Machine: {report.machine}; {report.libraries}; load when it began: {report.load:.1f}.",
         "",
-        f"Medians (minimum–maximum) of up to {report.rounds} rounds; transfers of {report.size >> 20} MiB. Directly "
-        "before each measurement a blocking socket between two processes moves data in messages of 1 MiB; *to raw* is "
-        "the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, same round. "
-        "Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident memory, with what "
-        "earlier rows left in it.",
+        f"Medians (minimum–maximum) of up to {report.rounds} rounds{again}; transfers of {report.size >> 20} MiB. "
+        "Directly before each measurement a blocking socket between two processes moves data in messages of 1 MiB; *to "
+        "raw* is the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, same "
+        "round. Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident memory, with "
+        "what earlier rows left in it.",
     ]
 
 

@@ -9,7 +9,6 @@ and as Markdown; `plots.py` draws them.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import re
 import resource
@@ -57,6 +56,8 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
         result = results[case.id]
         if result.problem is not None:
             continue
+        if case.patience is not None and result.samples and result.samples[0].seconds > case.patience:
+            continue
         begin = time.perf_counter()
         limit = size / raw.seconds(size) / GIGABYTE
         try:
@@ -80,11 +81,11 @@ def measure(cases: list[Case], run: Run) -> dict[str, Result]:
     return results
 
 
-def write(report: Report, folder: Path, sections: list[list[str]]) -> str:
+def write(report: Report, folder: Path) -> str:
     """Write the report as JSON and Markdown, and return the latter."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = render(report, sections)
-    record = json.dumps(report.to_json(), indent=1) + "\n"
+    text = render(report, [goals.section(report), peer_report.section(report)])
+    record = report.to_text()
     (folder / "latest.md").write_text(text)
     (folder / "latest.json").write_text(record)
     (folder / f"{report.date.replace(':', '').replace(' ', '-')}.json").write_text(record)
@@ -141,9 +142,9 @@ def main() -> int:
         seconds=time.perf_counter() - begin,
         load=load,
         results=results,
+        missing=missing,
     )
-    sections = [goals.section(report), peer_report.section(report, peer_rows.notes(), missing)]
-    print(write(report, arguments.output, sections))
+    print(write(report, arguments.output))
     return 1 if any(result.problem for result in results.values()) else 0
 
 

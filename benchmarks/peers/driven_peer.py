@@ -18,6 +18,7 @@ class DrivenPeer(abc.ABC):
     name: ClassVar[str]
     does_less: ClassVar[str]
     supports: ClassVar[frozenset[str]]
+    same_work: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, scratch: Path) -> None:
         """Describe the peer; ``scratch`` is the folder below which it makes one of its own."""
@@ -91,10 +92,11 @@ class DrivenPeer(abc.ABC):
         """Receive what an upload stored; return the seconds."""
         if "download" not in self.supports:
             return None
-        seconds = cast("float", await self.ask("download", handle, size))
-        if verify:
-            await self.ask("verify", handle, size)
-        return seconds
+        return cast("float", await self.ask("download", handle, size, verify))
+
+    async def compare(self, handle: str, size: int) -> None:
+        """Compare every byte of what an upload stored."""
+        await self.ask("compare", handle, size)
 
     async def follow(self, size: int) -> float | None:
         """Upload while another connection follows; return the seconds."""
@@ -116,13 +118,13 @@ class DrivenPeer(abc.ABC):
 
 
 def missing_python(*modules: str) -> str | None:
-    """Return what lacks in the peers' Python, or None; ``modules`` are import names."""
+    """Return what lacks in the peers' Python, or None; ``modules`` are import names, besides that of what hashes."""
     if not PYTHON.exists():
         return "the peers' Python environment (scripts/setup-peers makes it)"
     folders = list(PYTHON.parents[1].glob("lib/python*/site-packages"))
     lacking = [
         module
-        for module in modules
+        for module in (*modules, "xxhash")
         if not any((folder / module).exists() or list(folder.glob(f"{module}.*")) for folder in folders)
     ]
     return f"{', '.join(lacking)} in the peers' Python" if lacking else None

@@ -20,6 +20,8 @@ class DurableStreamsJavaScript(DrivenPeer):
     name: ClassVar[str] = "Durable Streams (npm)"
     does_less: ClassVar[str] = "no hash; but syncs every batch to disk"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "follow", "lines", "latencies"})
+    # It hashes nothing, but a sync of every batch costs more than a hash of it.
+    same_work: ClassVar[frozenset[str]] = frozenset({"upload", "follow", "lines", "latencies"})
 
     @classmethod
     def missing(cls) -> str | None:

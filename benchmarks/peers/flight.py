@@ -21,11 +21,12 @@ class FlightStoring(DrivenPeer):
     name: ClassVar[str] = "Arrow Flight"
     does_less: ClassVar[str] = "the same work, but no live readers, no resuming, one hash at the end"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
+    same_work: ClassVar[frozenset[str]] = supports
 
     @classmethod
     def missing(cls) -> str | None:
         """Return what is not installed that it needs, or None."""
-        return missing_python("pyarrow", "xxhash")
+        return missing_python("pyarrow")
 
     async def _start(self) -> ClientProcess:
         stored = self._scratch / "stored"
@@ -49,6 +50,7 @@ class FlightCounting(FlightStoring):
 
     name: ClassVar[str] = "Arrow Flight, counting only"
     does_less: ClassVar[str] = "no hash, nothing stored, no live readers, no resuming"
+    same_work: ClassVar[frozenset[str]] = frozenset()
 
     async def _start(self) -> ClientProcess:
         return await self._start_server()

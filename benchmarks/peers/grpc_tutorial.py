@@ -20,6 +20,7 @@ class GrpcTutorial(DrivenPeer):
     name: ClassVar[str] = "gRPC tutorial"
     does_less: ClassVar[str] = "no live readers, no resuming, no sync to disk"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
+    same_work: ClassVar[frozenset[str]] = frozenset({"download"})
 
     @classmethod
     def missing(cls) -> str | None:

@@ -31,6 +31,7 @@ class NatsObjectStore(DrivenPeer):
     name: ClassVar[str] = "NATS"
     does_less: ClassVar[str] = "an object has no live readers and no resuming, a stream has no hash; no sync to disk"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "follow", "lines", "latencies"})
+    same_work: ClassVar[frozenset[str]] = frozenset({"download"})
 
     @classmethod
     def missing(cls) -> str | None:

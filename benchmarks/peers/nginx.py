@@ -48,12 +48,12 @@ class Nginx(DrivenPeer):
 
     Two worker processes, sendfile in parts of 2 MiB, bodies buffered by 1 MiB, what arrives is renamed into place; no
     access log. The client sends and receives 1 MiB at once over one kept connection. A line is a chunk of a chunked
-    body.
+    body. What a download is verified by, the client adds: nginx knows no hash.
     """
 
     name: ClassVar[str] = "nginx"
     does_less: ClassVar[str] = "no hash, no live readers, no resuming, no sync to disk"
-    supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
+    supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "plain_download", "lines"})
 
     @classmethod
     def missing(cls) -> str | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Final, Protocol, Self
 
-METHODS: Final = ("upload", "download", "follow", "lines", "latencies")
-"""What a peer may be measured at; none does all of it."""
+METHODS: Final = ("upload", "download", "plain_download", "follow", "lines", "latencies")
+"""What a peer may be measured at; none does all of it. A plain download is one that nobody verifies."""
 
 
 class Peer(Protocol):
@@ -30,6 +30,14 @@ class Peer(Protocol):
         """Those of :data:`METHODS` that it has."""
 
     @property
+    def same_work(self) -> frozenset[str]:
+        """Those of :attr:`supports` at which it does what Tailrace does, or something else that costs more.
+
+        That is: what is sent has a hash that the other side checks; and what is uploaded is stored, and synced to disk
+        before whoever sends it hears so.
+        """
+
+    @property
     def server_pids(self) -> list[int]:
         """Ids of the processes of the server, as they are now."""
 
@@ -51,8 +59,12 @@ class Peer(Protocol):
     async def download(self, handle: str, size: int, *, verify: bool = True) -> float | None:
         """Receive what an upload stored; return the seconds.
 
-        The length is always compared; ``verify`` compares every byte as well, in a second pass that is not timed.
+        The length is always compared. With ``verify`` every byte is checked within the time by whoever receives it, as
+        by our clients: by the hash that the product has, else by the XXH3-128 of what was sent, or by comparison.
         """
+
+    async def compare(self, handle: str, size: int) -> None:
+        """Compare every byte of what an upload stored with what was sent; raise where one differs."""
 
     async def follow(self, size: int) -> float | None:
         """Upload while a second connection follows live; return seconds until the follower has everything."""

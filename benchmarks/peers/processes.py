@@ -210,7 +210,7 @@ class ClientProcess(PeerProcess):
 
     @classmethod
     def here(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
-        """Describe a client of ``programs/`` that needs the standard library alone, in this Python."""
+        """Describe a client of ``programs/`` that needs no product's library, in this Python."""
         return cls([sys.executable, "-m", "peers.programs.client", module, json.dumps(settings)], log)
 
     async def ask(self, method: str, *arguments: object) -> object:

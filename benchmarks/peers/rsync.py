@@ -35,6 +35,7 @@ class Rsync(DrivenPeer):
         "whole files only: no streams, no live readers; no sync to disk; its server's processor time is not known"
     )
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download"})
+    same_work: ClassVar[frozenset[str]] = frozenset({"download"})
 
     @classmethod
     def missing(cls) -> str | None:

@@ -13,7 +13,7 @@ import grpc
 from buildstream._protos.google.bytestream import bytestream_pb2 as messages
 from buildstream._protos.google.bytestream import bytestream_pb2_grpc as services
 
-from peers.programs.contents import DATA, LINE, Content, expect
+from peers.programs.contents import DATA, LINE, Content, expect, hash_of, timed_download
 
 
 class Client:
@@ -65,21 +65,12 @@ class Client:
         for response in self._stub.Read(messages.ReadRequest(resource_name=f"blobs/{digest}/{size}")):
             take(response.data)
 
-    def download(self, handle: str, size: int) -> float:
+    def download(self, handle: str, size: int, verify: bool) -> float:
         """Read a blob in the messages that the server chooses."""
-        received = 0
+        digest = hash_of(size, self._beginnings[handle]) if verify else None
+        return timed_download(lambda take: self._read(handle, size, take), size, digest)
 
-        def take(data: bytes) -> None:
-            nonlocal received
-            received += len(data)
-
-        begin = time.perf_counter()
-        self._read(handle, size, take)
-        seconds = time.perf_counter() - begin
-        expect(received, size)
-        return seconds
-
-    def verify(self, handle: str, size: int, unit: bytes = DATA) -> None:
+    def compare(self, handle: str, size: int, unit: bytes = DATA) -> None:
         """Compare every byte."""
         beginning = Content(self._beginnings[handle])
         content = Content(unit)
@@ -97,5 +88,5 @@ class Client:
         """Write a blob, each line in a message of its own."""
         size = count * len(LINE)
         seconds, digest = self._write(uuid.uuid4().hex.encode(), LINE, size)
-        self.verify(digest, size, LINE)
+        self.compare(digest, size, LINE)
         return seconds

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+
+from xxhash import xxh3_128
 
 MEBIBYTE = 1024 * 1024
 
@@ -43,6 +47,40 @@ class Content:
     def end(self, size: int) -> None:
         """Raise `AssertionError` unless ``size`` bytes have been compared."""
         expect(self.received, size)
+
+
+@cache
+def hash_of(size: int, first: bytes = DATA) -> bytes:
+    """Return the XXH3-128 of an upload of ``size`` bytes whose first piece is another one than all that follow."""
+    hasher = xxh3_128()
+    for piece in [first, *pieces(size - len(first))]:
+        hasher.update(piece)
+    return hasher.digest()
+
+
+def timed_download(
+    receive: Callable[[Callable[[bytes | memoryview], object]], object], size: int, digest: bytes | None
+) -> float:
+    """Return how long it takes to receive and, with the hash of what was sent, to check everything."""
+    received = 0
+    hasher = xxh3_128()
+
+    def count(data: bytes | memoryview) -> None:
+        nonlocal received
+        received += len(data)
+
+    def check(data: bytes | memoryview) -> None:
+        nonlocal received
+        received += len(data)
+        hasher.update(data)
+
+    begin = time.perf_counter()
+    receive(count if digest is None else check)
+    if digest is not None and hasher.digest() != digest:
+        raise AssertionError("other bytes than those sent arrived")
+    seconds = time.perf_counter() - begin
+    expect(received, size)
+    return seconds
 
 
 def expect(received: int, size: int) -> None:

@@ -10,8 +10,9 @@ from contextlib import aclosing
 from typing import Any
 
 from durable_streams import AsyncDurableStream, astream
+from xxhash import xxh3_128
 
-from peers.programs.contents import DATA, LINE, Content, expect, pieces
+from peers.programs.contents import DATA, LINE, Content, expect, hash_of, pieces
 
 
 class Client:
@@ -57,18 +58,23 @@ class Client:
             async for piece in response:
                 yield piece
 
-    async def download(self, handle: str, size: int) -> float:
+    async def download(self, handle: str, size: int, verify: bool) -> float:
         """Read until the tail."""
         received = 0
+        expected, hasher = hash_of(size), xxh3_128()
         begin = time.perf_counter()
         async with aclosing(self._pieces(handle, False)) as arriving:
             async for piece in arriving:
                 received += len(piece)
+                if verify:
+                    hasher.update(piece)
+        if verify and hasher.digest() != expected:
+            raise AssertionError("other bytes than those sent arrived")
         seconds = time.perf_counter() - begin
         expect(received, size)
         return seconds
 
-    async def verify(self, handle: str, size: int, unit: bytes = DATA) -> None:
+    async def compare(self, handle: str, size: int, unit: bytes = DATA) -> None:
         """Compare every byte."""
         content = Content(unit)
         async with aclosing(self._pieces(handle, False)) as arriving:
@@ -94,7 +100,7 @@ class Client:
             tasks.create_task(read())
             tasks.create_task(self._write(handle, pieces(size), self._in_flight))
         seconds = time.perf_counter() - begin
-        await self.verify(handle.url, size)
+        await self.compare(handle.url, size)
         await self._remove(handle)
         return seconds
 
@@ -104,7 +110,7 @@ class Client:
         handle = await self._create("text/plain")
         await self._write(handle, (LINE for _ in range(count)), self._lines_in_flight)
         seconds = time.perf_counter() - begin
-        await self.verify(handle.url, count * len(LINE), LINE)
+        await self.compare(handle.url, count * len(LINE), LINE)
         await self._remove(handle)
         return seconds
 

@@ -82,8 +82,8 @@ class Client:
         expect(info.size, size)
         return seconds, name
 
-    async def download(self, handle: str, size: int) -> float:
-        """Get an object, whose hash the client compares."""
+    async def download(self, handle: str, size: int, verify: bool) -> float:
+        """Get an object, whose hash the client always compares."""
         sink = Sink()
         begin = time.perf_counter()
         await self._read_store.get(handle, writeinto=sink)
@@ -91,7 +91,7 @@ class Client:
         expect(sink.received, size)
         return seconds
 
-    async def verify(self, handle: str, size: int) -> None:
+    async def compare(self, handle: str, size: int) -> None:
         """Compare every byte."""
         content = Content()
         await self._read_store.get(handle, writeinto=Sink(content))
@@ -133,7 +133,7 @@ class Client:
         await subscription.unsubscribe()
         expect(received, size)
 
-    async def _verify(self, subject: str, unit: bytes, count: int) -> None:
+    async def _compare(self, subject: str, unit: bytes, count: int) -> None:
         """Compare what a stream holds, asking for a few messages at a time."""
         unacknowledged = api.ConsumerConfig(ack_policy=api.AckPolicy.NONE)
         subscription = await self._reader.jetstream().pull_subscribe(subject, "verify", config=unacknowledged)
@@ -156,7 +156,7 @@ class Client:
                 tasks.create_task(self._follow(subject, size))
                 tasks.create_task(self._publish(subject, pieces(size), self._bulk_in_flight))
             seconds = time.perf_counter() - begin
-            await self._verify(subject, DATA, size // MEBIBYTE)
+            await self._compare(subject, DATA, size // MEBIBYTE)
         return seconds
 
     async def lines(self, count: int) -> float:
@@ -165,7 +165,7 @@ class Client:
             begin = time.perf_counter()
             await self._publish(subject, (LINE for _ in range(count)), 4000)
             seconds = time.perf_counter() - begin
-            await self._verify(subject, LINE, count)
+            await self._compare(subject, LINE, count)
         return seconds
 
     async def latencies(self, count: int, pause: float) -> list[float]:

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from peers.programs.contents import LINE, MEBIBYTE, Content, expect, pieces
+from peers.programs.contents import LINE, MEBIBYTE, Content, hash_of, pieces, timed_download
 
 
 class Client:
@@ -41,21 +41,11 @@ class Client:
         while length := response.readinto(buffer):
             take(buffer[:length])
 
-    def download(self, handle: str, size: int) -> float:
+    def download(self, handle: str, size: int, verify: bool) -> float:
         """GET into a buffer of 1 MiB."""
-        received = 0
+        return timed_download(lambda take: self._receive(handle, take), size, hash_of(size) if verify else None)
 
-        def take(data: memoryview) -> None:
-            nonlocal received
-            received += len(data)
-
-        begin = time.perf_counter()
-        self._receive(handle, take)
-        seconds = time.perf_counter() - begin
-        expect(received, size)
-        return seconds
-
-    def verify(self, handle: str, size: int) -> None:
+    def compare(self, handle: str, size: int) -> None:
         """Compare every byte."""
         content = Content()
         self._receive(handle, content.feed)

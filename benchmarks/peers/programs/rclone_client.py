@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from peers.programs.commands import drain, feed
-from peers.programs.contents import DATA, LINE, Content, expect, pieces
+from peers.programs.contents import DATA, LINE, Content, hash_of, pieces, timed_download
 
 
 class Client:
@@ -29,29 +29,22 @@ class Client:
         """Write pieces of 1 MiB into the pipe of `rclone rcat`."""
         return self._send(pieces(size), size)
 
-    def download(self, handle: str, size: int) -> float:
+    def download(self, handle: str, size: int, verify: bool) -> float:
         """Read the pipe of `rclone cat`."""
-        received = 0
+        return timed_download(lambda take: self._cat(handle, take), size, hash_of(size) if verify else None)
 
-        def take(data: memoryview) -> None:
-            nonlocal received
-            received += len(data)
-
-        begin = time.perf_counter()
+    def _cat(self, handle: str, take: Callable[[memoryview], object]) -> None:
         drain([self._program, "cat", f":webdav:{handle}", *self._options], take)
-        seconds = time.perf_counter() - begin
-        expect(received, size)
-        return seconds
 
-    def verify(self, handle: str, size: int, unit: bytes = DATA) -> None:
+    def compare(self, handle: str, size: int, unit: bytes = DATA) -> None:
         """Compare every byte."""
         content = Content(unit)
-        drain([self._program, "cat", f":webdav:{handle}", *self._options], content.feed)
+        self._cat(handle, content.feed)
         content.end(size)
 
     def lines(self, count: int) -> float:
         """Write each line into the pipe by itself."""
         size = count * len(LINE)
         seconds, name = self._send((LINE for _ in range(count)), size)
-        self.verify(name, size, LINE)
+        self.compare(name, size, LINE)
         return seconds

@@ -10,7 +10,7 @@ from typing import Any
 import requests
 from tusclient.client import TusClient
 
-from peers.programs.contents import DATA, LINE, MEBIBYTE, Content, expect
+from peers.programs.contents import DATA, LINE, MEBIBYTE, Content, hash_of, timed_download
 
 
 class Repeated(io.RawIOBase):
@@ -67,21 +67,11 @@ class Client:
             for piece in response.iter_content(MEBIBYTE):
                 take(piece)
 
-    def download(self, handle: str, size: int) -> float:
+    def download(self, handle: str, size: int, verify: bool) -> float:
         """GET in pieces of 1 MiB."""
-        received = 0
+        return timed_download(lambda take: self._receive(handle, take), size, hash_of(size) if verify else None)
 
-        def take(data: bytes) -> None:
-            nonlocal received
-            received += len(data)
-
-        begin = time.perf_counter()
-        self._receive(handle, take)
-        seconds = time.perf_counter() - begin
-        expect(received, size)
-        return seconds
-
-    def verify(self, handle: str, size: int) -> None:
+    def compare(self, handle: str, size: int) -> None:
         """Compare every byte."""
         content = Content()
         self._receive(handle, content.feed)

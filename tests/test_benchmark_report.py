@@ -1,0 +1,206 @@
+"""Several runs of the benchmarks are told of together, each by itself where it matters, and what arrives is checked."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def _report(rows: dict[str, list[float]], *, raw: float = 10.0, **fields: Any) -> Any:
+    """Return the report of a run with these values of rows, one for each round."""
+    from cases import Result, Sample
+    from report import Report
+
+    results = {
+        name: Result(
+            name,
+            name,
+            "Group",
+            "ms" if name.endswith("latenc") else "GB/s",
+            False,
+            None,
+            [Sample(value, round=number, raw=raw) for number, value in enumerate(values)],
+        )
+        for name, values in rows.items()
+    }
+    settings: dict[str, Any] = {
+        "date": "2026-11-21 12:00",
+        "machine": "a machine",
+        "libraries": "libraries",
+        "code": "abc",
+        "arguments": "run.py",
+        "rounds": 3,
+        "size": 1 << 20,
+        "seconds": 60.0,
+        "load": 1.0,
+    }
+    return Report(**{**settings, **fields}, results=results)
+
+
+def _goal(report: Any, what: str) -> list[str]:
+    from goals import section
+
+    [row] = [line for line in section(report) if line.startswith(f"| {what} |")]
+    return [cell.strip() for cell in row.strip("|").split("|")]
+
+
+def test_a_goal_is_met_if_every_run_meets_it_by_itself() -> None:
+    from runs import together
+
+    runs = [_report({"ws.upload_warm": [value] * 3}) for value in (4.6, 4.4, 7.0)]
+    what = "WebSocket upload to a warm file, to raw"
+    assert _goal(together(runs, "three"), what)[1:6] == [
+        "0.46; 0.44; 0.70",
+        "≥ 0.45",
+        "**missed**, met 2 of 3 times",
+        "≥ 0.65",
+        "missed, met 1 of 3 times",
+    ]
+    assert _goal(together([runs[0], runs[2]], "two"), what)[3] == "met"
+    assert _goal(runs[1], what)[1:4] == ["0.44", "≥ 0.45", "**missed**"]
+
+
+def test_ratios_are_of_the_rounds_of_one_run_also_where_one_has_fewer() -> None:
+    from runs import together
+
+    first = _report({"grpc.upload_warm": [1.0, 2.0], "floor.upload_warm": [2.0, 4.0, 4.0]})
+    second = _report({"grpc.upload_warm": [3.0, 3.0, 3.0], "floor.upload_warm": [12.0, 12.0, 12.0]})
+    whole = together([first, second], "two")
+    assert whole.ratios_to("grpc.upload_warm", ["floor.upload_warm"]) == [0.5, 0.5, 0.25, 0.25, 0.25]
+    assert [run.values("grpc.upload_warm") for run in whole.each_run()] == [{0: 1.0, 1: 2.0}, {3: 3.0, 4: 3.0, 5: 3.0}]
+
+
+def test_a_row_that_one_run_lacks_is_told_of_the_others() -> None:
+    from runs import together
+
+    with_row, without = _report({"ws.upload_warm": [5.0]}), _report({"ws.download": [5.0]})
+    whole = together([without, with_row], "two")
+    assert _goal(whole, "WebSocket upload to a warm file, to raw")[1] == "0.50"
+    assert _goal(whole, "WebSocket download, to raw")[1] == "0.50"
+
+
+def test_runs_of_other_sizes_or_of_several_runs_are_not_put_together() -> None:
+    from runs import together
+
+    one = _report({})
+    for other in (_report({}, size=2), _report({}, rounds=5), together([one, one], "two")):
+        with pytest.raises(ValueError, match="only single runs"):
+            together([one, other], "two")
+
+
+def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> None:
+    from runs import together
+
+    first, second = _report({"ws.download": [1.0]}, missing={"nginx": "not there"}), _report({"ws.download": [2.0]})
+    second.code = "def"
+    second.results["ws.download"].problem = "TimeoutError"
+    whole = together([first, second], "two")
+    assert (whole.code, whole.seconds, whole.missing) == ("abc and def", 120.0, {"nginx": "not there"})
+    assert whole.results["ws.download"].problem == "TimeoutError"
+
+
+def test_what_is_recorded_can_be_read_again_and_has_a_line_for_each_sample() -> None:
+    from report import Report
+    from runs import together
+
+    one = _report({"ws.download": [1.0, 2.0], "nothing": []}, missing={"nginx": "not there"})
+    whole = together([one, one], "two")
+    text = whole.to_text()
+    assert Report.from_json(json.loads(text)) == whole
+    assert sum(line.strip().startswith('{"value"') for line in text.splitlines()) == 4
+
+
+def test_goals_name_every_peer_that_does_as_much_and_the_fastest_of_the_others() -> None:
+    report = _report(
+        {
+            "ws.upload": [2.0, 2.0],
+            "peer.arrow-flight.upload": [4.0, 4.0],
+            "peer.durable-streams-npm.upload": [1.0, 1.0],
+            "peer.nginx.upload": [8.0, 8.0],
+            "peer.rsync.upload": [1.0, 1.0],
+        }
+    )
+    what = "WebSocket, upload: ahead of"
+    assert _goal(report, f"{what} Arrow Flight, which does as much")[1:4] == ["0.50", "≥ 1", "**missed**"]
+    assert _goal(report, f"{what} Durable Streams (npm), which does as much")[1:4] == ["2.00", "≥ 1", "met"]
+    assert _goal(report, f"{what} nginx, the fastest of those that do less")[1:6] == ["0.25", "–", "", "≥ 1", "missed"]
+
+
+def test_where_less_is_better_ahead_means_less() -> None:
+    report = _report({"ws.latency": [0.2], "peer.durable-streams-npm.latencies": [0.8]})
+    for result in report.results.values():
+        result.lower_is_better = True
+    found = _goal(
+        report, "WebSocket, write of a line to its arrival: ahead of Durable Streams (npm), which does as much"
+    )
+    assert found[1:4] == ["4.00", "≥ 1", "met"]
+
+
+def test_a_peer_that_takes_long_is_measured_once_in_a_run(tmp_path: Path) -> None:
+    from cases import QUICK, Case, Run, Sample
+    from run import measure
+
+    calls: list[str] = []
+
+    def slow(run: Run) -> Sample:
+        calls.append("slow")
+        return Sample(1.0, seconds=3.5)
+
+    def quick(run: Run) -> Sample:
+        calls.append("quick")
+        return Sample(1.0, seconds=0.5)
+
+    cases = [Case(name, name, "Group", "GB/s", do, patience=3.0) for name, do in (("a", slow), ("b", quick))]
+    with Run(QUICK, tmp_path) as run:
+        results = measure(cases, run)
+    assert calls == ["slow", "quick", "quick", "quick"]
+    assert [len(result.samples) for result in results.values()] == [1, QUICK.rounds]
+
+
+def test_a_download_of_a_peer_that_arrives_changed_or_short_is_noticed_within_the_time() -> None:
+    from peers.programs.contents import DATA, MEBIBYTE, hash_of, pieces, timed_download
+
+    def arriving(parts: Iterator[bytes]) -> Any:
+        return lambda take: [take(part) for part in parts]
+
+    size = 3 * MEBIBYTE
+    assert timed_download(arriving(pieces(size)), size, hash_of(size)) > 0
+    changed = iter([DATA, bytes([DATA[0] ^ 1]) + DATA[1:], DATA])
+    with pytest.raises(AssertionError, match="other bytes"):
+        timed_download(arriving(changed), size, hash_of(size))
+    with pytest.raises(AssertionError, match="2097152 bytes of 3145728"):
+        timed_download(arriving(pieces(2 * MEBIBYTE)), size, None)
+    other = bytes(MEBIBYTE)
+    assert timed_download(arriving(iter([other, DATA])), 2 * MEBIBYTE, hash_of(2 * MEBIBYTE, other)) > 0
+
+
+def test_what_is_done_by_hand_moves_every_byte(tmp_path: Path) -> None:
+    from floor import Floor, make_warm_file
+    from raw_socket import MESSAGE, RawSocket, random_message
+
+    size = 2 * MESSAGE + 4321
+    expected = (random_message() * 3)[:size]
+    warm = make_warm_file()
+    try:
+        with Floor() as floor:
+            floor.upload(tmp_path / "up", size)
+            floor.follow(tmp_path / "followed", size)
+            floor.upload(warm, size, warm=True)
+            assert floor.download(tmp_path / "up", size) > 0
+        assert (tmp_path / "up").read_bytes() == expected
+        assert (tmp_path / "followed").read_bytes() == expected
+        assert warm.read_bytes()[:size] == expected
+    finally:
+        warm.unlink()
+    with RawSocket() as raw:
+        assert raw.seconds(size) > 0
+        assert raw.seconds(size, distinct=True) > 0
