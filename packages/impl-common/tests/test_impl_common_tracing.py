@@ -64,6 +64,35 @@ def test_a_trace_goes_on_at_the_server(exporter: InMemorySpanExporter, tracer: T
     assert span.status.status_code is StatusCode.UNSET
 
 
+def test_no_span_is_made_that_goes_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    monkeypatch.setattr(_tracing, "_span", lambda *span: made.append(span))
+    # The package is there, and nobody has told it where spans go.
+    with traced("OpenUpload", {}, transport="grpc"):
+        assert current_trace() == {}
+    assert made == []
+
+
+def test_a_caller_is_known_to_the_log_where_spans_go_nowhere() -> None:
+    headers = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
+    with traced("OpenUpload", headers, transport="grpc"):
+        assert current_trace()["trace_id"] == "0af7651916cd43dd8448eb211c80319c"
+    assert current_trace() == {}
+
+
+def test_a_provider_that_is_set_later_gets_what_comes_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    asked = trace.ProxyTracer("tailrace")
+    monkeypatch.setattr(_tracing, "_tracer", lambda: asked)
+    with traced("OpenUpload", {}, transport="grpc"):
+        assert current_trace() == {}
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", provider)
+    with traced("OpenUpload", {}, transport="grpc"):
+        assert current_trace() != {}
+    assert "tailrace OpenUpload" in ended(exporter)
+
+
 @pytest.mark.parametrize("headers", [{}, {"traceparent": "no trace\nat all"}, {"tracestate": "a=b"}])
 def test_a_caller_without_a_trace_gets_one_of_its_own(
     exporter: InMemorySpanExporter, tracer: Tracer, headers: dict[str, str]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from contextvars import ContextVar
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 
 from tailrace_common_api import (
     ConnectionLost,
@@ -64,15 +63,25 @@ def log_failure(operation: str, error: TailraceError, *, resource: str | None = 
         logger.log(level, "%s failed: %s", operation, _shown(error), extra=about)
 
 
-@contextmanager
-def counted_refusals(endpoint: Endpoint, peer: str) -> Generator[None, None, None]:
+class counted_refusals:  # noqa: N801  # used as a function; a class because each request runs through several
     """Count and log it when the block refuses a connection or a request from ``peer`` before it begins."""
-    try:
-        yield
-    except TailraceError as error:
-        endpoint.telemetry.refused(endpoint.transport, error.code)
-        logger.info("refused over %s: %s", endpoint.transport, _shown(error), extra={"code": error.code, "peer": peer})
-        raise
+
+    __slots__ = ("_endpoint", "_peer")
+
+    def __init__(self, endpoint: Endpoint, peer: str) -> None:
+        self._endpoint = endpoint
+        self._peer = peer
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if isinstance(exc, TailraceError):
+            transport, about = self._endpoint.transport, {"code": exc.code, "peer": self._peer}
+            self._endpoint.telemetry.refused(transport, exc.code)
+            logger.info("refused over %s: %s", transport, _shown(exc), extra=about)
 
 
 def _shown(error: TailraceError) -> str:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 _HEADERS = frozenset({"traceparent", "tracestate"})
+_NOTHING = nullcontext()
 
 
 @functools.cache
@@ -52,7 +53,9 @@ def traced(operation: str, trace: Mapping[str, str], *, transport: str = "") -> 
         trace: Headers that the caller sent; empty for a trace of its own.
         transport: Name of the transport; empty where there is none.
     """
-    return _span(operation, trace, transport) if _installed() else nullcontext()
+    if _installed() and (trace or _recorded()):
+        return _span(operation, trace, transport)
+    return _NOTHING
 
 
 @contextmanager
@@ -88,6 +91,14 @@ def _record(span: Span, kind: str) -> None:
     span.set_attribute("error.type", kind)
     span.set_status(Status(StatusCode.ERROR, kind))
     span.add_event("exception", {"exception.type": kind})
+
+
+def _recorded() -> bool:
+    """Whether spans go anywhere: the package alone makes some that cost a good part of a small request."""
+    from opentelemetry.trace import ProxyTracer, ProxyTracerProvider, get_tracer_provider
+
+    # A provider may be set at any time.
+    return not (isinstance(_tracer(), ProxyTracer) and isinstance(get_tracer_provider(), ProxyTracerProvider))
 
 
 @functools.cache

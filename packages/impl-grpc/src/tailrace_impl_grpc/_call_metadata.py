@@ -12,19 +12,20 @@ _BEARER = "bearer "
 _TRACE_KEYS = ("traceparent", "tracestate")
 
 
-def credentials_of(context: Context) -> Credentials:
-    """Return what the caller shows."""
+def credentials_of(context: Context, *, certificates: bool = True) -> Credentials:
+    """Return what the caller shows; without ``certificates`` where the server asks for none."""
     shown = [value for key, value in context.invocation_metadata() or () if key == _AUTHORIZATION]
     # Which of several is meant nobody can know: whoever stands before the server may have looked at another one.
     authorization = shown[0] if len(shown) == 1 and isinstance(shown[0], str) else ""
     token = authorization[len(_BEARER) :].strip() if authorization.lower().startswith(_BEARER) else None
-    return Credentials(token=token or None, certificate_names=_certificate_names(context), peer=context.peer())
+    names = _certificate_names(context) if certificates else ()
+    return Credentials(token=token or None, certificate_names=names, peer=context.peer())
 
 
 def trace_of(context: Context) -> Mapping[str, str]:
     """Return the trace context of the caller; empty for none."""
-    metadata = _metadata(context)
-    return {key: metadata[key] for key in _TRACE_KEYS if key in metadata}
+    metadata = context.invocation_metadata() or ()
+    return {key: value for key, value in metadata if key in _TRACE_KEYS and isinstance(value, str)}
 
 
 def _certificate_names(context: Context) -> tuple[str, ...]:
@@ -32,7 +33,3 @@ def _certificate_names(context: Context) -> tuple[str, ...]:
     known = context.auth_context()
     names = (*known.get("x509_common_name", ()), *known.get("x509_subject_alternative_name", ()))
     return tuple(dict.fromkeys(name.decode("utf-8", "replace") for name in names))
-
-
-def _metadata(context: Context) -> dict[str, str]:
-    return {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}

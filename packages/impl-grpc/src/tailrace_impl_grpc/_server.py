@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TypeVar
 from urllib.parse import urlsplit
 
@@ -75,6 +74,7 @@ class GrpcServer(TransportServer):
         self._peers: Peers | None = None
         self._urls: Mapping[str, str] = {}
         self._closing = False
+        self._certificates = False
         self._shared = shared_message()
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
@@ -116,6 +116,7 @@ class GrpcServer(TransportServer):
             max_requests=manager.limits.max_requests,
             telemetry=manager.telemetry,
         )
+        self._certificates = credentials is not None and settings.client_ca_file is not None
         self._manager = manager
         manager.add_base(self._endpoint.base)
         await server.start()
@@ -235,27 +236,22 @@ class GrpcServer(TransportServer):
 
     async def _authenticate(self, context: Context) -> ResourceService:
         assert self._manager is not None
-        credentials = credentials_of(context)
+        credentials = credentials_of(context, certificates=self._certificates)
         assert self._endpoint is not None
         with counted_refusals(self._endpoint, credentials.peer):
             return await self._manager.authenticate(credentials)
 
-    @contextmanager
-    def _admitted(self, context: Context) -> Generator[None, None, None]:
-        """Let a call in, or refuse it, and count it while the block runs."""
+    def _admit(self, peer: str) -> Peers:
+        """Let a call in, or refuse it; who is let in is to be counted out again."""
         assert self._manager is not None
         assert self._endpoint is not None
         assert self._peers is not None
-        peer = context.peer()
         with counted_refusals(self._endpoint, peer):
             if self._closing:
                 raise GoingAway(retry_after=_RETRY_AFTER)
             self._manager.admit()
             self._peers.begin(peer)
-        try:
-            yield
-        finally:
-            self._peers.end(peer)
+        return self._peers
 
     async def _run(
         self,
@@ -272,9 +268,13 @@ class GrpcServer(TransportServer):
         error: TailraceError
         try:
             try:
-                with self._admitted(context):
+                peer = context.peer()
+                peers = self._admit(peer)
+                try:
                     # Before any message of the call is looked at.
                     return await work(await self._authenticate(context))
+                finally:
+                    peers.end(peer)
             except TailraceError as exc:
                 error = exc
             except asyncio.CancelledError:

@@ -10,7 +10,7 @@ import asyncio
 import importlib.metadata
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -80,6 +80,7 @@ class PrometheusTelemetry(Telemetry):
             ["transport"],
             registry=registry,
         )
+        self._of_transport: dict[str, _Connections] = {}
         self._refused = Counter(
             "tailrace_refused",
             "Connections and requests that were refused before they began, by the code of the error.",
@@ -151,15 +152,12 @@ class PrometheusTelemetry(Telemetry):
 
     # What transports count.
 
-    @contextmanager
-    def connection(self, transport: str) -> Generator[None, None, None]:
-        self._connections.labels(transport).inc()
-        open_connections = self._open.labels(transport)
-        open_connections.inc()
-        try:
-            yield
-        finally:
-            open_connections.dec()
+    def connection(self, transport: str) -> AbstractContextManager[None]:
+        known = self._of_transport.get(transport)
+        if known is None:
+            known = _Connections(self._connections.labels(transport), self._open.labels(transport))
+            self._of_transport[transport] = known
+        return known
 
     def request(self, transport: str, operation: str) -> RequestTelemetry:
         return _Request(self._operation(transport, operation))
@@ -232,6 +230,25 @@ class PrometheusTelemetry(Telemetry):
 
 def _known(code: str) -> str:
     return code if code in _CODES else _OTHER
+
+
+class _Connections:
+    """The counters of the connections of one transport, looked up once; entered by each of them."""
+
+    __slots__ = ("_begun", "_open")
+
+    def __init__(self, begun: Counter, open: Gauge) -> None:
+        self._begun = begun
+        self._open = open
+
+    def __enter__(self) -> None:
+        self._begun.inc()
+        self._open.inc()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.dec()
 
 
 class _Operation:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractAsyncContextManager
 
 from tailrace_common_api import NotFound, TailraceError
 from tailrace_impl_server._keyed_locks import KeyedLocks
@@ -67,11 +67,9 @@ class Registry:
         live = self._live.get(id)
         return None if live is None or live.deleted else live
 
-    @asynccontextmanager
-    async def locked(self, id: str) -> AsyncGenerator[None, None]:
-        """Keep others from opening, ending or deleting the resource meanwhile; not who only reads it."""
-        async with self._locks.hold(id):
-            yield
+    def locked(self, id: str) -> AbstractAsyncContextManager[None]:
+        """Keep others from opening, ending or deleting the resource within the block; not who only reads it."""
+        return self._locks.hold(id)
 
     async def acquire(self, id: str) -> LiveResource:
         """Return a resource for use; the caller must not hold its lock.
