@@ -82,6 +82,8 @@ class Sample:
     """Round in which it was measured, from 0."""
     raw: float = 0.0
     """GB/s of the raw socket directly before."""
+    floor: float = 0.0
+    """What was reached by hand directly before, where somebody does this by hand."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ class Case:
     slow: bool = False
     """Whether it takes so long that it is measured in fewer rounds."""
     floor: str | None = None
-    """Id of the row whose figure of the same round is the attainable limit."""
+    """Id of the row whose figure is the attainable limit; one of the machine is measured directly before, too."""
     patience: float | None = None
     """Seconds; a row that takes longer is measured once."""
 

@@ -3,7 +3,7 @@
 Throughput is stated as a ratio to a raw blocking loopback socket. Where those ratios were set, blocking sockets that do
 the work of an upload by hand reached 0.79 to 0.92 of it; how much they reach depends on how much of what the raw socket
 moves stays in the caches of a machine. Each such goal is therefore stated a second time, as a share of what is reached
-by hand in the same rounds.
+by hand directly before.
 """
 
 from __future__ import annotations
@@ -51,6 +51,11 @@ class Goal:
 def to_raw(id: str) -> Measured:
     """The ratio of a row to the raw socket directly before it."""
     return lambda report: report.ratios_to_raw(id)
+
+
+def shares_of(id: str) -> Measured:
+    """The ratio of a row to what is reached by hand directly before it."""
+    return lambda report: report.shares(id)
 
 
 def each(id: str, take: Callable[[Sample], float]) -> Measured:
@@ -132,7 +137,7 @@ def _throughput() -> list[Goal]:
 
     def state(what: str, row: str, must: float, far: float, by_hand: str, shares: tuple[float, float]) -> None:
         goals.append(Goal(f"{what}, to raw", to_raw(row), must, far, floor=to_raw(by_hand)))
-        goals.append(Goal("– its share of what is reached by hand", ratio(row, by_hand), *shares))
+        goals.append(Goal("– its share of what is reached by hand", shares_of(row), *shares))
 
     def share(must: float, far: float) -> tuple[float, float]:
         return round(must / _BY_HAND, 2), round(far / _BY_HAND, 2)

@@ -80,6 +80,15 @@ class Report:
             if found and all(number in limit for limit in found)
         ]
 
+    def shares(self, id: str) -> list[float]:
+        """Return the ratios of a row to its floor: to that directly before each measurement, or of the same round."""
+        result = self.results.get(id)
+        if result is None or result.floor is None:
+            return []
+        floors = self.values(result.floor)
+        pairs = [(sample.value, sample.floor or floors.get(sample.round)) for sample in result.samples]
+        return [value / floor for value, floor in pairs if floor]
+
     def factors(self, id: str, other: Result) -> list[float]:
         """Return how far a row is ahead of another one, each of the same round: above 1 it is."""
         return self.ratios_to(other.id, [id]) if other.lower_is_better else self.ratios_to(id, [other.id])
@@ -152,12 +161,11 @@ def table(report: Report, results: list[Result]) -> list[str]:
             lines.append(f"| {result.title} | not measured: {result.problem} | | | | | | |")
             continue
         values = [sample.value for sample in result.samples]
-        to_floor = report.ratios_to(result.id, [result.floor]) if result.floor else []
         cells = [
             result.title,
             f"{spread(values)} {result.unit}",
             spread(report.ratios_to_raw(result.id)) if result.id != "raw.socket" else NOTHING,
-            spread(to_floor),
+            spread(report.shares(result.id)),
             _processor(result, "server"),
             _processor(result, "client"),
             _peaks(result),
@@ -192,7 +200,7 @@ def main_table(report: Report) -> list[str]:
                 details.append(f"p99 {figure(statistics.median(late))} ms")
             if ratios := report.ratios_to_raw(result.id):
                 share = f"{figure(statistics.median(ratios))} of raw"
-                if result.floor and (shares := report.ratios_to(result.id, [result.floor])):
+                if shares := report.shares(result.id):
                     share += f", {figure(statistics.median(shares))} of by hand"
                 details.append(share)
                 details.append(f"{_processor(result, 'server')} + {_processor(result, 'client')}")
@@ -202,8 +210,8 @@ def main_table(report: Report) -> list[str]:
     if len(lines) == 2:
         return []
     note = (
-        "Ratios are to a raw blocking loopback socket directly before, and to blocking sockets that do the same work by "
-        "hand; processor time is that of server + client."
+        "Ratios are to a raw blocking loopback socket directly before, and to blocking sockets that do the same work "
+        "by hand; processor time is that of server + client."
     )
     return ["## In short", "", *lines, "", note]
 
@@ -218,9 +226,9 @@ def head(report: Report) -> list[str]:
         "",
         f"Medians (minimum–maximum) of up to {report.rounds} rounds{again}; transfers of {report.size >> 20} MiB. "
         "Directly before each measurement a blocking socket between two processes moves data in messages of 1 MiB; *to "
-        "raw* is the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, same "
-        "round. Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident memory, with "
-        "what earlier rows left in it.",
+        "raw* is the ratio to that. *To floor* is the ratio to blocking sockets that do the same work by hand, also "
+        "directly before. Processor time is per gigabyte, or for each thing that was done. Peaks are of the resident "
+        "memory, with what earlier rows left in it.",
     ]
 
 

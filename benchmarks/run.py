@@ -34,7 +34,7 @@ import peer_rows
 import record_rows
 import setting_rows
 import transfer_rows
-from cases import CASES, FULL, GIGABYTE, GROUPS, MEBIBYTE, QUICK, Case, Result, Run
+from cases import CASES, FULL, GIGABYTE, GROUPS, LIMITS, MEBIBYTE, QUICK, Case, Result, Run
 from machine import describe_code, describe_libraries, describe_machine, load_average
 from report import Report, render
 
@@ -60,14 +60,16 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
             continue
         begin = time.perf_counter()
         limit = size / raw.seconds(size) / GIGABYTE
+        by_hand = None if case.floor is None else CASES[case.floor]
         try:
+            floor = by_hand.measure(run).value if by_hand is not None and by_hand.group == LIMITS else 0.0
             sample = case.measure(run)
         except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
             result.problem = f"{type(error).__name__}: {error}"
             print(f"{case.id}: {result.problem}", file=sys.stderr)
             traceback.print_exc()
             continue
-        sample.round, sample.raw = number, limit
+        sample.round, sample.raw, sample.floor = number, limit, floor
         result.samples.append(sample)
         took = time.perf_counter() - begin
         print(f"round {number + 1}: {case.id}: {sample.value:.3f} {case.unit} ({took:.1f} s)", file=sys.stderr)

@@ -25,10 +25,10 @@ def _report(rows: dict[str, list[float]], *, raw: float = 10.0, **fields: Any) -
             name,
             name,
             "Group",
-            "ms" if name.endswith("latenc") else "GB/s",
+            "GB/s",
             False,
             None,
-            [Sample(value, round=number, raw=raw) for number, value in enumerate(values)],
+            [Sample(value, bytes=1 << 20, round=number, raw=raw) for number, value in enumerate(values)],
         )
         for name, values in rows.items()
     }
@@ -77,6 +77,16 @@ def test_ratios_are_of_the_rounds_of_one_run_also_where_one_has_fewer() -> None:
     whole = together([first, second], "two")
     assert whole.ratios_to("grpc.upload_warm", ["floor.upload_warm"]) == [0.5, 0.5, 0.25, 0.25, 0.25]
     assert [run.values("grpc.upload_warm") for run in whole.each_run()] == [{0: 1.0, 1: 2.0}, {3: 3.0, 4: 3.0, 5: 3.0}]
+
+
+def test_the_share_of_what_is_reached_by_hand_is_that_directly_before_or_else_of_the_same_round() -> None:
+    report = _report({"ws.download": [3.0, 3.0, 3.0], "floor.download": [4.0, 4.0, 4.0]})
+    row = report.results["ws.download"]
+    row.floor = "floor.download"
+    assert report.shares("ws.download") == [0.75, 0.75, 0.75]
+    row.samples[1].floor = 6.0
+    assert report.shares("ws.download") == [0.75, 0.5, 0.75]
+    assert report.shares("floor.download") == report.shares("nothing") == []
 
 
 def test_a_row_that_one_run_lacks_is_told_of_the_others() -> None:
@@ -139,10 +149,8 @@ def test_where_less_is_better_ahead_means_less() -> None:
     report = _report({"ws.latency": [0.2], "peer.durable-streams-npm.latencies": [0.8]})
     for result in report.results.values():
         result.lower_is_better = True
-    found = _goal(
-        report, "WebSocket, write of a line to its arrival: ahead of Durable Streams (npm), which does as much"
-    )
-    assert found[1:4] == ["4.00", "≥ 1", "met"]
+    what = "WebSocket, write of a line to its arrival: ahead of Durable Streams (npm), which does as much"
+    assert _goal(report, what)[1:4] == ["4.00", "≥ 1", "met"]
 
 
 def test_a_peer_that_takes_long_is_measured_once_in_a_run(tmp_path: Path) -> None:
@@ -164,6 +172,27 @@ def test_a_peer_that_takes_long_is_measured_once_in_a_run(tmp_path: Path) -> Non
         results = measure(cases, run)
     assert calls == ["slow", "quick", "quick", "quick"]
     assert [len(result.samples) for result in results.values()] == [1, QUICK.rounds]
+
+
+def test_what_is_reached_by_hand_is_measured_directly_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cases import CASES, LIMITS, QUICK, Case, Run, Sample
+    from run import measure
+
+    calls: list[str] = []
+
+    def row(name: str, value: float) -> Any:
+        def do(run: Run) -> Sample:
+            calls.append(name)
+            return Sample(value, seconds=0.5)
+
+        return do
+
+    monkeypatch.setitem(CASES, "hand", Case("hand", "hand", LIMITS, "GB/s", row("hand", 8.0)))
+    case = Case("ours", "ours", "Group", "GB/s", row("ours", 4.0), floor="hand")
+    with Run(QUICK, tmp_path) as run:
+        results = measure([case], run)
+    assert calls == ["hand", "ours"] * QUICK.rounds
+    assert [sample.floor for sample in results["ours"].samples] == [8.0] * QUICK.rounds
 
 
 def test_a_download_of_a_peer_that_arrives_changed_or_short_is_noticed_within_the_time() -> None:
