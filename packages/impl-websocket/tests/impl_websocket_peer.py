@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import ClientSettings, Limits, Metadata, ResourceState, Status, Visibility
+from tailrace_impl_common import cancel_and_wait
 from tailrace_impl_websocket import WebSocketConnection
 from tailrace_impl_websocket._codec import Hello, encode_from_server
 
@@ -85,26 +86,36 @@ class Scripted(NamedTuple):
 
     url: str
     silent: asyncio.Event
+    heard: asyncio.Event
 
-    async def everything_arrived(self, made: WebSocketConnection) -> None:
+    async def everything_arrived(self) -> None:
         """Wait until the client has taken in all that was said."""
-        await self.silent.wait()
-        pong = await (await made._connected())._websocket.ping()
-        await pong
+        await self.heard.wait()
 
 
 @asynccontextmanager
 async def scripted(script: Script, **options: Any) -> AsyncIterator[Scripted]:
     """Run a server whose every connection follows ``script``."""
-    silent = asyncio.Event()
+    silent, heard = asyncio.Event(), asyncio.Event()
+
+    async def listen(websocket: ServerConnection) -> None:
+        await silent.wait()
+        with suppress(ConnectionClosed):
+            # A ping is answered behind all that came before it.
+            await (await websocket.ping())
+            heard.set()
 
     async def handle(websocket: ServerConnection) -> None:
-        with suppress(ConnectionClosed):
-            await script(Peer(websocket, silent))
-            silent.set()
-            await websocket.wait_closed()
+        listening = asyncio.create_task(listen(websocket))
+        try:
+            with suppress(ConnectionClosed):
+                await script(Peer(websocket, silent))
+                silent.set()
+                await websocket.wait_closed()
+        finally:
+            await cancel_and_wait(listening)
 
     options.setdefault("close_timeout", 0.1)
     options.setdefault("subprotocols", [Subprotocol("tailrace.v1")])
     async with serve(handle, "127.0.0.1", 0, compression=None, **options) as server:
-        yield Scripted(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", silent)
+        yield Scripted(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", silent, heard)

@@ -296,7 +296,7 @@ async def test_flood_of_control_messages_ends_its_stream() -> None:
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(OpenUpload(metadata=Metadata(name="x")))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
 
         async def receive_all() -> None:
             while True:
@@ -317,7 +317,7 @@ async def test_slow_watcher_of_a_context_misses_the_oldest_events() -> None:
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(WatchContext(id=ID))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         received = []
         while isinstance(message := await stream.receive(), ContextEvent):
             received.append(message.sequence)
@@ -341,7 +341,7 @@ async def test_newest_status_replaces_those_that_were_not_taken() -> None:
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(Watch(id=ID))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         received = []
         while isinstance(message := await stream.receive(), Status):
             received.append(message.version)
@@ -399,7 +399,7 @@ async def test_error_of_a_request_comes_behind_what_was_said_before() -> None:
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(OpenUpload(metadata=Metadata(name="x")))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         assert await stream.receive() == Checkpoint(7, 0, bytes(16))
         for _ in range(2):
             with pytest.raises(QuotaExceeded) as caught:

@@ -198,7 +198,7 @@ async def test_reader_that_takes_nothing_holds_nobody_up() -> None:
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(Query(source="s"))
         assert isinstance(await made.call(GetStatus(id=ID)), Status)
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         await stream.close()
 
 
@@ -282,7 +282,7 @@ async def end_of_work(credit: tuple[int, int], deliver: Deliver, *, take: int) -
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(Work(queue="q", records=credit[0], bytes=credit[1]))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         assert isinstance(await stream.receive(), WorkOpened)
         for _ in range(take):
             assert isinstance(await stream.receive(), Deliveries)
@@ -331,7 +331,7 @@ async def test_credit_that_is_taken_back_covers_what_is_on_its_way() -> None:
         assert isinstance(await stream.receive(), WorkOpened)
         await stream.send(Credit(sequence=1, records=3, bytes=1000))
         await stream.send(Credit(sequence=2, records=0, bytes=0))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         assert await stream.receive() == delivered(10, 10, 10)
         assert await stream.receive() == CreditSet(2, 3, True)
         with pytest.raises(ProtocolError, match="credit"):
@@ -388,7 +388,7 @@ async def test_more_answers_are_confirmed_than_messages_may_wait() -> None:
         stream = await made.open(Work(queue="q", records=1, bytes=10))
         for _ in range(5000):
             await stream.send(ACKNOWLEDGED)
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         assert isinstance(await stream.receive(), WorkOpened)
         for _ in range(5000):
             assert await stream.receive() == Settled((False,), "busy")
@@ -404,7 +404,7 @@ async def test_newest_state_of_the_credit_is_enough() -> None:
 
     async with scripted(script) as server, connection(server.url) as made:
         stream = await made.open(Work(queue="q", records=1, bytes=10))
-        await server.everything_arrived(made)
+        await server.everything_arrived()
         assert isinstance(await stream.receive(), WorkOpened)
         assert await stream.receive() == CreditSet(0, 9999, True)
 

@@ -66,8 +66,8 @@ def frame_parts(request: int, message: BinaryMessage) -> tuple[bytes, Buffer]:
     return frame_of(request, message), b""
 
 
-def parse_frame(frame: bytes) -> BinaryMessage:
-    """Return what is in a frame that names its request.
+def parse_frame(frame: bytes | memoryview) -> BinaryMessage:
+    """Return what is in a frame that names its request; the data of a chunk is a view of it.
 
     Raises:
         ProtocolError: It is not what its layout says, or too large.
@@ -75,12 +75,12 @@ def parse_frame(frame: bytes) -> BinaryMessage:
     layout = frame[0]
     if layout == CHUNK_LAYOUT:
         return parse_chunk(frame)
-    if layout == RECORDS_LAYOUT:
-        return parse_records(frame)
-    return parse_deliveries(frame)
+    # Records are cut out of it one by one, which makes bytes of bytes only.
+    whole = bytes(frame)
+    return parse_records(whole) if layout == RECORDS_LAYOUT else parse_deliveries(whole)
 
 
-def frame_request(frame: bytes) -> int:
+def frame_request(frame: bytes | memoryview) -> int:
     """Return the request that a frame belongs to; looks no further.
 
     Raises:
@@ -100,7 +100,7 @@ def frame_request(frame: bytes) -> int:
     return int(request)
 
 
-def data_size(frame: bytes) -> int:
+def data_size(frame: bytes | memoryview) -> int:
     """Return what a frame that names its request counts for in windows, in bytes.
 
     That is the bytes of a chunk, and of records their data, their keys and an overhead for each.

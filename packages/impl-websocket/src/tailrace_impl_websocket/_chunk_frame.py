@@ -58,7 +58,7 @@ def chunk_header(request: int, chunk: Chunk) -> bytes:
     return header + _CHECKPOINT.pack(checkpoint.newlines, checkpoint.head)
 
 
-def parse_chunk(frame: bytes) -> Chunk:
+def parse_chunk(frame: bytes | memoryview) -> Chunk:
     """Return the chunk in ``frame``, its data a view of it.
 
     Raises:

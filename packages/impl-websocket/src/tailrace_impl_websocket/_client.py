@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import (
@@ -26,13 +26,13 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import ClientStream, ConnectedClient, Connection, cancel_and_wait, warn_of_clear_text
 from tailrace_impl_common.messages import Request, UnaryAnswer, UnaryRequest
-from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
-from tailrace_impl_websocket._client_connection import LargeFrameConnection
+from tailrace_impl_websocket._client_connection import MAX_MESSAGE_SIZE, OpeningConnection
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL, Failure, Hello, Malformed, decode_from_server
 from tailrace_impl_websocket._codec_values import read_error
 from tailrace_impl_websocket._credentials import ANONYMOUS
 from tailrace_impl_websocket._fields import parse_object
+from tailrace_impl_websocket._frame_reader import Payload
 from tailrace_impl_websocket._options import WebSocketClientOptions
 from tailrace_impl_websocket._tls import client_context
 
@@ -162,7 +162,7 @@ class WebSocketConnection(Connection):
             async with asyncio.timeout(settings.connect_timeout):
                 websocket = await connect_websocket(
                     address,
-                    create_connection=LargeFrameConnection,
+                    create_connection=OpeningConnection,
                     **await self._tls(),
                     **_identification(settings.token),
                     compression="deflate" if self._options.compression else None,
@@ -171,16 +171,19 @@ class WebSocketConnection(Connection):
                     close_timeout=min(_CLOSE_TIMEOUT, settings.keepalive_timeout),
                     ping_interval=settings.keepalive_interval,
                     ping_timeout=settings.keepalive_timeout,
-                    # Above the largest frame, so that a frame that is too large fails its request and no other one.
-                    max_size=2 * MAX_FRAME_SIZE,
+                    max_size=MAX_MESSAGE_SIZE,
                     write_limit=_WRITE_BUFFER,
                 )
                 try:
                     if websocket.subprotocol != SUBPROTOCOL:
                         raise Unsupported(f"{address} does not speak {SUBPROTOCOL}")
-                    assert isinstance(websocket, LargeFrameConnection)
+                    assert isinstance(websocket, OpeningConnection)
+                    frames = websocket.frames
+                    first = await frames.first()
+                    if first is None:
+                        raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {frames.end}")
                     # Known from the moment on in which it is: closing may come before anybody takes the result.
-                    self._link = link = Link(websocket, _hello(await websocket.recv()), address)
+                    self._link = link = Link(frames, _hello(first), address)
                     return link
                 except BaseException:
                     websocket.transport.abort()
@@ -192,7 +195,7 @@ class WebSocketConnection(Connection):
             raise DeadlineExceeded(what=f"the connection to {address}", seconds=settings.connect_timeout) from None
         except InvalidStatus as error:
             raise _refusal(address, error) from None
-        except (InvalidHandshake, ConnectionClosed, EOFError) as error:
+        except (InvalidHandshake, EOFError) as error:
             raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {_shown(error)}") from None
         except OSError as error:
             raise ConnectionLost(f"{address} cannot be reached: {_shown(error)}") from None
@@ -223,13 +226,13 @@ def _endpoint(url: str) -> str:
     return f"{scheme}://{parts.netloc}{parts.path.rstrip('/')}{PATH}"
 
 
-def _hello(frame: str | bytes) -> Hello:
+def _hello(frame: str | Payload) -> Hello:
     """Return the server's first message.
 
     Raises:
         TailraceError: What the server says instead, or ``ProtocolError``.
     """
-    if isinstance(frame, bytes):
+    if not isinstance(frame, str):
         raise ProtocolError("the server's first message is not a hello")
     try:
         message = decode_from_server(frame).message

@@ -1,39 +1,152 @@
-"""The client's end of a WebSocket: the library's, which here sends large messages with fewer copies."""
+"""How a client's WebSocket is opened: by the library, which leaves the frames to this package afterwards."""
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 
 from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+from websockets.protocol import State
 
-from tailrace_common_api import KIBIBYTE
+from tailrace_impl_common import cancel_and_wait
 from tailrace_impl_common.messages import Buffer
-from tailrace_impl_websocket._frame_layout import BINARY, MASKED, apply_mask, frame_header
+from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
+from tailrace_impl_websocket._client_frames import ClientFrameProtocol, ClientFrames, MessageReceiver
+from tailrace_impl_websocket._frame_reader import Payload
 
-_MASK_SIZE = 4
-_LARGE = 16 * KIBIBYTE
-"""Payloads from this size on are masked from where they are; smaller ones are joined, which takes fewer writes."""
+MAX_MESSAGE_SIZE = 2 * MAX_FRAME_SIZE
+"""Largest message of a server, in bytes: above the largest frame of the binding, so that a frame that is too large
+fails its request and no other one."""
+_END_OF_HEAD = b"\r\n\r\n"
 
 
-class LargeFrameConnection(ClientConnection):
-    """Masks a payload once, from where it is to where it is sent.
+class OpeningConnection(ClientConnection):
+    """The library's connection as far as the handshake goes.
 
-    The library joins a message before it masks it, and copies what it has masked twice: into a frame, and out of it.
+    Where an extension was agreed on, which the library knows and this package does not, it goes on.
     """
 
-    async def send_parts(self, header: bytes, payload: Buffer) -> None:
-        """Send a binary message in two parts; waits for the transport, as :meth:`send` does.
+    _own: ClientFrameProtocol | None = None
+    _head = b""
+    """The last bytes of what was received of the answer's head."""
+    _answered = False
+
+    @property
+    def frames(self) -> ClientFrames:
+        """The frames of the connection, once it is open."""
+        return self._own or LibraryFrames(self)
+
+    def data_received(self, data: bytes) -> None:
+        # The library may see of what follows its own part only what is for it.
+        rest = b""
+        if not self._answered:
+            seen = self._head + data
+            end = seen.find(_END_OF_HEAD)
+            if end < 0:
+                self._head = seen[-len(_END_OF_HEAD) + 1 :]
+            else:
+                self._answered = True
+                size = end + len(_END_OF_HEAD) - len(self._head)
+                self._head = b""
+                data, rest = data[:size], data[size:]
+        super().data_received(data)
+        if self._answered and self._own is None and not self.protocol.extensions and self.state is State.OPEN:
+            self._hand_over(rest)
+        elif rest:
+            super().data_received(rest)
+
+    def _hand_over(self, received: bytes) -> None:
+        self._own = ClientFrameProtocol(
+            self.transport,
+            max_size=MAX_MESSAGE_SIZE,
+            ping_interval=self.ping_interval,
+            ping_timeout=self.ping_timeout,
+            close_timeout=self.close_timeout,
+        )
+        self._own.begin(received)
+
+    def start_keepalive(self) -> None:
+        if self._own is None:
+            super().start_keepalive()
+
+
+class LibraryFrames:
+    """The frames of a connection that stays the library's."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        """Use ``connection``, which is open."""
+        self._connection = connection
+        self._task: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """What is below it."""
+        return self._connection.transport
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has ended the connection."""
+        return self._connection.state is State.OPEN
+
+    @property
+    def end(self) -> str:
+        """How the connection ended, for error texts."""
+        code, reason = self._connection.close_code, self._connection.close_reason
+        return f"closed with code {code}" + (f", {reason!a}" if reason else "") if code else "broken"
+
+    async def first(self) -> str | Payload | None:
+        """Return the first message; ``None`` when the connection ended before."""
+        try:
+            return await self._connection.recv()
+        except ConnectionClosed:
+            return None
+
+    def hand_to(self, receiver: MessageReceiver) -> None:
+        """Give every message to ``receiver``."""
+        self._task = asyncio.create_task(self._read(receiver), name="tailrace websocket reader")
+
+    async def _read(self, receiver: MessageReceiver) -> None:
+        receive = self._connection.recv
+        try:
+            while True:
+                message = await receive()
+                if isinstance(message, bytes):
+                    receiver.binary_received(message)
+                else:
+                    receiver.text_received(message)
+                # Nothing may keep the message alive while the next one is awaited.
+                del message
+        except ConnectionClosed:
+            receiver.disconnected()
+
+    async def send_text(self, text: str) -> None:
+        """Send a text message, and wait until the transport has room for more.
 
         Raises:
-            ConnectionClosed: The connection ended.
+            OSError: The connection ended.
         """
-        if len(payload) < _LARGE or self.protocol.extensions or len(header) % _MASK_SIZE:
-            await self.send(b"".join((header, payload)))
-            return
-        async with self.send_context():
-            mask = secrets.token_bytes(_MASK_SIZE)
-            first = bytearray(frame_header(BINARY, len(header) + len(payload)))
-            first[1] |= MASKED
-            # The header is as long as a few masks, so that the payload begins with the first byte of one.
-            first += mask + apply_mask(header, mask)
-            self.protocol.writes += (bytes(first), apply_mask(payload, mask))
+        try:
+            await self._connection.send(text)
+        except ConnectionClosed:
+            raise ConnectionResetError from None
+
+    async def send_parts(self, header: bytes, payload: Buffer) -> None:
+        """Send a binary message in two parts; as :meth:`send_text`."""
+        try:
+            await self._connection.send(b"".join((header, payload)))
+        except ConnectionClosed:
+            raise ConnectionResetError from None
+
+    def leave(self) -> None:
+        """Tell the server that the connection ends, without waiting for its answer. Idempotent."""
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._connection.close(), name="tailrace websocket close")
+
+    async def close(self) -> None:
+        """End the connection; waits for the server to agree, as long as it may take. Idempotent."""
+        try:
+            await self._connection.close()
+        finally:
+            self.transport.abort()
+            await cancel_and_wait(*(task for task in (self._task, self._closing) if task is not None))

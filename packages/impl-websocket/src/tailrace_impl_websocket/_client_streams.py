@@ -7,9 +7,6 @@ import logging
 from collections import deque
 from dataclasses import replace
 
-from websockets.exceptions import ConnectionClosed
-from websockets.protocol import State
-
 from tailrace_common_api import (
     ConnectionLost,
     MessageTooLarge,
@@ -54,7 +51,7 @@ from tailrace_impl_common.record_messages import (
 )
 from tailrace_impl_websocket._binary_frame import data_size, frame_parts, frame_request, parse_frame
 from tailrace_impl_websocket._chunk_frame import CHUNK_LAYOUT, MAX_FRAME_SIZE
-from tailrace_impl_websocket._client_connection import LargeFrameConnection
+from tailrace_impl_websocket._client_frames import ClientFrames
 from tailrace_impl_websocket._codec import (
     MAX_REQUEST,
     Cancel,
@@ -65,6 +62,7 @@ from tailrace_impl_websocket._codec import (
     decode_from_server,
     encode_from_client,
 )
+from tailrace_impl_websocket._frame_reader import Payload
 from tailrace_impl_websocket._record_frame import DELIVERIES_LAYOUT, RECORDS_LAYOUT, delivery_figures
 
 logger = logging.getLogger(__name__)
@@ -109,7 +107,7 @@ class WebSocketClientStream(ClientStream):
         """First message of the conversation, as it is sent."""
         self._unary = isinstance(request, UNARY_REQUESTS)
         # Binary frames are kept as they arrived: they are decoded by who takes them, and small until then.
-        self._inbound: deque[bytes | ServerMessage] = deque()
+        self._inbound: deque[Payload | ServerMessage] = deque()
         self._control = 0
         self._waiter: asyncio.Future[None] | None = None
         self._failure: TailraceError | None = None
@@ -155,7 +153,7 @@ class WebSocketClientStream(ClientStream):
             finally:
                 self._waiter = None
         message = self._inbound.popleft()
-        if not isinstance(message, bytes):
+        if not isinstance(message, bytes | memoryview):
             if not isinstance(message, Settled):
                 self._control -= 1
             return message
@@ -190,7 +188,7 @@ class WebSocketClientStream(ClientStream):
 
     # The connection's side
 
-    def put_frame(self, frame: bytes) -> None:
+    def put_frame(self, frame: Payload) -> None:
         """Take a binary frame of the server."""
         if self._failure is not None or self._complete:
             return
@@ -208,7 +206,7 @@ class WebSocketClientStream(ClientStream):
             self._inbound.append(frame)
             self._wake()
 
-    def _put_deliveries(self, frame: bytes) -> None:
+    def _put_deliveries(self, frame: Payload) -> None:
         held = self._held[0]
         self._hold(frame, 1)
         records, size = self._credit
@@ -219,7 +217,7 @@ class WebSocketClientStream(ClientStream):
         self._inbound.append(frame)
         self._wake()
 
-    def _hold(self, frame: bytes, sign: int) -> None:
+    def _hold(self, frame: Payload, sign: int) -> None:
         """Count the deliveries of a frame that nobody has taken."""
         records, size = delivery_figures(frame)
         self._held[0] += sign * records
@@ -292,11 +290,11 @@ class WebSocketClientStream(ClientStream):
 class Link:
     """One open WebSocket and the conversations over it.
 
-    Its task reads all the time: what a conversation may be sent is what it can hold.
+    What arrives is handed out all the time: what a conversation may be sent is what it can hold.
     """
 
-    def __init__(self, websocket: LargeFrameConnection, hello: Hello, address: str) -> None:
-        """Read from ``websocket``, on which ``hello`` was received; ``address`` is for error texts."""
+    def __init__(self, websocket: ClientFrames, hello: Hello, address: str) -> None:
+        """Take what arrives at ``websocket``, on which ``hello`` was received; ``address`` is for error texts."""
         self.hello = hello
         self._websocket = websocket
         self._address = address
@@ -306,12 +304,12 @@ class Link:
         self._closed_here = False
         self._ended = False
         self._cancelling: set[asyncio.Task[None]] = set()
-        self._reader = asyncio.create_task(self._read(), name="tailrace websocket reader")
+        websocket.hand_to(self)
 
     @property
     def usable(self) -> bool:
         """Whether new requests can be sent over it."""
-        return not self._ended and self._farewell is None and self._websocket.state is State.OPEN
+        return not self._ended and self._farewell is None and self._websocket.is_open
 
     async def begin(self, request: Request, window: int) -> WebSocketClientStream:
         """Send the first message of a conversation.
@@ -339,15 +337,15 @@ class Link:
         self._last = number
         return number
 
-    async def send(self, frame: str | bytes) -> None:
-        """Send a frame; waits for the transport.
+    async def send(self, text: str) -> None:
+        """Send a control message; waits for the transport.
 
         Raises:
             ConnectionLost: The connection ended.
         """
         try:
-            await self._websocket.send(frame)
-        except ConnectionClosed:
+            await self._websocket.send_text(text)
+        except OSError:
             raise self._lost() from None
 
     async def send_parts(self, header: bytes, payload: Buffer) -> None:
@@ -358,7 +356,7 @@ class Link:
         """
         try:
             await self._websocket.send_parts(header, payload)
-        except ConnectionClosed:
+        except OSError:
             raise self._lost() from None
 
     def forget(self, number: int) -> bool:
@@ -390,7 +388,7 @@ class Link:
             await self._websocket.close()
         finally:
             self._websocket.transport.abort()
-            await cancel_and_wait(self._reader, *self._cancelling)
+            await cancel_and_wait(*self._cancelling)
 
     def _lost(self) -> TailraceError:
         """Return why the connection is of no more use, a new error each time."""
@@ -398,9 +396,7 @@ class Link:
             return error_from_wire(self._farewell.code, self._farewell.message, self._farewell.details())
         if self._closed_here:
             return ConnectionLost(f"the connection to {self._address} was closed")
-        code, reason = self._websocket.close_code, self._websocket.close_reason
-        why = f"closed with code {code}" + (f", {reason!a}" if reason else "") if code else "broken"
-        return ConnectionLost(f"the connection to {self._address} was lost: {why}")
+        return ConnectionLost(f"the connection to {self._address} was lost: {self._websocket.end}")
 
     def _fail_all(self) -> None:
         streams = tuple(self._streams.values())
@@ -408,29 +404,40 @@ class Link:
         for stream in streams:
             stream.fail(self._lost())
 
-    async def _read(self) -> None:
-        """Hand out what arrives, until the connection ends."""
-        receive, streams = self._websocket.recv, self._streams
+    # What the connection says
+
+    def binary_received(self, data: Payload) -> None:
+        """Hand out a binary message."""
+        if self._ended:
+            return
         try:
-            while True:
-                frame = await receive()
-                if isinstance(frame, bytes):
-                    stream = streams.get(frame_request(frame))
-                    # Late messages of requests that were cancelled belong to nobody.
-                    if stream is not None:
-                        stream.put_frame(frame)
-                else:
-                    self._take_text(frame)
-                # Nothing may keep the frame alive while the next one is awaited.
-                del frame
-        except ConnectionClosed:
-            pass
+            stream = self._streams.get(frame_request(data))
         except TailraceError as error:
-            # A server that cannot be understood; the connection is of no more use.
-            self._farewell = self._farewell or error
+            self._leave(error)
+            return
+        # Late messages of requests that were cancelled belong to nobody.
+        if stream is not None:
+            stream.put_frame(data)
+
+    def text_received(self, text: str) -> None:
+        """Hand out a control message."""
+        if self._ended:
+            return
+        try:
+            self._take_text(text)
+        except TailraceError as error:
+            self._leave(error)
+
+    def disconnected(self) -> None:
+        """End every conversation: nothing more comes."""
         self._ended = True
         self._fail_all()
-        await self._websocket.close()
+
+    def _leave(self, error: TailraceError) -> None:
+        """Leave a server that cannot be understood; the connection is of no more use."""
+        self._farewell = self._farewell or error
+        self.disconnected()
+        self._websocket.leave()
 
     def _take_text(self, text: str) -> None:
         try:

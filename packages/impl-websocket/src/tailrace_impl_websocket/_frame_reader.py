@@ -1,13 +1,15 @@
-"""Frames of a client, taken from the pieces in which they arrive; knows nothing of sockets.
+"""Frames of the peer, taken from the pieces in which they arrive; knows nothing of sockets.
 
 What arrives is received into a small area that all connections of an event loop share. As soon as the header of a frame
 shows that it is larger than what is there, the rest of its payload is received straight into a buffer of its size.
-Unmasking is the only copy: it makes the message that is handed on, and the buffer is free for the next one.
+
+Frames of a client are masked: unmasking is the only copy, it makes the message that is handed on, and the buffer is
+free for the next one. Those of a server are not, and the buffer itself is what is handed on.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from websockets.exceptions import ProtocolError as CloseError
 from websockets.frames import Close, CloseCode
@@ -28,7 +30,7 @@ from tailrace_impl_websocket._frame_layout import (
     apply_mask,
 )
 
-_AREA = 32 * 1024
+AREA_SIZE = 32 * 1024
 """Bytes of the shared area: hundreds of small frames at once; little to copy of a large one."""
 _KEPT_SIZE = MEBIBYTE + 4096
 """Bytes of a buffer that is used again: a full chunk with its headers."""
@@ -40,6 +42,9 @@ _ANY = 1 << 64
 """More than any header can say."""
 _WHOLE_BINARY = FINAL | BINARY
 
+Payload = bytes | memoryview
+"""Bytes of a message; a view is of a buffer that nobody changes while the view is there."""
+
 
 class ReceiveBuffers:
     """What the connections of one event loop receive into.
@@ -49,8 +54,13 @@ class ReceiveBuffers:
 
     __slots__ = ("_kept", "area", "view")
 
-    def __init__(self) -> None:
-        self.area = bytearray(_AREA)
+    def __init__(self, area: bytearray | None = None) -> None:
+        """Prepare.
+
+        Args:
+            area: Area that others use, too; ``None`` for one of its own.
+        """
+        self.area = bytearray(AREA_SIZE) if area is None else area
         self.view = memoryview(self.area)
         self._kept: list[bytearray] = []
 
@@ -72,8 +82,8 @@ class FrameSink(Protocol):
     def text_received(self, text: str) -> None:
         """Take a whole text message."""
 
-    def binary_received(self, data: bytes) -> None:
-        """Take a whole binary message."""
+    def binary_received(self, data: Any) -> None:
+        """Take a whole binary message: ``bytes`` from a client, :data:`Payload` from a server."""
 
     def ping_received(self, data: bytes) -> None:
         """Take a ping, which is to be answered with the same bytes."""
@@ -82,14 +92,14 @@ class FrameSink(Protocol):
         """Take a pong."""
 
     def close_received(self, close: Close, data: bytes) -> None:
-        """Take the client's last frame; ``data`` is its payload."""
+        """Take the peer's last frame; ``data`` is its payload."""
 
     def refused(self, close: Close, error: TailraceError) -> None:
         """Learn that the frames cannot be accepted, what to close the connection with, and why; nothing follows."""
 
 
 class FrameReader:
-    """Reads the frames of one client.
+    """Reads the frames of one peer.
 
     Either the event loop asks for a buffer, fills it and says how much, or it hands over what it has received.
     """
@@ -101,6 +111,8 @@ class FrameReader:
         "_first",
         "_fragments",
         "_mask",
+        "_mask_size",
+        "_masked",
         "_most",
         "_opcode",
         "_partial",
@@ -109,16 +121,20 @@ class FrameReader:
         "_target",
     )
 
-    def __init__(self, sink: FrameSink, buffers: ReceiveBuffers, *, max_size: int | None) -> None:
+    def __init__(self, sink: FrameSink, buffers: ReceiveBuffers, *, max_size: int | None, masked: bool = True) -> None:
         """Prepare.
 
         Args:
             sink: Who is told.
-            buffers: Of the event loop.
+            buffers: What to receive into.
             max_size: Largest message, in bytes; ``None`` for any.
+            masked: Whether the peer is a client, whose frames are masked; those of a server must not be. Large binary
+                messages of a server are views of their buffers, all others are ``bytes``.
         """
         self._sink = sink
         self._buffers = buffers
+        self._masked = MASKED if masked else 0
+        self._mask_size = 4 if masked else 0
         self._most = _ANY if max_size is None else max_size
         self._ended = False
         # The beginning of a header.
@@ -153,7 +169,7 @@ class FrameReader:
             return
         self._position += count
         if self._position == len(self._target):
-            data = apply_mask(self._target, self._mask)
+            data = apply_mask(self._target, self._mask) if self._mask else self._target.toreadonly()
             self._drop_buffer()
             self._take(self._first, data)
 
@@ -183,27 +199,29 @@ class FrameReader:
     def _parse(self, view: memoryview, area: bytearray, end: int) -> None:
         """Take the frames in ``area[:end]``; what is left of them is the beginning of one."""
         position = 0
+        mask_size = self._mask_size
         while end - position >= 2:
             first, second = area[position], area[position + 1]
             size = second & 0x7F
-            body = position + 6
+            mask = position + 2
             if size > 125:
-                body = position + (8 if size == 126 else 14)
-                if end < body - 4:
+                mask = position + (4 if size == 126 else 10)
+                if end < mask:
                     # Of what is there, some is wrong whatever follows.
                     if not self._is_known(first, second):
                         return
                     break
-                size = int.from_bytes(area[position + 2 : body - 4], "big")
+                size = int.from_bytes(area[position + 2 : mask], "big")
             if not self._is_acceptable(first, second, size):
                 return
+            body = mask + mask_size
             if end < body:
                 break
             stop = body + size
             if stop > end:
-                self._begin_payload(first, size, bytes(area[body - 4 : body]), view[body:end])
+                self._begin_payload(first, size, bytes(area[mask:body]), view[body:end])
                 return
-            self._take(first, apply_mask(view[body:stop], area[body - 4 : body]))
+            self._take(first, apply_mask(view[body:stop], area[mask:body]) if mask_size else bytes(view[body:stop]))
             if self._ended:
                 return
             position = stop
@@ -213,14 +231,14 @@ class FrameReader:
         if first & 0x0F not in OPCODES:
             self._refuse(CloseCode.PROTOCOL_ERROR, "invalid opcode")
             return False
-        if not second & MASKED:
+        if second & MASKED != self._masked:
             self._refuse(CloseCode.PROTOCOL_ERROR, "incorrect masking")
             return False
         return True
 
     def _is_acceptable(self, first: int, second: int, size: int) -> bool:
         """Return whether a frame may come here; if not, that is said."""
-        if first == _WHOLE_BINARY and second & MASKED and not self._opcode and size <= self._most:
+        if first == _WHOLE_BINARY and second & MASKED == self._masked and not self._opcode and size <= self._most:
             return True
         if not self._is_known(first, second):
             return False
@@ -256,11 +274,11 @@ class FrameReader:
         self._first = first
         self._mask = mask
 
-    def _take(self, first: int, data: bytes) -> None:
+    def _take(self, first: int, data: Payload) -> None:
         """Take a whole frame."""
         opcode = first & 0x0F
         if opcode & CONTROL:
-            self._take_control(opcode, data)
+            self._take_control(opcode, bytes(data))
         elif first & FINAL and not self._opcode:
             self._deliver(opcode, data)
         else:
@@ -274,12 +292,12 @@ class FrameReader:
                 self._fragments = bytearray()
                 self._deliver(opcode, data)
 
-    def _deliver(self, opcode: int, data: bytes) -> None:
+    def _deliver(self, opcode: int, data: Payload) -> None:
         if opcode == BINARY:
             self._sink.binary_received(data)
             return
         try:
-            text = data.decode()
+            text = str(data, "utf-8")
         except UnicodeDecodeError as error:
             self._refuse(CloseCode.INVALID_DATA, f"{error.reason} at byte {error.start}")
         else:

@@ -1,4 +1,4 @@
-"""Pings that find out whether a client is there."""
+"""Pings that find out whether the peer is there."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 class Keepalive:
-    """Asks a client from time to time, and reports one that does not answer."""
+    """Asks the peer from time to time, and reports one that does not answer."""
 
     __slots__ = ("_asked_at", "_interval", "_loop", "_lost", "_payload", "_ping", "_round_trip", "_timeout", "_timer")
 
@@ -28,7 +28,7 @@ class Keepalive:
             interval: Time between two pings, in seconds.
             timeout: Time for the answer, in seconds; ``None``: none is waited for.
             ping: Sends a ping with a payload.
-            lost: Called when there was no answer in time; nothing is asked after that.
+            lost: Called when there was no answer in time; nothing is asked after that, unless it waits again.
         """
         self._loop = loop
         self._interval = interval
@@ -50,6 +50,11 @@ class Keepalive:
         if self._timeout is not None:
             self.stop()
             self._schedule()
+
+    def wait_again(self) -> None:
+        """Wait for the answer that did not come in time as long once more."""
+        if self._timeout is not None:
+            self._timer = self._loop.call_later(self._timeout, self._give_up)
 
     def stop(self) -> None:
         """Ask no more. Idempotent."""

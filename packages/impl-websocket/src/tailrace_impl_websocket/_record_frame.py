@@ -102,7 +102,7 @@ def parse_deliveries(frame: bytes) -> Deliveries:
     return Deliveries(tuple(map(QueuedRecord, ids, attempts, priorities, data, keys or (None,) * count)))
 
 
-def delivery_figures(frame: bytes) -> tuple[int, int]:
+def delivery_figures(frame: bytes | memoryview) -> tuple[int, int]:
     """Return how many records a frame of deliveries says that it holds, and what they count for, in bytes.
 
     A frame that holds something else has figures that are of no use, and are harmless: :func:`parse_deliveries` says.
