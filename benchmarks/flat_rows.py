@@ -70,6 +70,7 @@ def list_pages(run: Run) -> Sample:
     unit="ms",
     lower_is_better=True,
     slow=True,
+    patience=3.0,
 )
 def reopen_upload(run: Run) -> Sample:
     with Meter((), OURSELVES) as meter:
