@@ -19,6 +19,9 @@ from tailrace_server_api import Durability, FencedOff
 
 _readlink = os.readlink  # As it is before blocking calls are watched: syncs are noted on the event loop, too.
 
+BIG = b"x" * (512 * 1024 + 1)
+"""More than the event loop writes itself."""
+
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
@@ -61,12 +64,25 @@ async def test_small_appends_are_written_by_the_loop_in_os_mode(os_storage: File
     assert disk.synced_by == []
 
 
+async def test_appends_that_are_not_small_are_written_by_the_loop_at_once(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = lambda: 0.0
+    disk.writes.clear()
+    for number in range(1, 11):
+        writer.append(b"x" * 65_537)
+        assert writer.stored == number * 65_537
+    assert {thread for _, _, thread in disk.writes} == {threading.get_ident()}
+    assert committed(await writer.checkpoint()).head == head_of(b"x" * 655_370)
+
+
 async def test_big_appends_never_are(os_storage: FilesystemStorage, disk: Disk) -> None:
     writer = await writer_of(os_storage)
     writer._clock = lambda: 0.0
     disk.writes.clear()
     for _ in range(10):
-        writer.append(b"x" * 65_537)
+        writer.append(BIG)
         await writer.checkpoint()
     assert len(disk.writes) >= 20
     assert threading.get_ident() not in {thread for _, _, thread in disk.writes}
@@ -157,10 +173,42 @@ async def test_a_slow_disk_sends_small_appends_to_a_thread_for_a_while(
     assert all(each == loop_thread for each in threads[first:])
 
 
+async def test_a_disk_that_stalls_sends_appends_to_a_thread_for_longer_each_time(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    time = 0.0
+
+    def clock() -> float:
+        nonlocal time
+        time += 0.05
+        return time
+
+    writer._clock = clock
+    loop_thread = {threading.get_ident()}
+
+    async def calls_until_the_loop_writes() -> int:
+        calls = 0
+        while True:
+            calls += 1
+            disk.writes.clear()
+            writer.append(b"a line\n")
+            await writer.checkpoint()
+            # As above: the thread lets go of the writer a moment later.
+            await asyncio.to_thread(writer._strand._busy.acquire)
+            writer._strand.release()
+            if {thread for _, _, thread in disk.writes} == loop_thread:
+                return calls
+
+    assert await calls_until_the_loop_writes() == 1
+    pauses = [await calls_until_the_loop_writes() for _ in range(2)]
+    assert pauses == [4 * 64 + 1, 16 * 64 + 1]
+
+
 async def test_the_loop_does_not_overtake_what_is_pending(os_storage: FilesystemStorage, disk: Disk) -> None:
     writer = await writer_of(os_storage)
     disk.gate = threading.Event()
-    big = os.urandom(100_000)
+    big = os.urandom(len(BIG))
     writer.append(big)
     writer.append(b"small")
     checkpoint = asyncio.ensure_future(writer.checkpoint())
@@ -182,7 +230,7 @@ async def test_small_appends_are_gathered_into_one_write(os_storage: FilesystemS
 async def test_one_slow_writer_does_not_keep_the_loop_waiting(os_storage: FilesystemStorage, disk: Disk) -> None:
     slow = await writer_of(os_storage)
     disk.gate = threading.Event()
-    slow.append(b"x" * 1_000_000)
+    slow.append(BIG)
     waiting = asyncio.ensure_future(slow.checkpoint())
     # The only thread of the pool stands still, and yet reading, describing and small appends go on.
     quick = await writer_of(os_storage, "1" * 32)
@@ -193,14 +241,14 @@ async def test_one_slow_writer_does_not_keep_the_loop_waiting(os_storage: Filesy
     assert (await os_storage.load(ID)).size == 0
     assert not waiting.done()
     disk.gate.set()
-    assert committed(await waiting).size == 1_000_000
+    assert committed(await waiting).size == len(BIG)
 
 
 async def test_a_fenced_writer_drops_what_is_queued(os_storage: FilesystemStorage, disk: Disk, tmp_path: Path) -> None:
     older = await writer_of(os_storage)
     disk.gate = threading.Event()
     for _ in range(20):
-        older.append(b"o" * 1_000_000)
+        older.append(BIG)
     waiting = asyncio.ensure_future(older.checkpoint())
     await asyncio.sleep(0)
     opening = asyncio.ensure_future(os_storage.open(ID))
@@ -219,9 +267,8 @@ async def test_closing_while_the_end_is_being_written_never_completes_less(
 ) -> None:
     writer = await writer_of(os_storage)
     disk.gate = threading.Event()
-    data = b"x" * 5_000_000
-    for start in range(0, len(data), 1_000_000):
-        writer.append(data[start : start + 1_000_000])
+    for _ in range(5):
+        writer.append(BIG)
     completing = asyncio.ensure_future(writer.complete())
     await asyncio.sleep(0)
     closing = asyncio.ensure_future(writer.close())

@@ -132,22 +132,57 @@ async def test_what_arrives_during_an_announcement_is_coalesced_into_the_next(be
 
 async def test_much_that_arrives_at_once_is_announced_together(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ingest, "_PACE", 3600.0)
+    monkeypatch.setattr(_ingest, "_LULL", 3600.0)
     manager = await bench.start(upload_window=MIB)
     session = await manager.create(BINARY)
     assert isinstance(session, UploadSession)
     uploader = Uploader(session)
     await uploader.send(bytes(100_000))
     await uploader.announced()
-    for _ in range(5):
+    for _ in range(10):
         await uploader.send(bytes(100_000))
         await turned(lambda: session._writer.stored == uploader.size)
     assert uploader.ingest.progress.checkpoint.size == 100_000
-    # Half a window is enough for an announcement of its own.
+    # A window is enough for an announcement of its own.
     await uploader.send(bytes(100_000))
     await uploader.announced()
     # So is little: nothing else is waited for that would cost as much.
     await uploader.send(b"x")
     await uploader.announced()
+    await uploader.ingest.release()
+
+
+async def test_much_is_announced_once_no_more_arrives(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ingest, "_PACE", 3600.0)
+    manager = await bench.start(upload_window=MIB)
+    uploader = Uploader(await manager.create(BINARY))
+    for _ in range(3):
+        await uploader.send(bytes(100_000))
+        await uploader.announced()
+    await uploader.ingest.release()
+
+
+async def test_the_window_is_renewed_by_halves_while_more_arrives_and_by_quarters_then(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_ingest, "_LULL", 3600.0)
+    manager = await bench.start(checkpoint_interval=3600.0, upload_window=MIB)
+    session = await manager.create(BINARY)
+    assert isinstance(session, UploadSession)
+    uploader = Uploader(session)
+    await uploader.send(b"x")
+    await uploader.announced()
+    await uploader.send(bytes(300_000))
+    await turned(lambda: session._writer.stored == uploader.size)
+    assert session.progress.until == MIB, "more is about to arrive"
+    await uploader.send(bytes(300_000))
+    while session.progress.until < uploader.size + MIB // 2:
+        await session.changed(session.progress)
+    monkeypatch.setattr(_ingest, "_LULL", 0.001)
+    await uploader.send(bytes(300_000))
+    while session.progress.until < uploader.size + MIB * 3 // 4:
+        await session.changed(session.progress)
+    assert session.progress.checkpoint.size == 1
     await uploader.ingest.release()
 
 

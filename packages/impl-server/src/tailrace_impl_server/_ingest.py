@@ -48,9 +48,12 @@ logger = logging.getLogger(__name__)
 
 _MANY = 64 * 1024
 """Bytes from which on announcements are paced."""
-_PACE = 0.001
-"""Least time between two announcements of that many bytes, in seconds: each of them is a write to the journal and a
-message to the uploader and to every follower, which costs as much as the bytes of a chunk."""
+_PACE = 0.004
+"""Least time between two announcements of that many bytes while more of them arrive, in seconds: each of them is a
+write to the journal and a message to the uploader and to every follower, which costs as much as the bytes of a
+chunk."""
+_LULL = 0.001
+"""Time without new bytes after which they are announced, and the window is renewed, as if no more were to come."""
 
 
 @dataclass(slots=True)
@@ -112,9 +115,9 @@ class UploadSession(UploadIngest):
         self._loop = asyncio.get_running_loop()
         self._start = self._submitted = self._flushed = writer.snapshot.size
         self._until = writer.snapshot.size
-        self._grant(writer.snapshot.size)
+        self._grant(writer.snapshot.size, 0)
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
-        self._due = self._paced = 0.0
+        self._due = self._paced = self._arrived = 0.0
         self._work: asyncio.Future[None] | None = None
         self._watchers: set[asyncio.Future[None]] = set()
         self._request: _Finish | _Abort | None = None
@@ -171,9 +174,10 @@ class UploadSession(UploadIngest):
             self._host.refused(self.live, error)
             raise
         self._writer.append(data, hash=hash)
-        self._tail.append(offset, data, hash, self._loop.time())
+        now = self._arrived = self._loop.time()
+        self._tail.append(offset, data, hash, now)
         self._submitted = end
-        self._renew_window()
+        self._renew_window(self._host.window() // 2)
         self._wake()
 
     async def changed(self, known: Progress) -> Progress:
@@ -269,24 +273,25 @@ class UploadSession(UploadIngest):
                 continue
             now = self._loop.time()
             due = self._announcement_due(self._submitted - announced)
+            lull = self._arrived + _LULL
+            step = self._host.window() // (2 if now < lull else 4)
             if now >= due:
                 self._due, self._paced = now + self._interval, now + _PACE
                 await self._announce()
-            elif self._submitted - self._flushed >= self._host.window() // 4 and self._writer.stored < self._submitted:
+            elif self._submitted - self._flushed >= step and self._writer.stored < self._submitted:
                 # Only then is there a window to renew: the writer stores what it has without being asked.
-                await self._store()
+                await self._store(step)
             else:
                 # It may have been stored in a thread since it was submitted.
-                self._renew_window()
+                self._renew_window(step)
                 # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
-                await self._wait_for_work(due - now)
+                await self._wait_for_work((min(due, lull) if now < lull else due) - now)
 
     def _announcement_due(self, pending: int) -> float:
         """Return when so many bytes are to be announced: a few at once, and not each chunk of many by itself."""
-        window = self._host.window()
-        if pending >= window:
+        if pending >= self._host.window():
             return 0.0
-        return max(self._due, self._paced) if _MANY <= pending < window // 2 else self._due
+        return self._due if pending < _MANY else max(self._due, min(self._paced, self._arrived + _LULL))
 
     async def _end(self) -> None:
         request = self._request
@@ -344,14 +349,14 @@ class UploadSession(UploadIngest):
             raise
         self._publish_growth(self._accept(outcome))
 
-    async def _store(self) -> None:
+    async def _store(self, step: int) -> None:
         self._flushed = self._submitted
         try:
             await self._writer.flush()
         except IntegrityError:
             await self._announce_proven()
             raise
-        self._renew_window()
+        self._renew_window(step)
 
     async def _announce_proven(self) -> None:
         """Announce the chunks before a bad one: the uploader continues behind them."""
@@ -391,26 +396,27 @@ class UploadSession(UploadIngest):
     def _publish(self, snapshot: Snapshot) -> None:
         self.live.publish(snapshot)
         self._charge.announce(snapshot.size)
-        self._grant(snapshot.size)
+        self._grant(snapshot.size, self._host.window() // 4)
         self._progress = Progress(self._until, snapshot.checkpoint)
         self._wake_watchers()
         self._host.announced(self.id)
 
-    def _renew_window(self) -> None:
-        """Tell the uploader what has become free, if that is worth a message."""
-        if self._grant(self._progress.checkpoint.size):
+    def _renew_window(self, step: int = 0) -> None:
+        """Tell the uploader what has become free, if that is worth a message: at least ``step`` bytes."""
+        if self._grant(self._progress.checkpoint.size, step or self._host.window() // 4):
             self._progress = Progress(self._until, self._progress.checkpoint)
             self._wake_watchers()
 
-    def _grant(self, announced: int) -> bool:
-        """Grant what has become free, from a quarter of a window on: a message for every line would be too much.
+    def _grant(self, announced: int, step: int) -> bool:
+        """Grant what has become free, from ``step`` bytes on: a message for every line would be too much.
 
+        A quarter of a window is worth a message; while bytes keep coming, half of one, the other half being on its way.
         That is a window beyond what is stored, but no more than two beyond what is announced: so much the uploader has
         to keep, however slow an announcement is. What is granted is reserved in the quotas, but for the one byte more.
         """
         window = self._host.window()
         wanted = min(self._writer.stored + window, announced + 2 * window, self._last_grant)
-        if wanted <= self._until or (wanted - self._until < window // 4 and wanted < self._last_grant):
+        if wanted <= self._until or (wanted - self._until < step and wanted < self._last_grant):
             return False
         until = self._charge.reserve(min(wanted, self._max_size))
         if until == self._max_size:
