@@ -45,6 +45,7 @@ from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_sl
 from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
 from tailrace_impl_server._recently_read import RecentlyRead
+from tailrace_impl_server._write_back import WriteBack
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
     BLOCK_SIZE,
@@ -86,6 +87,7 @@ class FilesystemStorage(Storage):
         self._durability = durability
         self._layout = Layout(path)
         self._pool = WriterPool(writer_threads)
+        self._write_back = WriteBack()
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="tailrace-files")
         self._boot_id = NO_BOOT_ID
         self._cache = FileCache(_CACHED_FILES)
@@ -136,6 +138,7 @@ class FilesystemStorage(Storage):
 
     def _end(self) -> None:
         self._pool.close()
+        self._write_back.close(self._close_timeout)
         self._threads.shutdown()
         self._layout.release()
 
@@ -202,6 +205,7 @@ class FilesystemStorage(Storage):
             line_access=recovered.line_access,
             durability=self._durability,
             pool=self._pool,
+            write_back=self._write_back,
             sync_names=partial(self._layout.sync_names, id),
             on_close=partial(self._writer_closed, id),
             close_timeout=self._close_timeout,

@@ -27,6 +27,7 @@ from tailrace_impl_server._filesystem_files import ResourceFiles
 from tailrace_impl_server._filesystem_recovery import cut_to, shorten_to
 from tailrace_impl_server._journal import Slot, cut_reason, pack_records, pack_slot, record_offset, slot_offset
 from tailrace_impl_server._positional_io import MAX_BUFFERS, storage_error, sync_data, write_all
+from tailrace_impl_server._write_back import WriteBack
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
     Buffer,
@@ -60,6 +61,12 @@ _STALL_SECONDS = 0.01
 """Time for which only a disk that cannot keep up holds a write: four times as many calls then go to a thread."""
 _LONGEST_PAUSE = 4096
 """Most calls that go to a thread before the loop tries again."""
+_WRITE_BACK_LEAST = 1024 * 1024
+"""Fewest bytes that are worth a request to bring them to disk early, and the most of a small resource."""
+_WRITE_BACK_MOST = 2 * 1024 * 1024
+"""Bytes between two such requests for a large resource."""
+_WRITE_BACK_GRID = 64 * 1024
+"""Requests end at multiples of this: a page on its way to disk may make whoever writes to it wait."""
 
 
 CLOSE_TIMEOUT = 30.0
@@ -97,6 +104,7 @@ class FilesystemWriter(ResourceWriter):
         line_access: bool,
         durability: Durability,
         pool: WriterPool,
+        write_back: WriteBack,
         sync_names: Callable[[], None],
         on_close: Callable[[FilesystemWriter], None],
         clock: Callable[[], float] = perf_counter,
@@ -111,6 +119,7 @@ class FilesystemWriter(ResourceWriter):
             line_access: Whether newlines are counted.
             durability: What an announced byte survives.
             pool: Threads that write.
+            write_back: Begins to bring to disk what a sync will wait for later.
             sync_names: Waits until the names of the resource are on disk; blocking.
             on_close: Called on the event loop when the writer is closed.
             clock: Time in seconds, for judging how long inline writes take.
@@ -127,6 +136,7 @@ class FilesystemWriter(ResourceWriter):
         self._close_timeout = close_timeout
         self._queue: deque[tuple[Buffer, bytes | None] | _Command] = deque()
         self._strand = pool.strand(self)
+        self._write_back = write_back
 
         self._snapshot = slot.snapshot
         self._handed_over = slot.snapshot.size
@@ -139,6 +149,7 @@ class FilesystemWriter(ResourceWriter):
 
         self._hasher = hasher
         self._stored = slot.snapshot.size
+        self._begun = self._stored - self._stored % _WRITE_BACK_GRID
         self._records: list[BlockDigest] = []
         self._committed = slot
         self._error: IntegrityError | StorageFull | StorageFailure | Overloaded | None = None
@@ -352,7 +363,18 @@ class FilesystemWriter(ResourceWriter):
             for data in proven:
                 self._records.extend(self._hasher.update(data))
             self._stored = end
+            if not self._sync and end - self._begun >= _WRITE_BACK_LEAST:
+                self._begin_write_back(end)
         self._error = mismatch
+
+    def _begin_write_back(self, end: int) -> None:
+        """Have what is stored brought to disk while more arrives, in steps that grow with the resource."""
+        assert self._files is not None
+        if end - self._begun < min(end // 8, _WRITE_BACK_MOST):
+            return
+        end -= end % _WRITE_BACK_GRID
+        if self._write_back.begin(self._files, self._begun, end):
+            self._begun = end
 
     def _execute(self, command: _Command) -> None:
         result: int | Outcome | Exception
