@@ -10,6 +10,7 @@ from impl_websocket_messages import chunks, client_messages, limits, server_mess
 
 from tailrace_common_api import (
     MAX_OFFSET,
+    Checkpoint,
     InvalidArgument,
     MessageTooLarge,
     Metadata,
@@ -35,6 +36,7 @@ from tailrace_impl_common.messages import (
     Watch,
     Window,
 )
+from tailrace_impl_websocket import _codec
 from tailrace_impl_websocket._binary_frame import data_size, frame_request
 from tailrace_impl_websocket._chunk_frame import (
     CHECKPOINT_SIZE,
@@ -177,6 +179,20 @@ def test_text_frames_are_as_documented() -> None:
         },
         "visibility": "live",
     }
+
+
+@pytest.mark.parametrize(
+    "message", [Window(0), Window(2**63 - 1), Checkpoint(0, 0, bytes(16)), Checkpoint(2**62, 7, bytes(range(16)))]
+)
+@pytest.mark.parametrize("request_", [1, 2**32 - 1])
+def test_texts_that_are_sent_often_are_those_that_the_encoder_makes(
+    request_: int, message: Window | Checkpoint
+) -> None:
+    name, fields = _codec._server_fields(message)
+    expected = _codec._to_text(name, request_, fields)
+    assert encode_from_server(request_, message) == expected
+    if isinstance(message, Window):
+        assert encode_from_client(request_, message) == expected
 
 
 # What others may send

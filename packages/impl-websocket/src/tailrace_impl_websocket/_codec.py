@@ -190,6 +190,8 @@ def encode_from_client(
         MessageTooLarge: It does not fit into a control message.
         InvalidArgument: A value of a message about records cannot be said in JSON.
     """
+    if type(message) is Window and request is not None and not trace:
+        return _window_text(request, message)
     name, fields = _client_fields(message)
     if trace:
         fields["trace"] = _only_trace(trace) or None
@@ -262,6 +264,10 @@ def encode_from_server(request: int | None, message: ServerMessage | Hello | Pon
     Raises:
         MessageTooLarge: It does not fit into a control message; never raised for an error.
     """
+    if type(message) is Window and request is not None:
+        return _window_text(request, message)
+    if type(message) is Checkpoint and request is not None:
+        return _checkpoint_text(request, message)
     name, fields = _server_fields(message)
     text = _to_text(name, request, fields)
     # An error repeats at most what a request held, and must arrive.
@@ -334,6 +340,17 @@ def _to_text(name: str, request: int | None, fields: Mapping[str, object]) -> st
     text = _ENCODER.encode(values)
     # Halves of surrogate pairs (names of files in error texts) have no UTF-8.
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _window_text(request: int, window: Window) -> str:
+    """Return what :func:`_to_text` would: this is sent for every few chunks, and shares their time."""
+    return f'{{"type":"window","request":{request},"until":{window.until}}}'
+
+
+def _checkpoint_text(request: int, checkpoint: Checkpoint) -> str:
+    """Return what :func:`_to_text` would, for the other message that is sent for every few chunks."""
+    size, newlines, head = checkpoint.size, checkpoint.newlines, checkpoint.head.hex()
+    return f'{{"type":"checkpoint","request":{request},"size":{size},"newlines":{newlines},"head":"{head}"}}'
 
 
 def text_size(text: str) -> int:
