@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from http import HTTPStatus
 from typing import Any
 
 import pytest
 from impl_websocket_peer import ID, LIMITS, STATUS, Peer, connection, scripted
+from impl_websocket_protocols import masked
 from impl_websocket_server import Running, frame, head, running_server
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request as HttpRequest
@@ -57,6 +59,7 @@ from tailrace_impl_common.messages import (
 from tailrace_impl_websocket import WebSocketConnection, WebSocketServer, _client, connect
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import Failure, encode_from_server
+from tailrace_impl_websocket._frame_layout import BINARY
 
 # Against a real server
 
@@ -444,6 +447,86 @@ async def test_server_that_cannot_be_understood_is_left(message: str | bytes) ->
         for _ in range(2):
             with pytest.raises(ProtocolError):
                 await made.call(GetStatus(id=ID))
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "problem"),
+    [
+        (masked(BINARY, bytes(40)), 1002, "incorrect masking"),
+        (b"\x82\x7f" + (1 << 40).to_bytes(8, "big"), 1009, "1099511627776 bytes exceed the limit of"),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", 1002, "reserved bits must be 0"),
+    ],
+    ids=["masked", "far too large", "garbage"],
+)
+async def test_frames_that_cannot_be_read_lose_the_connection_and_the_next_request_makes_another(
+    sent: bytes, code: int, problem: str
+) -> None:
+    codes: list[int | None] = []
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        request = (await peer.hear())["request"]
+        if codes:
+            await peer.say(request, STATUS)
+            return
+        peer.websocket.transport.write(sent)
+        await peer.websocket.wait_closed()
+        codes.append(peer.websocket.close_code)
+
+    async with scripted(script) as server, connection(server.url) as made:
+        with pytest.raises(ConnectionLost, match=f"its frames cannot be read: .*{problem}"):
+            await made.call(GetStatus(id=ID))
+        assert await made.call(GetStatus(id=ID)) == STATUS
+        assert codes == [code]
+
+
+async def test_chunk_in_fragments_with_pings_between_them_is_one() -> None:
+    data = bytes(range(256)) * 1024
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        await peer.say(number, Started(offset=0, end=None, line=None, status=STATUS, limits=LIMITS))
+
+        async def fragments() -> AsyncIterator[bytes]:
+            sent = frame(number, 0, data)
+            for start in range(0, len(sent), 50_000):
+                yield sent[start : start + 50_000]
+                await (await peer.websocket.ping())
+
+        await peer.websocket.send(fragments())
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(Read(id=ID))
+        assert isinstance(await stream.receive(), Started)
+        chunk = await stream.receive()
+        assert isinstance(chunk, Chunk)
+        assert (chunk.offset, chunk.data, chunk.hash) == (0, data, chunk_hash(data))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+async def test_chunks_stay_what_they_are_while_others_arrive(kept: bool) -> None:
+    data = [bytes([number]) * (1 << 20) for number in range(12)]
+
+    async def script(peer: Peer) -> None:
+        await peer.hello()
+        number = (await peer.hear())["request"]
+        await peer.say(number, Started(offset=0, end=None, line=None, status=STATUS, limits=LIMITS))
+        for index, each in enumerate(data):
+            await peer.websocket.send(frame(number, index << 20, each, b"p" * 8 if index else b""))
+
+    async with scripted(script) as server, connection(server.url) as made:
+        stream = await made.open(Read(id=ID, window=1 << 30))
+        assert isinstance(await stream.receive(), Started)
+        await server.everything_arrived()
+        received = []
+        for each in data:
+            chunk = await stream.receive()
+            assert isinstance(chunk, Chunk)
+            assert chunk.data == each
+            if kept:
+                received.append(chunk.data)
+        assert received == (data if kept else [])
 
 
 async def test_error_of_the_connection_is_what_every_request_gets() -> None:
