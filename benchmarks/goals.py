@@ -253,7 +253,13 @@ def _goals() -> list[Goal]:
             Goal(f"hashes and journal add to the server, {name}", added_by_integrity(transport), 10, 5, "%", True),
             Goal(f"line access adds to the server, {name}", added_by_lines(transport), 20, 10, "%", True),
             Goal(f"8 uploads against 1, {name}", ratio(f"{transport}.uploads_8", f"{transport}.upload_warm"), 0.6, 0.9),
-            Goal(f"server restarted to next byte, {name}", value(f"{transport}.restart"), 1000, 300, "ms", True),
+            Goal(
+                f"server killed to next byte at a follower, {name}",
+                more(f"{transport}.restart", "from_the_kill"),
+                *(1000, 300),
+                "ms",
+                True,
+            ),
         ]
     goals.append(Goal("reopening an upload of 1 TB (quick: 100 GB)", value("reopen"), 2000, 500, "ms", True))
     goals += _others()
