@@ -125,6 +125,7 @@ class _DownloadConversation:
         "_span",
         "_stream",
         "_watcher",
+        "_window",
     )
 
     def __init__(
@@ -140,6 +141,7 @@ class _DownloadConversation:
         self._reader = reader
         self._stream = stream
         self._span = span
+        self._window = window
         self._chunk_size = endpoint.chunk_size
         self._budget = endpoint.budget
         self._shared = endpoint.shared
@@ -155,6 +157,21 @@ class _DownloadConversation:
         span = self._span
         status = status_under(self._reader.status(), base)
         await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status, limits=limits))
+        # There are thousands of followers that wait for nothing but the next byte.
+        del status, limits
+        if span.end is not None and self._granted_at_once(span.end - span.start):
+            await self._send(span.end, snapshot)
+        else:
+            await self._send_within_windows(snapshot)
+        await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
+
+    def _granted_at_once(self, size: int) -> bool:
+        """Whether bytes are a chunk at the most that the reader has granted: to listen meanwhile costs more than that."""
+        return size <= self._chunk_size and (self._window == 0 or size <= self._window)
+
+    async def _send_within_windows(self, snapshot: Snapshot) -> None:
+        """Send the bytes, and take the reader's windows meanwhile."""
+        span = self._span
         owner = asyncio.current_task()
         assert owner is not None
         cancelled = owner.cancelling()
@@ -174,7 +191,6 @@ class _DownloadConversation:
         finally:
             control.remove_done_callback(interrupt)
             await cancel_and_wait(control, *([self._watcher] if self._watcher is not None else []))
-        await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
     def _interrupt(self, owner: asyncio.Task[object], control: asyncio.Task[None]) -> None:
         """End the sending if the reader made a mistake; one that has said its last word is still sent the rest."""
