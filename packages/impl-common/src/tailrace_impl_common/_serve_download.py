@@ -166,7 +166,7 @@ class _DownloadConversation:
         await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
 
     def _granted_at_once(self, size: int) -> bool:
-        """Whether bytes are a chunk at the most that the reader has granted: to listen meanwhile costs more than that."""
+        """Whether bytes are a chunk at the most, and granted: to listen meanwhile costs more than to send that."""
         return size <= self._chunk_size and (self._window == 0 or size <= self._window)
 
     async def _send_within_windows(self, snapshot: Snapshot) -> None:
