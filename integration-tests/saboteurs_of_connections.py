@@ -98,6 +98,17 @@ def payloads_lose_the_beginning_that_came_with_their_header() -> None:
     FrameReader._begin_payload = begin_payload  # type: ignore[method-assign]  # the defect
 
 
+@saboteur("INT-2", cell="websocket-memory")
+def buffers_are_used_again_while_somebody_looks_at_them() -> None:
+    from tailrace_impl_websocket import _payload_buffers
+
+    def is_free(buffer: bytearray) -> bool:
+        executed()
+        return True
+
+    vars(_payload_buffers)["_is_free"] = is_free
+
+
 @saboteur("CON-4", cell="grpc-memory")
 def errors_lose_their_details() -> None:
     from tailrace_common_api import RangeNotSatisfiable

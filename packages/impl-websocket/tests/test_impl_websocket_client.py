@@ -57,6 +57,7 @@ from tailrace_impl_common.messages import (
     Window,
 )
 from tailrace_impl_websocket import WebSocketConnection, WebSocketServer, _client, connect
+from tailrace_impl_websocket._client_connection import OpeningConnection
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import Failure, encode_from_server
 from tailrace_impl_websocket._frame_layout import BINARY
@@ -590,6 +591,29 @@ async def test_server_that_speaks_no_websocket() -> None:
     async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         await refused(f"ws://127.0.0.1:{port}", ConnectionLost, "no Tailrace server")
+
+
+@pytest.mark.parametrize("answer", [b"", b"HTTP/1.1 101 Switching"])
+async def test_connection_that_ends_within_the_handshake(answer: bytes) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(answer)
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        await refused(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ConnectionLost)
+
+
+async def test_connection_that_is_lost_before_the_request_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = OpeningConnection.handshake
+
+    async def handshake(self: OpeningConnection, *arguments: Any) -> None:
+        self.transport.abort()
+        await self.wait_closed()
+        await real(self, *arguments)
+
+    monkeypatch.setattr(OpeningConnection, "handshake", handshake)
+    async with scripted(Peer.hello) as server:
+        await refused(server.url, ConnectionLost, "no Tailrace server")
 
 
 async def test_server_that_refuses_with_an_error() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import (
@@ -195,7 +195,7 @@ class WebSocketConnection(Connection):
             raise DeadlineExceeded(what=f"the connection to {address}", seconds=settings.connect_timeout) from None
         except InvalidStatus as error:
             raise _refusal(address, error) from None
-        except (InvalidHandshake, EOFError) as error:
+        except (InvalidHandshake, ConnectionClosed, EOFError) as error:
             raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {_shown(error)}") from None
         except OSError as error:
             raise ConnectionLost(f"{address} cannot be reached: {_shown(error)}") from None
