@@ -2,16 +2,60 @@
 
 from __future__ import annotations
 
-import functools
+import asyncio
+import socket
+import weakref
+from collections.abc import Callable
 
 import grpc.aio
 
+_AT_ONCE = 4096
+"""Most wake-ups that are taken together."""
 
-@functools.cache
+_bound: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+
+
 def keep_poller() -> None:
-    """Keep the poller for the rest of the process, once there is one.
+    """Bind the running event loop to the poller, and keep that for the rest of the process.
 
     ``grpc.aio`` ends it when its last channel or server is gone: it then waits for a thread, on the event loop, and
     leaves sockets unclosed. The next channel would start it again.
     """
-    grpc.aio.init_grpc_aio()
+    loop = asyncio.get_running_loop()
+    if loop in _bound:
+        return
+    _bound.add(loop)
+    bind = loop.add_reader
+
+    def bind_together(fd: object, callback: Callable[..., object], *args: object) -> None:
+        bind(fd, _taking_all(fd, callback) if isinstance(fd, socket.socket) else callback, *args)  # type: ignore[arg-type]
+
+    try:
+        # Each event has a byte in a socket, of which grpc.aio takes one for all events that there are, so that the loop
+        # is woken once more for each of the others. It has nothing to change that; what it binds to can be changed.
+        loop.add_reader = bind_together  # type: ignore[method-assign]
+    except AttributeError:
+        # A loop that has no room for it is woken more often.
+        grpc.aio.init_grpc_aio()
+        return
+    try:
+        grpc.aio.init_grpc_aio()
+    finally:
+        del loop.add_reader
+
+
+def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callable[..., None]:
+    """Return a callback that takes all wake-ups before it calls ``callback``, which handles all events.
+
+    In that order nothing is missed: what comes behind has a byte of its own.
+    """
+
+    def take_all(*args: object) -> None:
+        try:  # noqa: SIM105 - a context manager costs more, and this is what each event comes through
+            wakes.recv(_AT_ONCE)
+        except BlockingIOError:
+            # Another loop was first.
+            pass
+        callback(*args)
+
+    return take_all
