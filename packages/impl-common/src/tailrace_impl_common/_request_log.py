@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextvars import ContextVar
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 
 from tailrace_common_api import (
     ConnectionLost,
@@ -22,8 +22,8 @@ from tailrace_impl_common._endpoint import Endpoint
 
 logger = logging.getLogger(__name__)
 
-_NOBODY: Mapping[str, str] = MappingProxyType({})
-_CALLER: ContextVar[Mapping[str, str]] = ContextVar("tailrace_caller", default=_NOBODY)
+# Address and name: each request has it for as long as it runs, and a dictionary is much larger.
+_CALLER: ContextVar[tuple[str, str]] = ContextVar("tailrace_caller", default=("", ""))
 
 _TROUBLE_OF_THE_SERVER = (StorageFailure, StorageFull, DamagedBlock, InternalError)
 _COURSE_OF_THINGS = (ConnectionLost, GoingAway, Deleted, ResourceFailed)
@@ -36,12 +36,12 @@ def set_caller(*, peer: str, principal: str) -> None:
         peer: Address of the caller; empty where there is none.
         principal: Name of the caller; empty for an anonymous one.
     """
-    _CALLER.set({key: value for key, value in (("peer", peer), ("principal", principal)) if value})
+    _CALLER.set((peer, principal))
 
 
 def current_caller() -> Mapping[str, str]:
     """Return ``peer`` and ``principal`` of the request that is being served, each if it is known."""
-    return _CALLER.get()
+    return {key: value for key, value in zip(("peer", "principal"), _CALLER.get(), strict=True) if value}
 
 
 def level_of(error: TailraceError) -> int:

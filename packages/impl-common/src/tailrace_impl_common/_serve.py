@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
-from contextlib import aclosing, contextmanager
-from types import MappingProxyType
+from collections.abc import Mapping
+from contextlib import aclosing
+from types import MappingProxyType, TracebackType
 
 from tailrace_common_api import InternalError, Page, Position, ProtocolError, TailraceError
 from tailrace_impl_common._endpoint import Endpoint
@@ -73,7 +73,7 @@ async def serve_conversation(
     Raises:
         TailraceError: What to tell the client. A defect is logged and becomes an ``InternalError``.
     """
-    with _seen(request, endpoint, trace) as telemetry:
+    with _Seen(request, endpoint, trace) as telemetry:
         try:
             match request:
                 case OpenUpload() | ReopenUpload():
@@ -102,28 +102,42 @@ async def answer_request(
     request: UnaryRequest, *, service: ResourceService, endpoint: Endpoint, trace: Mapping[str, str] = _NO_TRACE
 ) -> UnaryAnswer:
     """Answer a unary request; arguments and errors as for :func:`serve_conversation`."""
-    with _seen(request, endpoint, trace):
+    with _Seen(request, endpoint, trace):
         return await _answer(request, service, endpoint.base)
 
 
-@contextmanager
-def _seen(
-    request: Request | UnaryRequest, endpoint: Endpoint, trace: Mapping[str, str]
-) -> Generator[RequestTelemetry, None, None]:
-    """Serve a request within the block: it is counted, traced, and logged once if it fails."""
-    operation = type(request).__name__
-    with (
-        traced(operation, trace, transport=endpoint.transport),
-        endpoint.telemetry.request(endpoint.transport, operation) as telemetry,
-    ):
+class _Seen:
+    """Serve a request within the block: it is counted, traced, and logged once if it fails.
+
+    A class, because each request is in one for as long as it runs, and there are thousands of followers.
+    """
+
+    __slots__ = ("_request", "_span", "_telemetry")
+
+    def __init__(self, request: Request | UnaryRequest, endpoint: Endpoint, trace: Mapping[str, str]) -> None:
+        operation = type(request).__name__
+        self._request = request
+        self._span = traced(operation, trace, transport=endpoint.transport)
+        self._telemetry = endpoint.telemetry.request(endpoint.transport, operation)
+
+    def __enter__(self) -> RequestTelemetry:
+        self._span.__enter__()
         try:
-            yield telemetry
-        except InternalError:
-            # Logged where it was met, with all that is known of it.
+            return self._telemetry.__enter__()
+        except BaseException as error:
+            self._span.__exit__(type(error), error, error.__traceback__)
             raise
-        except TailraceError as error:
-            log_failure(operation, error, resource=getattr(request, "id", None))
-            raise
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # What is internal was logged where it was met, with all that is known of it.
+        if isinstance(exc, TailraceError) and not isinstance(exc, InternalError):
+            log_failure(type(self._request).__name__, exc, resource=getattr(self._request, "id", None))
+        try:
+            self._telemetry.__exit__(exc_type, exc, traceback)
+        finally:
+            self._span.__exit__(exc_type, exc, traceback)
 
 
 async def _answer(request: UnaryRequest, manager: ResourceService, base: str) -> UnaryAnswer:

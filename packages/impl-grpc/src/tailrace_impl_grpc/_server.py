@@ -228,11 +228,11 @@ class GrpcServer(TransportServer):
 
         return handle
 
-    async def _serve(
+    def _serve(
         self, request: Request, stream: GrpcServerStream, service: ResourceService, context: Context
-    ) -> None:
+    ) -> Awaitable[None]:
         assert self._endpoint is not None
-        await serve_conversation(request, stream, service=service, endpoint=self._endpoint, trace=trace_of(context))
+        return serve_conversation(request, stream, service=service, endpoint=self._endpoint, trace=trace_of(context))
 
     async def _authenticate(self, context: Context) -> ResourceService:
         assert self._manager is not None

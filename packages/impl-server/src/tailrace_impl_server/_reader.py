@@ -34,6 +34,8 @@ class _Searched(NamedTuple):
 class LiveReader(ResourceReader):
     """Reads a resource in use; releases it when closed."""
 
+    __slots__ = ("_live", "_release", "_searched", "_storage")
+
     def __init__(self, live: LiveResource, storage: Storage, release: Callable[[], None]) -> None:
         self._live = live
         self._storage = storage
