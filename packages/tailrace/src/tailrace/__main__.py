@@ -3,6 +3,7 @@
 import os
 import sys
 
+from tailrace._collector import tune_collector
 from tailrace._malloc import tune_malloc
 from tailrace._standard_streams import fill_closed_streams, write_any_text
 
@@ -14,6 +15,7 @@ def main() -> None:
     write_any_text()
     # Before anything large is allocated.
     tune_malloc()
+    tune_collector()
     # What fails is said once, by this program; the library below gRPC would say it, too, in its own words.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     from tailrace._command import run

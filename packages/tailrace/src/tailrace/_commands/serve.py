@@ -8,6 +8,7 @@ from contextlib import suppress
 
 import click
 
+from tailrace._collector import keep_what_is_loaded
 from tailrace._logging import configure_logging
 from tailrace._messages import say
 from tailrace._running import Interruption, run_async
@@ -59,6 +60,7 @@ async def _serve(settings: Settings, as_json: bool, interruption: Interruption) 
     # The first signal ends the server in order, the second one at once.
     interruption.handlers.append(stop.set)
     async with serve_resources(settings, grace=settings.serve.grace) as urls:
+        keep_what_is_loaded()
         if as_json:
             say(json_line({"event": "ready", **urls}))
         else:
