@@ -32,7 +32,14 @@ from tailrace_impl_common._head import (
 from tailrace_impl_common._ids import IdGenerator
 from tailrace_impl_common._inprocess import InProcessConnection
 from tailrace_impl_common._lasting_upload import DEFAULT_SPOOL_BYTES, LastingUpload
-from tailrace_impl_common._lines import count_newlines, find_newline, last_lines, line_count, resolve_lines
+from tailrace_impl_common._lines import (
+    accelerate_counting,
+    count_newlines,
+    find_newline,
+    last_lines,
+    line_count,
+    resolve_lines,
+)
 from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClient
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
@@ -124,6 +131,7 @@ __all__ = [
     "UploadState",
     "UploadStateFile",
     "WaitingBytes",
+    "accelerate_counting",
     "answer_request",
     "block_digest",
     "cancel_and_wait",

@@ -21,7 +21,7 @@ from typing import BinaryIO, NamedTuple
 from xxhash import xxh3_128, xxh3_128_digest
 
 from tailrace_impl_common._buffers import Buffer, flat
-from tailrace_impl_common._lines import NEWLINE, count_newlines
+from tailrace_impl_common._lines import NEWLINE, count_newlines, newline_counter
 
 BLOCK_SIZE = 128 * 1024
 """Bytes of a block."""
@@ -205,6 +205,7 @@ class HeadHasher:
     def _complete_blocks(self, data: Buffer, length: int) -> list[BlockDigest]:
         completed = []
         view = memoryview(data)
+        count = newline_counter(data) if self._counting else None
         position = 0
         while self._open_size + length - position >= BLOCK_SIZE:
             end = position + BLOCK_SIZE - self._open_size
@@ -215,8 +216,8 @@ class HeadHasher:
                 self._open_size = 0
             else:
                 digest = xxh3_128_digest(view[position:end])
-            if self._counting:
-                self._newlines += count_newlines(data, position, end)
+            if count is not None:
+                self._newlines += count(position, end)
             self._spine = next_spine(self._spine, digest)
             completed.append(BlockDigest(self._blocks, digest, self._spine, self._newlines))
             self._blocks += 1
@@ -224,8 +225,8 @@ class HeadHasher:
         if position < length:
             self._open.update(view[position:])
             self._open_size = length - position
-            if self._counting:
-                self._newlines += count_newlines(data, position, length)
+            if count is not None:
+                self._newlines += count(position, length)
         return completed
 
 

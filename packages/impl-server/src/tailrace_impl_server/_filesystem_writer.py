@@ -23,6 +23,7 @@ from time import perf_counter
 
 from tailrace_common_api import IntegrityError, Overloaded, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_common import BlockDigest, HeadHasher, verify_data
+from tailrace_impl_server._counting import CountedBlocks
 from tailrace_impl_server._filesystem_files import ResourceFiles
 from tailrace_impl_server._filesystem_recovery import cut_to, shorten_to
 from tailrace_impl_server._journal import Slot, cut_reason, pack_records, pack_slot, record_offset, slot_offset
@@ -105,6 +106,7 @@ class FilesystemWriter(ResourceWriter):
         durability: Durability,
         pool: WriterPool,
         write_back: WriteBack,
+        counted: CountedBlocks,
         sync_names: Callable[[], None],
         on_close: Callable[[FilesystemWriter], None],
         clock: Callable[[], float] = perf_counter,
@@ -120,6 +122,7 @@ class FilesystemWriter(ResourceWriter):
             durability: What an announced byte survives.
             pool: Threads that write.
             write_back: Begins to bring to disk what a sync will wait for later.
+            counted: Notes how much is counted in all.
             sync_names: Waits until the names of the resource are on disk; blocking.
             on_close: Called on the event loop when the writer is closed.
             clock: Time in seconds, for judging how long inline writes take.
@@ -137,6 +140,7 @@ class FilesystemWriter(ResourceWriter):
         self._queue: deque[tuple[Buffer, bytes | None] | _Command] = deque()
         self._strand = pool.strand(self)
         self._write_back = write_back
+        self._counted = counted
 
         self._snapshot = slot.snapshot
         self._handed_over = slot.snapshot.size
@@ -479,6 +483,8 @@ class FilesystemWriter(ResourceWriter):
                 self._sync_file(files, files.data, slot)
             if self._records:
                 write_all(files.journal, [pack_records(self._records)], record_offset(self._records[0].number))
+                if self._line_access:
+                    self._counted.note(len(self._records))
             if terminal:
                 self._sync_file(files, files.journal, slot)
                 self._sync_names()

@@ -58,11 +58,10 @@ class WriteBack:
         if self._line.qsize() >= _MOST_WAITING:
             return False
         self._line.put((files, start, end))
-        if self._thread is None:
-            with self._starting:
-                if self._thread is None:
-                    self._thread = threading.Thread(target=self._serve, name="tailrace-write-back", daemon=True)
-                    self._thread.start()
+        # Taken for good by whoever comes first.
+        if self._thread is None and self._starting.acquire(blocking=False):
+            self._thread = threading.Thread(target=self._serve, name="tailrace-write-back", daemon=True)
+            self._thread.start()
         return True
 
     def close(self, timeout: float) -> None:
