@@ -5,8 +5,8 @@ file and synced at the end, a download is read from one, and who follows is sent
 No protocol, no event loop, no journal, no readers beside it.
 
 What it costs is kept low by what blocking code can do: one buffer of 1 MiB on each side, which stays in the cache,
-header and payload in one call out and in one call in, socket buffers that stay in the cache, too, and a new file that is
-on its way to disk before its end.
+header and payload in one call out and in one call in, socket buffers that stay in the cache, too, and a new file that
+is on its way to disk before its end.
 """
 
 from __future__ import annotations
