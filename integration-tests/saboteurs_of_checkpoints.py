@@ -22,15 +22,30 @@ def interval_has_no_trailing_edge() -> None:
     UploadSession._wait_for_work = wait_for_work  # type: ignore[method-assign]  # the defect
 
 
+@saboteur("CHK-1")
+def the_end_of_a_burst_is_not_noticed() -> None:
+    from tailrace_impl_server import _ingest
+
+    real: Callable[..., float] = _ingest.UploadSession._announcement_due
+    _ingest._LULL = 3600.0
+
+    def announcement_due(self: Any, pending: int) -> float:
+        if pending >= _ingest._MANY:
+            executed()
+        return real(self, pending)
+
+    _ingest.UploadSession._announcement_due = announcement_due  # type: ignore[method-assign]  # the defect
+
+
 @saboteur("CHK-1", "UPL-7")
 def window_takes_no_heed_of_announcements() -> None:
     from tailrace_impl_server._ingest import UploadSession
 
     real: Callable[..., bool] = UploadSession._grant
 
-    def grant(self: Any, announced: int) -> bool:
+    def grant(self: Any, announced: int, step: int) -> bool:
         executed()
-        return real(self, 2**52)
+        return real(self, 2**52, step)
 
     UploadSession._grant = grant  # type: ignore[method-assign]  # the defect
 

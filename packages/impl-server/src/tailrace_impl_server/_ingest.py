@@ -119,6 +119,8 @@ class UploadSession(UploadIngest):
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
         self._due = self._paced = self._arrived = 0.0
         self._work: asyncio.Future[None] | None = None
+        # Whether the pump looks again within a lull, and only much is worth waking it before.
+        self._resting = False
         self._watchers: set[asyncio.Future[None]] = set()
         self._request: _Finish | _Abort | None = None
         # What ``finish`` or ``abort`` asked for and got; an error that came meanwhile does not undo it.
@@ -177,8 +179,14 @@ class UploadSession(UploadIngest):
         now = self._arrived = self._loop.time()
         self._tail.append(offset, data, hash, now)
         self._submitted = end
-        self._renew_window(self._host.window() // 2)
-        self._wake()
+        half = self._host.window() // 2
+        self._renew_window(half)
+        if (
+            not self._resting
+            or end - self._progress.checkpoint.size >= 2 * half
+            or (end - self._flushed >= half and self._writer.stored < end)
+        ):
+            self._wake()
 
     async def changed(self, known: Progress) -> Progress:
         while True:
@@ -285,7 +293,9 @@ class UploadSession(UploadIngest):
                 # It may have been stored in a thread since it was submitted.
                 self._renew_window(step)
                 # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
+                self._resting = now < lull and self._submitted - announced >= _MANY
                 await self._wait_for_work((min(due, lull) if now < lull else due) - now)
+                self._resting = False
 
     def _announcement_due(self, pending: int) -> float:
         """Return when so many bytes are to be announced: a few at once, and not each chunk of many by itself."""
