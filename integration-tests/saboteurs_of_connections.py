@@ -98,7 +98,7 @@ def payloads_lose_the_beginning_that_came_with_their_header() -> None:
     FrameReader._begin_payload = begin_payload  # type: ignore[method-assign]  # the defect
 
 
-@saboteur("INT-2", cell="websocket-memory")
+@saboteur("DWN-6", cell="websocket-memory")
 def buffers_are_used_again_while_somebody_looks_at_them() -> None:
     from tailrace_impl_websocket import _payload_buffers
 

@@ -279,6 +279,16 @@ async def test_a_stream_that_is_cut_off_is_an_error(client: ConnectedClient) -> 
         await tap.client().open(resource.id).read()
 
 
+@proves("DWN-6", "INT-3")
+async def test_chunks_that_a_reader_keeps_stay_what_they_are(client: ConnectedClient) -> None:
+    data = b"".join(bytes([number]) * (1 << 20) for number in range(8))
+    resource = await uploaded(client, data)
+    async with aclosing(resource.chunks()) as chunks:
+        kept = [chunk.data async for chunk in chunks]
+    assert len(kept) > 1
+    assert b"".join(kept) == data
+
+
 @proves("DWN-6", "CHK-1")
 async def test_data_streams_carry_checkpoints_in_band(client: ConnectedClient) -> None:
     upload = client.upload("a", lines=True)

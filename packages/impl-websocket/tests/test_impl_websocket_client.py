@@ -611,9 +611,13 @@ async def test_connection_that_is_lost_before_the_request_is_sent(monkeypatch: p
         await self.wait_closed()
         await real(self, *arguments)
 
+    async def wait(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
     monkeypatch.setattr(OpeningConnection, "handshake", handshake)
-    async with scripted(Peer.hello) as server:
-        await refused(server.url, ConnectionLost, "no Tailrace server")
+    async with await asyncio.start_server(wait, "127.0.0.1", 0) as server:
+        await refused(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ConnectionLost, "no Tailrace server")
 
 
 async def test_server_that_refuses_with_an_error() -> None:
