@@ -1,6 +1,8 @@
 """When newlines are counted faster: not for little, once, and with the same result."""
 
 import asyncio
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -57,6 +59,12 @@ def test_closing_does_not_wait_for_ever() -> None:
 
 def test_closing_what_has_counted_little_does_nothing() -> None:
     CountedBlocks(pytest.fail).close(PATIENCE)
+
+
+def test_a_server_starts_without_it() -> None:
+    program = "import sys, tailrace_impl_server; print('numpy' in sys.modules)"
+    started = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert started.stdout == "False\n"
 
 
 @pytest.mark.parametrize("durability", list(Durability))
