@@ -72,7 +72,7 @@ def test_events_that_happen_together_wake_a_loop_once(
 ) -> None:
     poller = run_bound(monkeypatch, wakes)
     assert poller.bound == 1
-    assert poller.found == [0, 0]
+    assert poller.found == [1, 1]
 
 
 def test_a_poller_that_binds_otherwise_is_left_alone(

@@ -45,14 +45,17 @@ def keep_poller() -> None:
 
 
 def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callable[..., None]:
-    """Return a callback that takes all wake-ups before it calls ``callback``, which handles all events.
+    """Return a callback that takes all wake-ups but one before it calls ``callback``, which handles all events.
 
-    In that order nothing is missed: what comes behind has a byte of its own.
+    In that order nothing is missed: what comes behind has a byte of its own. The last one is for the callback, which
+    expects one.
     """
 
     def take_all(*args: object) -> None:
-        try:  # noqa: SIM105 - a context manager costs more, and this is what each event comes through
-            wakes.recv(_AT_ONCE)
+        try:
+            waiting = len(wakes.recv(_AT_ONCE, socket.MSG_PEEK))
+            if waiting > 1:
+                wakes.recv(waiting - 1)
         except BlockingIOError:
             # Another loop was first.
             pass
