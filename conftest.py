@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import blockbuster_ctx
+from hypothesis import HealthCheck, settings
 from postgres_server import PostgresServer
 
 _PACKAGES = (
@@ -25,6 +26,10 @@ _INSTALLED = [name for name in _PACKAGES if importlib.util.find_spec(name)]
 # The contract tests are no test files by name; their assertions explain themselves only if pytest rewrites them.
 for _name in _INSTALLED:
     pytest.register_assert_rewrite(f"{_name}.contracts")
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
