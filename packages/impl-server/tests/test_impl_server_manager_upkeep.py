@@ -5,6 +5,7 @@ import time
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 from impl_server_gated_storage import GatedWriter
@@ -40,6 +41,33 @@ async def test_a_lost_uploader_fails_the_resource_when_the_grace_is_over(bench: 
     assert entry is not None
     assert entry.state is ResourceState.FAILED
     assert (await manager.reopen(uploader.id, uploader.ingest.token)).snapshot.state is ResourceState.FAILED
+
+
+async def test_the_end_of_a_lost_upload_is_in_the_catalog_before_anybody_sees_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manager = await bench.start(upload_grace=0.01, poll_interval=0.001)
+    uploader = Uploader(await manager.create(LINES))
+    recording, recorded = asyncio.Event(), asyncio.Event()
+    record = bench.catalog.set_state
+
+    async def late(*args: Any, **kwargs: Any) -> Any:
+        recording.set()
+        await recorded.wait()
+        return await record(*args, **kwargs)
+
+    monkeypatch.setattr(bench.catalog, "set_state", late)
+    watching = asyncio.ensure_future(last_status(manager, uploader.id))
+    await uploader.ingest.release()
+    await recording.wait()
+    # The storage has the end already, and watched resources are looked at again all the time.
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    live = manager._registry.peek(uploader.id)
+    assert live is not None
+    assert not live.snapshot.state.terminal
+    recorded.set()
+    assert (await watching).state is ResourceState.FAILED
 
 
 async def test_a_lost_uploader_of_an_atomic_resource_leaves_nothing(bench: Bench) -> None:

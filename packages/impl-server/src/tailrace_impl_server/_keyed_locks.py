@@ -18,6 +18,10 @@ class KeyedLocks:
         """Hold the lock of ``key`` within the block; who asked first gets it first."""
         return _Hold(self._locks, key)
 
+    def is_held(self, key: Hashable) -> bool:
+        """Return whether somebody holds the lock of ``key``, or waits for it."""
+        return key in self._locks
+
     def __len__(self) -> int:
         return len(self._locks)
 

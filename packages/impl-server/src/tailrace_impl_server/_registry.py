@@ -160,9 +160,14 @@ class Registry:
             self._hinted.clear()
             stale, self._stale = self._stale, set()
             for changed in stale:
-                live = self._live.get(changed)
-                if live is not None and live.session is None and not live.deleted:
-                    await self._refresh(live)
+                if self._locks.is_held(changed):
+                    # Who opens or ends it publishes what comes of that, an end not before the catalog has it.
+                    self._stale.add(changed)
+                    continue
+                async with self._locks.hold(changed):
+                    live = self._live.get(changed)
+                    if live is not None and live.session is None and not live.deleted:
+                        await self._refresh(live)
 
     async def _refresh(self, live: LiveResource) -> None:
         try:
