@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +17,7 @@ from tailrace_impl_websocket._buffered_protocol import BufferedFrameProtocol, bu
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, PING, PONG, TEXT, frame_header
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
 from tailrace_impl_websocket._frame_reader import FrameReader, ReceiveBuffers
+from tailrace_impl_websocket._transports import sends_lists
 
 MIB = 1 << 20
 
@@ -542,8 +542,10 @@ async def test_refusal_lets_the_client_read_why() -> None:
     assert close[2:].decode() == error["message"] == "invalid start byte at byte 0"
 
 
-def test_lists_are_joined_by_old_transports_only() -> None:
-    assert (sys.version_info >= (3, 12)) == _buffered_protocol._SENDS_LISTS
+async def test_lists_are_sent_where_the_transport_sends_them() -> None:
+    connection, _ = await accepted()
+    assert connection.protocol._sends_lists is sends_lists(connection.wire)
+    await connection.finish()
 
 
 async def test_connection_that_is_found_lost_while_it_writes_raises_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,10 +30,12 @@ from tailrace_common_api import (
     Metadata,
     NotFound,
     Overloaded,
+    PermissionDenied,
     ProtocolError,
     QuotaExceeded,
     ResourceState,
     Status,
+    Unauthenticated,
     Unsupported,
     find_transport,
 )
@@ -634,12 +636,15 @@ async def test_server_that_refuses_with_an_error() -> None:
     ("first", "error"),
     [
         (encode_from_server(None, Failure(Overloaded(what="everything", retry_after=2.0))), Overloaded),
+        # An error of the system by its other base, and yet the server's.
+        (encode_from_server(None, Failure(Unauthenticated("who is there?"))), Unauthenticated),
+        (encode_from_server(None, Failure(PermissionDenied("not here"))), PermissionDenied),
         ('{"type":"hello","protocol":2}', Unsupported),
         ('{"type":"pong"}', ProtocolError),
         ("{", ProtocolError),
         (b"\x01" * 50, ProtocolError),
     ],
-    ids=["error", "version", "no hello", "no JSON", "binary"],
+    ids=["error", "nobody", "not allowed", "version", "no hello", "no JSON", "binary"],
 )
 async def test_first_message_that_is_no_hello(first: str | bytes, error: type[Exception]) -> None:
     async def script(peer: Peer) -> None:
@@ -647,6 +652,30 @@ async def test_first_message_that_is_no_hello(first: str | bytes, error: type[Ex
 
     async with scripted(script) as server:
         await refused(server.url, error)
+
+
+async def test_connection_that_ends_before_the_hello_says_how() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.websocket.close(1013, "later")
+
+    how = r"^\S+ is no Tailrace server over WebSocket: closed with code 1013, 'later'$"
+    async with scripted(script) as server:
+        await refused(server.url, ConnectionLost, how)
+
+
+@pytest.mark.parametrize("location", ["http://localhost/login", "ws://[", "ws:///", "ws://localhost:99999/"])
+async def test_redirect_to_what_is_no_websocket(location: str) -> None:
+    def redirect(websocket: ServerConnection, request: HttpRequest) -> HttpResponse:
+        answer = websocket.respond(HTTPStatus.FOUND, "elsewhere")
+        answer.headers["Location"] = location
+        return answer
+
+    async with scripted(Peer.hello, process_request=redirect) as server:
+        await refused(server.url, ConnectionLost)
+
+
+async def test_host_with_a_name_that_none_can_have() -> None:
+    await refused(f"ws://{'a' * 64}:1", ConnectionLost, "cannot be reached")
 
 
 async def test_connecting_has_a_deadline() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from impl_websocket_client_wire import ClientWire, Heard
 from impl_websocket_frames import unmasked
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.client import ClientProtocol
@@ -258,6 +259,29 @@ async def test_connection_that_ends_with_its_answer_has_no_first_message() -> No
     assert not frames.is_open
     assert await frames.first() is None
     assert frames.end == "closed with code 1006"
+
+
+async def test_library_that_opens_later_keeps_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has seen what follows the answer by then."""
+    opening = Opening()
+    answer = await opening.answer()
+    held = bytearray()
+    real = ClientConnection.data_received
+
+    def late(connection: ClientConnection, data: bytes) -> None:
+        held.extend(data)
+        if len(held) > len(answer):
+            real(connection, bytes(held))
+            held.clear()
+
+    monkeypatch.setattr(ClientConnection, "data_received", late)
+    opening.wire.feed(answer)
+    opening.wire.feed(FRAMES)
+    await opening.handshake
+    frames = opening.connection.frames
+    assert isinstance(frames, LibraryFrames)
+    assert [await frames.first() for _ in MESSAGES] == MESSAGES
+    opening.lose()
 
 
 async def test_large_messages_with_the_answer_are_there() -> None:

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 from impl_websocket_client_wire import ClientWire, Heard
 from impl_websocket_frames import unmasked
+from impl_websocket_peer import ID, LIMITS
 from impl_websocket_protocols import masked
 
-from tailrace_common_api import MEBIBYTE
-from tailrace_impl_websocket import _client_frames
+from tailrace_common_api import MEBIBYTE, GoingAway
+from tailrace_impl_common.messages import Watch
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol
+from tailrace_impl_websocket._client_streams import Link
+from tailrace_impl_websocket._codec import Failure, Hello, encode_from_server
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
 
 CLOSE_1000 = (CLOSE, b"\x03\xe8")
@@ -315,23 +318,6 @@ async def test_large_payloads_are_masked_from_where_they_are(
     made.lose()
 
 
-def test_lists_are_joined_by_old_transports_only() -> None:
-    class Transport(ClientWire):
-        """As those of asyncio."""
-
-    async def sends_lists() -> list[bool]:
-        found = []
-        for module in ("uvloop.loop", "asyncio.selector_events"):
-            Transport.__module__ = module
-            frames = ClientFrameProtocol(
-                Transport(), max_size=1, ping_interval=None, ping_timeout=None, close_timeout=None
-            )
-            found.append(frames._sends_lists)
-        return found
-
-    assert asyncio.run(sends_lists()) == [True, _client_frames._SENDS_LISTS]
-
-
 async def test_connection_that_is_found_lost_while_it_writes_raises_nothing_else() -> None:
     made = Open().listen()
     # As after a write that failed, before that is told.
@@ -461,6 +447,46 @@ async def test_closing_waits_for_the_server() -> None:
     made.lose()
     await asyncio.gather(*closing)
     await made.frames.close()
+
+
+async def test_server_that_says_no_more_and_reads_no_more_is_cut_off() -> None:
+    made = Open(close_timeout=0.01).listen()
+    made.frames.pause_writing()
+    waiting = asyncio.create_task(made.frames.send_text("x"))
+    await turns()
+    made.frames.eof_received()
+    # An event loop closes the transport then, which waits until all has left.
+    made.wire.close()
+    assert made.heard.left
+    assert made.frames.end == "closed with code 1006"
+    with pytest.raises(ConnectionResetError):
+        await waiting
+    await made.wire.until(lambda _: made.wire.aborted)
+    made.lose()
+
+
+async def test_server_that_leaves_while_requests_are_cancelled_is_no_error_of_those() -> None:
+    wire = ClientWire()
+    frames = ClientFrameProtocol(wire, max_size=MEBIBYTE, ping_interval=None, ping_timeout=None, close_timeout=30.0)
+    frames.begin(b"")
+    link = Link(frames, Hello(1, LIMITS, 20.0), "ws://localhost")
+    first, second = [await link.begin(Watch(id=ID), 1024) for _ in range(2)]
+    frames.pause_writing()
+    closing = asyncio.create_task(first.close())
+    link.refuse(2)
+    refusing = tuple(link._cancelling)
+    await turns()
+    assert not closing.done()
+    assert len(refusing) == 1
+    assert not refusing[0].done()
+    farewell = encode_from_server(None, Failure(GoingAway(retry_after=1.0)))
+    wire.feed(unmasked(TEXT, farewell.encode()) + unmasked(CLOSE, b"\x03\xe9"))
+    await asyncio.gather(closing, *refusing)
+    frames.connection_lost(None)
+    with pytest.raises(GoingAway):
+        await link.begin(Watch(id=ID), 1024)
+    await second.close()
+    await link.close()
 
 
 async def test_server_that_does_not_answer_a_close_is_cut_off() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -33,6 +32,7 @@ from tailrace_impl_websocket._frame_reader import FrameReader, ReceiveBuffers
 from tailrace_impl_websocket._handshake import Handshake
 from tailrace_impl_websocket._http_protocol import LINGER
 from tailrace_impl_websocket._keepalive import Keepalive
+from tailrace_impl_websocket._transports import sends_lists
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState
@@ -46,8 +46,6 @@ _JOINED = 16 * KIBIBYTE
 _MOST_WAITING = 16
 """Messages that may wait for an application that asks for them; then the client has to."""
 _MOST_BYTES_WAITING = MEBIBYTE
-_SENDS_LISTS = sys.version_info >= (3, 12)
-"""Whether asyncio's own transports send a list of buffers without joining them."""
 
 
 class BufferedFrameProtocol(asyncio.BufferedProtocol):
@@ -122,15 +120,14 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         self._paused = False
         self._waiting_senders: list[asyncio.Future[None]] = []
         self._pong: bytes | None = None
-        self._sends_lists = _SENDS_LISTS
+        self._sends_lists = False
 
     # The connection
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
         self._connections.add(self)
-        # uvloop, too, and its TLS.
-        self._sends_lists = _SENDS_LISTS or not type(transport).__module__.startswith("asyncio.")
+        self._sends_lists = sends_lists(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.discard(self)

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from websockets.asyncio.client import connect as connect_websocket
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.typing import Subprotocol
 
 from tailrace_common_api import (
@@ -188,16 +188,17 @@ class WebSocketConnection(Connection):
                 except BaseException:
                     websocket.transport.abort()
                     raise
-        except DeadlineExceeded:
-            # The server's own.
+        except TailraceError:
+            # The server's own among them, many of which are errors of the system by their other base.
             raise
         except TimeoutError:
             raise DeadlineExceeded(what=f"the connection to {address}", seconds=settings.connect_timeout) from None
         except InvalidStatus as error:
             raise _refusal(address, error) from None
-        except (InvalidHandshake, ConnectionClosed, EOFError) as error:
+        except (WebSocketException, EOFError) as error:
             raise ConnectionLost(f"{address} is no Tailrace server over WebSocket: {_shown(error)}") from None
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            # The latter where a host has a name that no host can have.
             raise ConnectionLost(f"{address} cannot be reached: {_shown(error)}") from None
 
 

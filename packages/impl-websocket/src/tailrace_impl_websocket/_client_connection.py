@@ -37,20 +37,23 @@ class OpeningConnection(ClientConnection):
         return self._own or LibraryFrames(self)
 
     def data_received(self, data: bytes) -> None:
+        if self._answered:
+            super().data_received(data)
+            return
+        seen = self._head + data
+        end = seen.find(_END_OF_HEAD)
+        if end < 0:
+            self._head = seen[-len(_END_OF_HEAD) + 1 :]
+            super().data_received(data)
+            return
+        self._answered = True
         # The library may see of what follows its own part only what is for it.
-        rest = b""
-        if not self._answered:
-            seen = self._head + data
-            end = seen.find(_END_OF_HEAD)
-            if end < 0:
-                self._head = seen[-len(_END_OF_HEAD) + 1 :]
-            else:
-                self._answered = True
-                size = end + len(_END_OF_HEAD) - len(self._head)
-                self._head = b""
-                data, rest = data[:size], data[size:]
-        super().data_received(data)
-        if self._answered and self._own is None and not self.protocol.extensions and self.state is State.OPEN:
+        size = end + len(_END_OF_HEAD) - len(self._head)
+        self._head = b""
+        super().data_received(data[:size])
+        rest = data[size:]
+        # Here or never: once the library has seen what follows, only the library knows what that was.
+        if self.state is State.OPEN and not self.protocol.extensions:
             self._hand_over(rest)
         elif rest:
             super().data_received(rest)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import sys
 from typing import Protocol
 
 from websockets.frames import Close, CloseCode
@@ -15,6 +14,7 @@ from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, MASKED, PING, P
 from tailrace_impl_websocket._frame_reader import FrameReader, Payload
 from tailrace_impl_websocket._keepalive import Keepalive
 from tailrace_impl_websocket._payload_buffers import PayloadBuffers
+from tailrace_impl_websocket._transports import sends_lists
 
 _MASK_SIZE = 4
 _LARGE = 16 * KIBIBYTE
@@ -24,8 +24,6 @@ _MOST_WAITING = 16
 _MOST_BYTES_WAITING = MEBIBYTE
 _FAREWELL = 0.1
 """Seconds for a last word to a server that seems to be gone."""
-_SENDS_LISTS = sys.version_info >= (3, 12)
-"""Whether asyncio's own transports send a list of buffers without joining them."""
 
 
 class MessageReceiver(Protocol):
@@ -152,11 +150,11 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         self._waiting_size = 0
         self._waiting_receiver: asyncio.Future[None] | None = None
         self._reading_paused = False
-        # Sending. uvloop, too, and its TLS, send lists.
+        # Sending.
         self._paused = False
         self._pong: bytes | None = None
         self._waiting_senders: list[asyncio.Future[None]] = []
-        self._sends_lists = _SENDS_LISTS or not type(transport).__module__.startswith("asyncio.")
+        self._sends_lists = sends_lists(transport)
         # Bytes that were written, up to the last ping, and those of them that had left when it was looked at last.
         self._written = 0
         self._asked = 0
@@ -192,7 +190,10 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         return f"closed with code {int(close.code)}" + (f", {close.reason!a}" if close.reason else "")
 
     def eof_received(self) -> None:
-        """Let the connection end."""
+        """Let the connection end: nothing more comes."""
+        # The event loop waits until all that was written has left, which may never be.
+        self._disconnect()
+        self._wait_for_end(self._close_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._reader.end()

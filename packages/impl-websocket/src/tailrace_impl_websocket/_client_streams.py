@@ -173,7 +173,8 @@ class WebSocketClientStream(ClientStream):
         if self._link.forget(self._number) and not self._complete:
             try:
                 await self._link.send(encode_from_client(self._number, Cancel()))
-            except ConnectionLost:
+            except TailraceError:
+                # Whatever the connection ended with.
                 logger.debug("the connection was lost before request %d was cancelled", self._number)
 
     async def _renew(self, window: ReceiveWindow, consumed: int) -> None:
@@ -373,7 +374,7 @@ class Link:
     async def _cancel(self, number: int) -> None:
         try:
             await self.send(encode_from_client(number, Cancel()))
-        except ConnectionLost:
+        except TailraceError:
             logger.debug("the connection was lost before request %d was cancelled", number)
 
     async def close(self) -> None:
