@@ -30,6 +30,8 @@ TUNED_MALLOC = {
 
 _START_SECONDS = 30
 _STOP_SECONDS = 20
+_ANSWER_SECONDS = 60
+"""Time for whatever a client is asked for: what takes a second, and then hangs, must not hold up all others."""
 _LONGEST_ANSWER = 64 * 1024 * 1024
 
 
@@ -214,9 +216,20 @@ class ClientProcess(PeerProcess):
         return cls([sys.executable, "-m", "peers.programs.client", module, json.dumps(settings)], log)
 
     async def ask(self, method: str, *arguments: object) -> object:
-        """Call a method of the client and return its result; raise `RuntimeError` for what it raised."""
-        await self.write_line(json.dumps([method, *arguments]))
-        answer = json.loads(await self.read_line())
+        """Call a method of the client and return its result; raise `RuntimeError` for what it raised.
+
+        One that does not answer is ended, and fails whatever else it is asked for.
+        """
+        if self._process is None:
+            raise self.failure("has ended")
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                await self.write_line(json.dumps([method, *arguments]))
+                answer = json.loads(await self.read_line())
+        except TimeoutError:
+            failure = self.failure(f"does not answer to {method}")
+            await self.stop()
+            raise failure from None
         if "error" in answer:
             raise RuntimeError(answer["error"])
         return answer["result"]
