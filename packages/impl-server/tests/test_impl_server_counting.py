@@ -44,6 +44,22 @@ def test_it_is_loaded_once_in_a_thread_of_its_own_when_much_was_counted() -> Non
     assert accelerator.threads[0] != threading.get_ident()
 
 
+def test_where_no_thread_can_be_started_counting_goes_on_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    accelerator = Accelerator()
+    counted = CountedBlocks(accelerator)
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse)
+        counted.note(_counting._MUCH)
+    counted.close(PATIENCE)
+    counted.note(_counting._MUCH)
+    assert accelerator.loaded.wait(PATIENCE)
+    counted.close(PATIENCE)
+
+
 def test_closing_does_not_wait_for_ever() -> None:
     gate = threading.Event()
     counted = CountedBlocks(lambda: gate.wait(PATIENCE))

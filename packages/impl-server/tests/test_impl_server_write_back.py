@@ -81,6 +81,11 @@ async def os_storage(tmp_path: Path) -> AsyncGenerator[tuple[FilesystemStorage, 
     await storage.close()
 
 
+def refuse_to_start(thread: threading.Thread) -> None:
+    """Do what a system does that has no more threads."""
+    raise RuntimeError("can't start new thread")
+
+
 async def append(writer: FilesystemWriter, *sizes: int) -> None:
     for size in sizes:
         writer.append(bytes(size))
@@ -118,6 +123,20 @@ def test_where_the_system_cannot_nothing_is_asked_and_nothing_is_kept(files: Res
         write_back.begin(files, number, number + 1)
     write_back.close(PATIENCE)
     assert write_back._line.empty()
+
+
+def test_where_no_thread_can_be_started_nothing_is_taken_until_one_can(
+    files: ResourceFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    system = System()
+    write_back = WriteBack(system.load)
+    with monkeypatch.context() as exhausted:
+        exhausted.setattr(threading.Thread, "start", refuse_to_start)
+        assert not write_back.begin(files, 0, MIB)
+    write_back.close(PATIENCE)
+    assert write_back.begin(files, 0, 2 * MIB)
+    write_back.close(PATIENCE)
+    assert system.asked == [(files.data, 0, 2 * MIB, 2)]
 
 
 def test_without_requests_there_is_no_thread() -> None:

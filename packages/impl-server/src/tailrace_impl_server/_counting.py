@@ -35,8 +35,15 @@ class CountedBlocks:
             return
         # Taken for good by whoever comes first.
         if self._starting.acquire(blocking=False):
-            self._thread = threading.Thread(target=self._accelerate, name="tailrace-counting", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._accelerate, name="tailrace-counting", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system gives no more threads at the moment; counting goes on as before.
+                self._left = _MUCH
+                self._starting.release()
+                return
+            self._thread = thread
 
     def close(self, timeout: float) -> None:
         """Wait for the loading if it has begun, ``timeout`` seconds at most. Blocks."""

@@ -53,15 +53,22 @@ class WriteBack:
         """Have the data of ``[start, end)`` brought to disk soon; never waits, from any thread.
 
         Returns:
-            Whether it was taken. If not, too much stands in line, and the range may be part of a later request.
+            Whether it was taken. If not, too much stands in line or no thread can be started, and the range may be part
+            of a later request.
         """
         if self._line.qsize() >= _MOST_WAITING:
             return False
-        self._line.put((files, start, end))
         # Taken for good by whoever comes first.
         if self._thread is None and self._starting.acquire(blocking=False):
-            self._thread = threading.Thread(target=self._serve, name="tailrace-write-back", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._serve, name="tailrace-write-back", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                # The system gives no more threads at the moment. Nothing that is stored depends on this one.
+                self._starting.release()
+                return False
+            self._thread = thread
+        self._line.put((files, start, end))
         return True
 
     def close(self, timeout: float) -> None:
