@@ -205,6 +205,37 @@ async def test_a_disk_that_stalls_sends_appends_to_a_thread_for_longer_each_time
     assert pauses == [4 * 64 + 1, 16 * 64 + 1]
 
 
+async def test_one_writer_that_is_held_by_the_disk_speaks_for_all(
+    os_storage: FilesystemStorage, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop_thread = threading.get_ident()
+    write = os.pwritev
+    now = 1.0
+
+    def held(fd: int, buffers: list[bytes], offset: int) -> int:
+        nonlocal now
+        if threading.get_ident() == loop_thread:
+            now += 0.05
+        return write(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "pwritev", held)
+    names = iter(range(100))
+
+    async def new_writer_is_held() -> bool:
+        writer = await writer_of(os_storage, f"{next(names):032}")
+        writer._clock = lambda: now
+        disk.writes.clear()
+        writer.append(b"a line\n")
+        await writer.checkpoint()
+        return loop_thread in {thread for _, _, thread in disk.writes}
+
+    assert await new_writer_is_held()
+    for _ in range(5):
+        assert not await new_writer_is_held()
+    now += 60.0
+    assert await new_writer_is_held()
+
+
 async def test_the_loop_does_not_overtake_what_is_pending(os_storage: FilesystemStorage, disk: Disk) -> None:
     writer = await writer_of(os_storage)
     disk.gate = threading.Event()

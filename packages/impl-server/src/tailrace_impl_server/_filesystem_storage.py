@@ -46,6 +46,7 @@ from tailrace_impl_server._journal import EMPTY_SPINE, NO_BOOT_ID, Slot, pack_sl
 from tailrace_impl_server._keyed_locks import KeyedLocks
 from tailrace_impl_server._positional_io import storage_error, sync_data, write_all
 from tailrace_impl_server._recently_read import RecentlyRead
+from tailrace_impl_server._stalls import Stalls
 from tailrace_impl_server._write_back import WriteBack
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
@@ -90,6 +91,7 @@ class FilesystemStorage(Storage):
         self._pool = WriterPool(writer_threads)
         self._write_back = WriteBack()
         self._counted = CountedBlocks()
+        self._stalls = Stalls()
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="tailrace-files")
         self._boot_id = NO_BOOT_ID
         self._cache = FileCache(_CACHED_FILES)
@@ -210,6 +212,7 @@ class FilesystemStorage(Storage):
             pool=self._pool,
             write_back=self._write_back,
             counted=self._counted,
+            stalls=self._stalls,
             sync_names=partial(self._layout.sync_names, id),
             on_close=partial(self._writer_closed, id),
             close_timeout=self._close_timeout,

@@ -28,6 +28,7 @@ from tailrace_impl_server._filesystem_files import ResourceFiles
 from tailrace_impl_server._filesystem_recovery import cut_to, shorten_to
 from tailrace_impl_server._journal import Slot, cut_reason, pack_records, pack_slot, record_offset, slot_offset
 from tailrace_impl_server._positional_io import MAX_BUFFERS, storage_error, sync_data, write_all
+from tailrace_impl_server._stalls import Stalls
 from tailrace_impl_server._write_back import WriteBack
 from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
@@ -107,6 +108,7 @@ class FilesystemWriter(ResourceWriter):
         pool: WriterPool,
         write_back: WriteBack,
         counted: CountedBlocks,
+        stalls: Stalls,
         sync_names: Callable[[], None],
         on_close: Callable[[FilesystemWriter], None],
         clock: Callable[[], float] = perf_counter,
@@ -123,6 +125,7 @@ class FilesystemWriter(ResourceWriter):
             pool: Threads that write.
             write_back: Begins to bring to disk what a sync will wait for later.
             counted: Notes how much is counted in all.
+            stalls: What other writers have met.
             sync_names: Waits until the names of the resource are on disk; blocking.
             on_close: Called on the event loop when the writer is closed.
             clock: Time in seconds, for judging how long inline writes take.
@@ -141,6 +144,8 @@ class FilesystemWriter(ResourceWriter):
         self._strand = pool.strand(self)
         self._write_back = write_back
         self._counted = counted
+        self._stalls = stalls
+        self._own_stall = 0.0
 
         self._snapshot = slot.snapshot
         self._handed_over = slot.snapshot.size
@@ -259,13 +264,18 @@ class FilesystemWriter(ResourceWriter):
             return False
         if self._sync or self._waiting or self._dropping or self._handed_over - self._stored > _INLINE_BYTES:
             return False
+        stalled = self._stalls.until
+        if stalled and stalled != self._own_stall and self._clock() < stalled:
+            return False
         return self._strand.claim()
 
     def _work_inline(self) -> None:
         started = self._clock()
         self.run()
-        taken = self._clock() - started
+        ended = self._clock()
+        taken = ended - started
         if taken >= _STALL_SECONDS:
+            self._own_stall = self._stalls.note(ended, taken)
             self._next_pause = min(4 * self._next_pause, _LONGEST_PAUSE)
         elif taken < _INLINE_SECONDS:
             self._next_pause = max(_INLINE_PAUSE, self._next_pause - 1)
