@@ -674,6 +674,26 @@ async def test_redirect_to_what_is_no_websocket(location: str) -> None:
         await refused(server.url, ConnectionLost)
 
 
+async def test_redirect_to_another_server_takes_no_token_there() -> None:
+    shown: list[str | None] = []
+
+    def note(websocket: ServerConnection, request: HttpRequest) -> HttpResponse:
+        shown.append(request.headers.get("Authorization"))
+        return websocket.respond(HTTPStatus.FORBIDDEN, "no")
+
+    async with scripted(Peer.hello, process_request=note) as other:
+
+        def redirect(websocket: ServerConnection, request: HttpRequest) -> HttpResponse:
+            answer = websocket.respond(HTTPStatus.FOUND, "elsewhere")
+            answer.headers["Location"] = other.url
+            shown.append(request.headers.get("Authorization"))
+            return answer
+
+        async with scripted(Peer.hello, process_request=redirect) as server:
+            await refused(server.url, ConnectionLost, "HTTP status 403", token="secret")
+    assert shown == ["Bearer secret", None] * 2
+
+
 async def test_host_with_a_name_that_none_can_have() -> None:
     await refused(f"ws://{'a' * 64}:1", ConnectionLost, "cannot be reached")
 
