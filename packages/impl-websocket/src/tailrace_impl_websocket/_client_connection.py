@@ -121,6 +121,9 @@ class LibraryFrames:
                 # Nothing may keep the message alive while the next one is awaited.
                 del message
         except ConnectionClosed:
+            pass
+        finally:
+            # Whatever ends this, nobody may wait for more.
             receiver.disconnected()
 
     async def send_text(self, text: str) -> None:

@@ -24,5 +24,6 @@ def keep_what_is_loaded() -> None:
 
     Only in a process whose collector was tuned: in another one this is not for the command to decide.
     """
-    if gc.get_threshold() == _THRESHOLDS:
+    # Of the others some versions of Python take no notice.
+    if gc.get_threshold()[0] == _THRESHOLDS[0]:
         gc.freeze()
