@@ -43,9 +43,9 @@ class ReadingUser(User):  # type: ignore[misc]  # Locust has no types
 
     def records(self) -> Iterator[int]:
         """Yield how many records have arrived with each piece of the answer."""
-        raise NotImplementedError
+        raise NotImplementedError("each kind of user reads in its own way")
 
-    @task  # type: ignore[untyped-decorator]
+    @task  # type: ignore[untyped-decorator]  # Locust has no types
     def read(self) -> None:
         """Read one result."""
         begin = time.perf_counter()
@@ -175,7 +175,7 @@ class PlainRestUser(ReadingUser):
             yield len(answer.json())
 
 
-@events.quitting.add_listener  # type: ignore[untyped-decorator]
+@events.quitting.add_listener  # type: ignore[untyped-decorator]  # Locust has no types
 def report(environment: Any, **_: object) -> None:
     """Leave the figures for the one who started this."""
     with open(REPORT, "w") as file:

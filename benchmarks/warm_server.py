@@ -46,9 +46,9 @@ class WarmFile:
             warm._close(files)
 
         ResourceFiles.__init__ = open_files  # type: ignore[assignment,method-assign]
-        ResourceFiles.__del__ = close_files  # type: ignore[method-assign]
+        ResourceFiles.__del__ = close_files  # type: ignore[method-assign]  # stands in for the method
         os.pwrite = self.pwrite  # type: ignore[assignment]  # the buffers that the server has
-        os.pwritev = self.pwritev  # type: ignore[assignment]
+        os.pwritev = self.pwritev  # type: ignore[assignment]  # the same
 
     def pwrite(self, fd: int, data: Buffer, offset: int, /) -> int:
         """Write where the ring stands, if these are bytes of a resource."""

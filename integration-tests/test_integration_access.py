@@ -138,7 +138,7 @@ async def test_a_token_does_what_its_scopes_say_and_nothing_else(
         await _upload(owner, context=context)
         secret = await asyncio.to_thread(tokens.add, f"only-{allowed.value}", [allowed])
         client = guarded.connect(cell.transport, token=secret)
-        await eventually(lambda client=client: _known(client))  # type: ignore[misc]
+        await eventually(lambda client=client: _known(client))  # type: ignore[misc]  # a default is not inferred
         for name, (operation, call) in EVERY_CALL.items():
             concerned = context if name in OF_CONTEXTS else made
             if operation is allowed:

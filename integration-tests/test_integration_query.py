@@ -222,7 +222,7 @@ async def test_results_come_as_lines_of_json(record_server: LocalServer) -> None
 async def test_the_first_line_is_there_before_the_last_record(record_server: LocalServer) -> None:
     url = f"{door(record_server)}/query/ticks?count=2&pause=3600"
     async with httpx.AsyncClient() as http, http.stream("GET", url) as answer:
-        lines: AsyncGenerator[str, None] = answer.aiter_lines()  # type: ignore[assignment]
+        lines: AsyncGenerator[str, None] = answer.aiter_lines()  # type: ignore[assignment]  # httpx promises an iterator
         assert json.loads(await anext(lines)) == {"tick": 0}
         assert record_sources.made == [0]
     # Leaving ended it.

@@ -279,7 +279,7 @@ async def test_readers_continue_behind_the_last_byte(
 
         async def collect(chunks: AsyncIterator[object]) -> bytes:
             # Large chunks are read in pieces, so that there is something between them.
-            return b"".join([bytes(chunk.data) async for chunk in chunks])  # type: ignore[attr-defined]
+            return b"".join([bytes(chunk.data) async for chunk in chunks])  # type: ignore[attr-defined]  # chunks of any kind
 
         resource = client.open(upload.id)
         cases: list[tuple[Callable[[], AsyncIterator[object]], bytes]] = [
@@ -556,7 +556,7 @@ async def test_what_a_zombie_has_on_the_way_changes_nothing(server: LocalServer,
         # It leaves the client, and stays on the way until the other session is at work.
         await zombie.write(b"of a zombie;")
         finishing = asyncio.ensure_future(zombie.finish())
-        await eventually(lambda: zombie._machine.state.name == "FINISHING")  # type: ignore[attr-defined]
+        await eventually(lambda: zombie._machine.state.name == "FINISHING")  # type: ignore[attr-defined]  # the session of this transport has one
         direct = server.connect(cell.transport)
         other = await HandUpload.reopen(direct.connection, zombie.id, zombie.token, b"common;")
         await other.chunk(b"of the living")

@@ -30,7 +30,7 @@ def drain(command: Sequence[str], take: Callable[[memoryview], object]) -> None:
     buffer = memoryview(bytearray(MEBIBYTE))
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdout is not None
-        while length := process.stdout.readinto(buffer):  # type: ignore[attr-defined]
+        while length := process.stdout.readinto(buffer):  # type: ignore[attr-defined]  # unbuffered, it is a raw file
             take(buffer[:length])
     _expect_success(process)
 

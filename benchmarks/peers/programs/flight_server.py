@@ -30,7 +30,7 @@ def bytes_of(batch: pa.RecordBatch) -> memoryview:
     return memoryview(column.buffers()[1])[column.offset : column.offset + len(column)]
 
 
-class Storing(flight.FlightServerBase):  # type: ignore[misc]
+class Storing(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
     """Each upload is hashed and written to a new file, and synced before the client hears of it."""
 
     def __init__(self, folder: Path) -> None:
@@ -71,7 +71,7 @@ class Storing(flight.FlightServerBase):  # type: ignore[misc]
         return flight.GeneratorStream(SCHEMA, batches())
 
 
-class Counting(flight.FlightServerBase):  # type: ignore[misc]
+class Counting(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
     """Keeps the first batch of each upload and the number of bytes, and sends that batch over and over."""
 
     def __init__(self) -> None:

@@ -61,7 +61,7 @@ class MemoryClient(RecordClient):
         return stream
 
     def work(self, queue: str, *, credit: int, credit_bytes: int = 0, extend: bool = False) -> RecordConsumer:
-        raise NotImplementedError
+        raise NotImplementedError("the tests of queries take no work")
 
     async def queue_figures(self, queue: str) -> QueueFigures:
         return QueueFigures(queue=queue, ready=1, delayed=2, in_flight=3, dead=4, consumers=5, stalled=6)
@@ -172,6 +172,6 @@ def test_errors_of_the_opening_are_raised(client: sync.RecordClient, behind: Mem
     async def refuse() -> None:
         raise ConnectionLost("no way")
 
-    behind.next.open = refuse  # type: ignore[method-assign]
+    behind.next.open = refuse  # type: ignore[method-assign]  # stands in for the method
     with pytest.raises(ConnectionLost), client.query("source"):
         pass

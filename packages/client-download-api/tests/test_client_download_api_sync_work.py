@@ -73,7 +73,7 @@ class MemoryClient(RecordClient):
         self.consumer = MemoryConsumer(3)
 
     def query(self, source: str, /, **arguments: Argument) -> RecordStream:
-        raise NotImplementedError
+        raise NotImplementedError("the tests of work make no query")
 
     def work(self, queue: str, *, credit: int, credit_bytes: int = 0, extend: bool = False) -> RecordConsumer:
         if credit < 0:
@@ -82,7 +82,7 @@ class MemoryClient(RecordClient):
         return self.consumer
 
     async def queue_figures(self, queue: str) -> QueueFigures:
-        raise NotImplementedError
+        raise NotImplementedError("the figures of a queue are tested with queries")
 
 
 @pytest.fixture

@@ -213,7 +213,7 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client_of(connection: Connection, *, worked: bool = True, **settings: float) -> ConnectedClient:
-    client = ConnectedClient(connection, ClientSettings(**{"reconnect_timeout": 20.0, **settings}))  # type: ignore[arg-type]
+    client = ConnectedClient(connection, ClientSettings(**{"reconnect_timeout": 20.0, **settings}))  # type: ignore[arg-type]  # fields by name
     client._link.worked = worked
     return client
 
@@ -568,7 +568,7 @@ async def test_a_follower_continues_behind_its_last_byte() -> None:
     )
     resource = client_of(connection).open(ID)
     assert b"".join([piece async for piece in resource.follow()]) == DATA
-    offsets = [request.start.offset for request in connection.requests if isinstance(request, Follow)]  # type: ignore[union-attr]
+    offsets = [request.start.offset for request in connection.requests if isinstance(request, Follow)]  # type: ignore[union-attr]  # each began with an offset
     assert offsets == [0, 50_000, 50_000, 50_000, 120_000]
 
 

@@ -10,5 +10,5 @@ async def counted(count: int, text: str = "t") -> AsyncGenerator[dict[str, objec
         yield {"number": number, "text": text}
 
 
-async def unannotated(count) -> AsyncGenerator[bytes, None]:  # type: ignore[no-untyped-def]
+async def unannotated(count) -> AsyncGenerator[bytes, None]:  # type: ignore[no-untyped-def]  # no annotation is the test
     yield b""

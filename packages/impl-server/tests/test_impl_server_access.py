@@ -161,7 +161,7 @@ async def test_an_authenticator_that_cannot_start_starts_no_server(doors: Doors)
     async def fail() -> None:
         raise ConfigurationError(field="doors", problem="locked")
 
-    doors.start = fail  # type: ignore[method-assign]
+    doors.start = fail  # type: ignore[method-assign]  # stands in for the method
     server = create_manager(None, {}, authenticator=doors)
     with pytest.raises(ConfigurationError, match="locked"):
         await server.start()

@@ -95,7 +95,7 @@ async def test_an_end_that_nobody_heard_of_is_noticed_when_the_resource_is_looke
         await real()
         raise StorageFailure("the answer is lost")
 
-    uploader.ingest._writer.complete = complete  # type: ignore[attr-defined]
+    uploader.ingest._writer.complete = complete  # type: ignore[attr-defined]  # the session of the manager has one
     with pytest.raises(StorageFailure, match="lost"):
         await uploader.finish()
     await uploader.ingest.release()

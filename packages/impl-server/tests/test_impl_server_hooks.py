@@ -121,7 +121,7 @@ async def test_growth_within_the_interval_is_told_when_it_is_over(
     for size in (3, 6):
         await uploader.send(b"abc")
         await uploader.announced()
-        await turned(lambda size=size: ("growth", uploader.id, ResourceState.IN_PROGRESS, size) in hooks.calls)  # type: ignore[misc]
+        await turned(lambda size=size: ("growth", uploader.id, ResourceState.IN_PROGRESS, size) in hooks.calls)  # type: ignore[misc]  # a default is not inferred
     # Nothing is kept of a resource that has not grown for a while.
     await turned(lambda: not manager._uploads._hooks._feeds)
     await turned(lambda: not manager._uploads._hooks._tasks)

@@ -19,7 +19,7 @@ class Counting(Telemetry):
     def request(self, transport: str, operation: str) -> RequestTelemetry:
         self.told.append(f"request {transport} {operation}")
         telemetry = RequestTelemetry()
-        telemetry.received = lambda count: self.told.append(f"received {count}")  # type: ignore[method-assign]
+        telemetry.received = lambda count: self.told.append(f"received {count}")  # type: ignore[method-assign]  # stands in for the method
         return telemetry
 
     def refused(self, transport: str, code: str) -> None:

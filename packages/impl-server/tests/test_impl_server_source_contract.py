@@ -52,7 +52,7 @@ class TestPostgresSource(RecordSourceContract):
             return int(await watching.fetchval(f"{statement} AND (state = 'active' OR xact_start IS NOT NULL)"))
 
         def make(name: str, sql: str, **more: object) -> RecordSource:
-            return PostgresSource(name, database, sql, **more)  # type: ignore[arg-type]
+            return PostgresSource(name, database, sql, **more)  # type: ignore[arg-type]  # options by name
 
         forever = "generate_series(1, 9000000000000000000)"
         try:
@@ -79,7 +79,7 @@ class TestSqliteSource(RecordSourceContract):
             return sum(any(frame.name == "_slice" for frame in stack) for stack in stacks)
 
         def make(name: str, sql: str, **more: object) -> RecordSource:
-            return SqliteSource(name, thread, sql, **more)  # type: ignore[arg-type]
+            return SqliteSource(name, thread, sql, **more)  # type: ignore[arg-type]  # options by name
 
         numbers = (
             "WITH RECURSIVE upto (n) AS (SELECT :first UNION ALL SELECT n + 1 FROM upto WHERE n + 1 < :first + :count)"

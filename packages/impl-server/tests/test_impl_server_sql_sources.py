@@ -59,7 +59,7 @@ class TestSqlite:
         thread = SqliteThread(path, durability=Durability.OS)
 
         def make_(sql: str, **more: object) -> RecordSource:
-            return SqliteSource("books", thread, sql, **more)  # type: ignore[arg-type]
+            return SqliteSource("books", thread, sql, **more)  # type: ignore[arg-type]  # options by name
 
         return make_
 
@@ -123,7 +123,7 @@ class TestPostgres:
         database = PostgresDatabase("shop", postgres_url, max_queries=2)
 
         def make_(sql: str, **more: object) -> RecordSource:
-            return PostgresSource("books", database, sql, **more)  # type: ignore[arg-type]
+            return PostgresSource("books", database, sql, **more)  # type: ignore[arg-type]  # options by name
 
         yield make_
 

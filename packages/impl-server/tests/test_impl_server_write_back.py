@@ -252,7 +252,7 @@ async def test_a_writer_that_continues_begins_behind_what_is_stored(
     await writer.checkpoint()
     await writer.close()
     recorded.taken.clear()
-    writer = await storage.open(ID)  # type: ignore[assignment]
+    writer = await storage.open(ID)  # type: ignore[assignment]  # another writer, of the interface
     await append(writer, 2 * MIB)
     assert recorded.taken == [(3 * MIB, 5 * MIB)]
     await writer.close()

@@ -53,7 +53,7 @@ def read_by_the_library(pieces: list[bytes]) -> Read:
             message.clear()
             messages.append(data.decode() if is_text else data)
 
-    protocol.recv_frame = look  # type: ignore[method-assign]
+    protocol.recv_frame = look  # type: ignore[method-assign]  # stands in for the method
     for piece in pieces:
         protocol.receive_data(piece)
     return Read.of(messages, b"".join(protocol.data_to_send()))

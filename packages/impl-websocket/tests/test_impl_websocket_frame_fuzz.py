@@ -26,7 +26,7 @@ class Oracle(FrameProtocol):
         super().__init__(*arguments, **named)
         self._text: bytearray | None = None
         self._recv_frame = self.conn.recv_frame
-        self.conn.recv_frame = self._look  # type: ignore[method-assign]
+        self.conn.recv_frame = self._look  # type: ignore[method-assign]  # stands in for the method
 
     def _look(self, frame: Frame) -> None:
         self._recv_frame(frame)

@@ -29,8 +29,8 @@ def test_a_context_groups_uploads_until_it_is_closed(run: Run, url: str, tmp_pat
     assert run("upload", "a.txt", "--name", "elsewhere", "--server", url).code == 0
 
     listed = run("list", "--context", context, "--json", "--server", url).json()
-    assert [status["metadata"]["name"] for status in listed] == ["first", "second"]  # type: ignore[index]
-    assert {status["metadata"]["context"] for status in listed} == {context}  # type: ignore[index]
+    assert [status["metadata"]["name"] for status in listed] == ["first", "second"]  # type: ignore[index]  # JSON of any shape
+    assert {status["metadata"]["context"] for status in listed} == {context}  # type: ignore[index]  # JSON of any shape
 
     (shown,) = run("context", "show", context, "--json", "--server", url).json()
     assert (shown["id"], shown["state"], shown["closed_at"]) == (context, "OPEN", None)

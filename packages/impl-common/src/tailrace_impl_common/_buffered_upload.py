@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tailrace_client_upload_api import Buffer, DropOldest, SpoolToDisk, UploadSession, WhileAway
 from tailrace_common_api import (
@@ -134,9 +134,9 @@ class BufferedUpload(DelegatingUpload):
         if waiting.size:
             self._work.set()
 
-    async def _guard(self, work: Callable[[], object]) -> None:
+    async def _guard(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await work()  # type: ignore[misc]  # a coroutine function
+            await work()
         except TailraceError as error:
             self._fail(error)
         except OSError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Protocol, runtime_checkable
 
@@ -33,7 +33,7 @@ Source = BlockingSource | AsyncIterable[Buffer]
 """What an upload can take its bytes from."""
 
 
-def read_pieces(source: BlockingSource, *, chunk_size: int = DEFAULT_PIECE) -> Iterator[Buffer]:
+def read_pieces(source: BlockingSource, *, chunk_size: int = DEFAULT_PIECE) -> Generator[Buffer, None, None]:
     """Yield the bytes of a source as they come, none of them empty, each of at most ``chunk_size`` bytes.
 
     Blocking. A file object is asked for what is there, not for full pieces, so that a slow pipe is passed on at once;
@@ -155,7 +155,7 @@ async def _read_in_thread(source: BlockingSource, chunk_size: int) -> AsyncGener
         except BaseException as caught:  # noqa: BLE001 - whatever it is, it belongs to who waits for the pieces
             error = caught
         try:
-            pieces.close()  # type: ignore[attr-defined]  # read_pieces is a generator and promises an iterator
+            pieces.close()
         except BaseException as caught:  # noqa: BLE001 - the same
             error = error or caught
         hand_over(_End(error))

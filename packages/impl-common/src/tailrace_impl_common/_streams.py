@@ -42,7 +42,7 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
 
     def write(self, message: SendT) -> None:
         """Send a message without waiting. Only while :attr:`writable`, and while nobody is in :meth:`send`."""
-        raise NotImplementedError
+        raise NotImplementedError("this transport has to be waited for: it is never `writable`")
 
     @abstractmethod
     async def receive(self) -> ReceiveT | None:

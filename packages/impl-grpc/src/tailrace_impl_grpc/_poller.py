@@ -28,12 +28,12 @@ def keep_poller() -> None:
     bind = loop.add_reader
 
     def bind_together(fd: object, callback: Callable[..., object], *args: object) -> None:
-        bind(fd, _taking_all(fd, callback) if isinstance(fd, socket.socket) else callback, *args)  # type: ignore[arg-type]
+        bind(fd, _taking_all(fd, callback) if isinstance(fd, socket.socket) else callback, *args)  # type: ignore[arg-type]  # typeshed asks for a number or a file
 
     try:
         # Each event has a byte in a socket, of which grpc.aio takes one for all events that there are, so that the loop
         # is woken once more for each of the others. It has nothing to change that; what it binds to can be changed.
-        loop.add_reader = bind_together  # type: ignore[method-assign]
+        loop.add_reader = bind_together  # type: ignore[method-assign]  # stands in while gRPC binds itself
     except AttributeError:
         # A loop that has no room for it is woken more often.
         grpc.aio.init_grpc_aio()

@@ -126,8 +126,8 @@ class _RunningRequest(RequestTelemetry):
         self._operation = operation
         self._inner = telemetry.request(transport, operation)
         # Called per chunk.
-        self.received = self._inner.received  # type: ignore[method-assign]
-        self.sent = self._inner.sent  # type: ignore[method-assign]
+        self.received = self._inner.received  # type: ignore[method-assign]  # bound once instead of passed on for each chunk
+        self.sent = self._inner.sent  # type: ignore[method-assign]  # bound once instead of passed on for each chunk
 
     def __enter__(self) -> Self:
         try:

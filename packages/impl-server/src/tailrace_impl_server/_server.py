@@ -138,7 +138,7 @@ def create_manager(
     if authenticator is None:
         authenticator = _authenticator(settings)
     if authorizer is None and settings.authorizer is not None:
-        authorizer = load_named(settings.authorizer, Authorizer, field="authorizer")  # type: ignore[type-abstract]
+        authorizer = load_named(settings.authorizer, Authorizer, field="authorizer")  # type: ignore[type-abstract]  # an abstract class names what is wanted
     storage: Storage
     catalog: Catalog
     if data is None:
@@ -164,4 +164,4 @@ def _authenticator(settings: ServerSettings) -> Authenticator | None:
         return None if settings.tokens is None else TokenAuthenticator(settings.tokens)
     if settings.tokens is not None:
         raise ConfigurationError(field="authenticator", problem="not together with a file of tokens")
-    return load_named(settings.authenticator, Authenticator, field="authenticator")  # type: ignore[type-abstract]
+    return load_named(settings.authenticator, Authenticator, field="authenticator")  # type: ignore[type-abstract]  # an abstract class names what is wanted

@@ -23,7 +23,7 @@ from tailrace_server_api import Operation
 try:
     import fcntl
 except ImportError:  # Not on this system: two commands at the same moment are not kept apart there.
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module, where there is one
 
 FORMAT = "tailrace-tokens"
 VERSION = 1

@@ -149,7 +149,7 @@ class AsgiFrames:
 
     def write_chunk(self, request: int, chunk: Chunk, shared: SharedFrame) -> None:
         """Send a chunk without waiting; only while :attr:`writable`."""
-        raise NotImplementedError
+        raise NotImplementedError("ASGI has to be waited for: this channel is never `writable`")
 
     async def close(self, code: int, reason: str) -> None:
         """Close the connection; errors as those of :meth:`send_text`."""

@@ -103,7 +103,7 @@ class QueryClientContract:
 
     async def test_arguments_are_checked(self, query_client: RecordClient) -> None:
         with pytest.raises(InvalidArgument):
-            query_client.query(self.source, count=[1])  # type: ignore[arg-type]
+            query_client.query(self.source, count=[1])  # type: ignore[arg-type]  # the wrong value is the test
         with pytest.raises(InvalidArgument):
             query_client.query("no name")
         with pytest.raises(InvalidArgument):
