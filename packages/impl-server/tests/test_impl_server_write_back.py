@@ -42,6 +42,11 @@ class System:
 
         return call
 
+    def await_requests(self, count: int) -> None:
+        """Wait until it was asked so many times more."""
+        for _ in range(count):
+            assert self.arrived.acquire(timeout=PATIENCE)
+
 
 class Recorded(WriteBack):
     """Takes what it is told to take, and does nothing."""
@@ -64,6 +69,20 @@ def files(tmp_path: Path) -> ResourceFiles:
     (tmp_path / DATA).write_bytes(bytes(4 * MIB))
     (tmp_path / JOURNAL).touch()
     return ResourceFiles(tmp_path, writable=True)
+
+
+class Watched(ResourceFiles):
+    """Files whose end can be seen."""
+
+
+def watched_files(folder: Path) -> tuple[Watched, threading.Event]:
+    """Return files, and what is set when nobody has them any more."""
+    (folder / DATA).write_bytes(bytes(100))
+    (folder / JOURNAL).touch()
+    closed = threading.Event()
+    watched = Watched(folder, writable=True)
+    weakref.finalize(watched, closed.set)
+    return watched, closed
 
 
 async def storage_in(path: Path, durability: Durability) -> tuple[FilesystemStorage, Recorded]:
@@ -97,6 +116,7 @@ def test_the_system_is_asked_to_begin_and_not_to_wait(files: ResourceFiles) -> N
     write_back = WriteBack(system.load)
     assert write_back.begin(files, 0, MIB)
     assert write_back.begin(files, MIB, 3 * MIB)
+    system.await_requests(2)
     write_back.close(PATIENCE)
     # Flag 2 alone: the flags that wait would take an error of the disk away from the sync that has to tell it.
     assert system.asked == [(files.data, 0, MIB, 2), (files.data, MIB, 2 * MIB, 2)]
@@ -113,16 +133,37 @@ def test_a_disk_that_is_behind_is_asked_for_no_more(files: ResourceFiles) -> Non
         taken += 1
     assert taken == _write_back._MOST_WAITING
     system.gate.set()
+    system.await_requests(taken)
     write_back.close(PATIENCE)
     assert len(system.asked) == 1 + taken
 
 
-def test_where_the_system_cannot_nothing_is_asked_and_nothing_is_kept(files: ResourceFiles) -> None:
-    write_back = WriteBack(lambda: None)
-    for number in range(3 * _write_back._MOST_WAITING):
-        write_back.begin(files, number, number + 1)
+def test_what_stands_in_line_at_the_end_is_dropped(files: ResourceFiles) -> None:
+    system = System()
+    system.gate.clear()
+    write_back = WriteBack(system.load)
+    assert write_back.begin(files, 0, 1)
+    assert system.arrived.acquire(timeout=PATIENCE)
+    while write_back.begin(files, 1, 2):
+        pass
+    # The thread is held by the disk.
+    write_back.close(0.0)
+    system.gate.set()
     write_back.close(PATIENCE)
+    assert system.asked == [(files.data, 0, 1, 2)]
+    assert write_back._thread is not None
+    assert not write_back._thread.is_alive()
+
+
+def test_where_the_system_cannot_nothing_is_asked_and_nothing_is_kept(tmp_path: Path) -> None:
+    write_back = WriteBack(lambda: None)
+    watched, closed = watched_files(tmp_path)
+    for number in range(3 * _write_back._MOST_WAITING):
+        write_back.begin(watched, number, number + 1)
+    del watched
+    assert closed.wait(PATIENCE)
     assert write_back._line.empty()
+    write_back.close(PATIENCE)
 
 
 def test_where_no_thread_can_be_started_nothing_is_taken_until_one_can(
@@ -135,6 +176,7 @@ def test_where_no_thread_can_be_started_nothing_is_taken_until_one_can(
         assert not write_back.begin(files, 0, MIB)
     write_back.close(PATIENCE)
     assert write_back.begin(files, 0, 2 * MIB)
+    system.await_requests(1)
     write_back.close(PATIENCE)
     assert system.asked == [(files.data, 0, 2 * MIB, 2)]
 
@@ -147,17 +189,9 @@ def test_without_requests_there_is_no_thread() -> None:
 
 
 def test_files_are_closed_though_the_thread_waits_for_more(tmp_path: Path) -> None:
-    (tmp_path / DATA).write_bytes(bytes(100))
-    (tmp_path / JOURNAL).touch()
-
-    class Watched(ResourceFiles):
-        pass
-
     system = System()
     write_back = WriteBack(system.load)
-    closed = threading.Event()
-    watched = Watched(tmp_path, writable=True)
-    weakref.finalize(watched, closed.set)
+    watched, closed = watched_files(tmp_path)
     assert write_back.begin(watched, 0, 100)
     del watched
     assert closed.wait(PATIENCE)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 
 from tailrace_impl_server._filesystem_files import ResourceFiles
 
@@ -72,8 +73,15 @@ class WriteBack:
         return True
 
     def close(self, timeout: float) -> None:
-        """End the thread, and wait for that for ``timeout`` seconds at most; nothing may be begun any more. Blocks."""
+        """End the thread, and wait for that for ``timeout`` seconds at most; nothing may be begun any more. Blocks.
+
+        Requests that still stand in line are dropped: a slow disk may take seconds for each of them, and nothing needs
+        them.
+        """
         if self._thread is not None:
+            with suppress(Empty):
+                while True:
+                    self._line.get_nowait()
             self._line.put(None)
             self._thread.join(timeout)
 
