@@ -19,7 +19,7 @@ from tailrace_server_api import Durability, FencedOff
 
 _readlink = os.readlink  # As it is before blocking calls are watched: syncs are noted on the event loop, too.
 
-BIG = b"x" * (512 * 1024 + 1)
+BIG = b"x" * (1088 * 1024 + 1)
 """More than the event loop writes itself."""
 
 

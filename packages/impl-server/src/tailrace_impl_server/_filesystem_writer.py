@@ -50,11 +50,11 @@ _SMALL = 8 * 1024
 """Mean size of chunks below which they are joined."""
 _SLICE = 4 * 1024 * 1024
 """Bytes after which a thread turns to the next writer in line."""
-_INLINE_BYTES = 512 * 1024
-"""Most bytes that the event loop writes itself: to memory that takes less than waking a thread, and finds what was
-received in the processor's cache, three times in a row."""
 _WAITING_BYTES = 64 * 1024
 """Most bytes that wait for a flush or a checkpoint to be written."""
+_INLINE_BYTES = 1024 * 1024 + _WAITING_BYTES
+"""Most bytes that the event loop writes itself, the largest chunk of any transport behind what may wait: to memory that
+takes less than waking a thread, and finds what was received in the processor's cache, three times in a row."""
 _INLINE_SECONDS = 0.001
 """Time that an inline write may take before the next ones go to a thread."""
 _INLINE_PAUSE = 64
