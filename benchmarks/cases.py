@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 
 from loops import run_coroutine
 from processes import OURSELVES, reset_peaks, usage_of
-from server import ServerProcess
+from server import ServerProcess, keep_byte_code
 
 T = TypeVar("T")
 
@@ -219,6 +219,7 @@ class Run:
         """Return a server of one's own, not started."""
         settings, program = PROFILES[profile]
         folder = data or self.scratch / f"server-{len(list(self.scratch.iterdir()))}-{profile}"
+        settings = {**keep_byte_code(self.scratch), **settings}
         return ServerProcess(folder, settings=settings, program=program, log=self.scratch / "log")
 
     def url(self, transport: str, profile: str = "plain") -> str:

@@ -33,7 +33,7 @@ from cases import MEBIBYTE, TRANSPORTS, Meter
 from interrupted_uploads import enlarge
 from loops import run_coroutine
 from processes import OURSELVES, resident
-from server import ServerProcess
+from server import ServerProcess, keep_byte_code
 from stored_resources import RARE, SHARDS, content, make_resources
 
 import tailrace
@@ -60,8 +60,7 @@ def server_on(data: Path, scratch: Path) -> ServerProcess:
         scratch: Folder for its log and its byte code.
     """
     settings = {
-        "PYTHONDONTWRITEBYTECODE": "",
-        "PYTHONPYCACHEPREFIX": str(scratch / "bytecode"),
+        **keep_byte_code(scratch),
         "TAILRACE_STORAGE_MAX_CONTEXT_RESOURCES": "1000000",
         "TAILRACE_STORAGE_MAX_UPLOADS": "1000000",
         "TAILRACE_STORAGE_MAX_RESOURCE_SIZE": str(1 << 42),

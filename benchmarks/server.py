@@ -22,6 +22,15 @@ TAILRACE = ("-m", "tailrace")
 """Arguments of the interpreter that make it the command line."""
 
 
+def keep_byte_code(folder: Path) -> dict[str, str]:
+    """Return what the environment of a server says that keeps its byte code, below ``folder``.
+
+    As one does that is installed: without it each start compiles all modules again wherever the environment asks Python
+    to write none.
+    """
+    return {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+
+
 class ServerProcess:
     """`tailrace serve` on a scratch folder and free ports."""
 

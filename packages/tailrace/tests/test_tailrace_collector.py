@@ -5,8 +5,10 @@ import sys
 
 _TUNED = """
 import gc
-from tailrace._collector import keep_what_is_loaded, tune_collector
+from tailrace._collector import keep_what_is_loaded, pause_collector, tune_collector
 tune_collector()
+pause_collector()
+assert not gc.isenabled()
 keep_what_is_loaded()
 frozen = gc.get_freeze_count()
 class Cycle: pass
@@ -21,9 +23,11 @@ _ELSEWHERE = """
 import gc
 before = gc.get_threshold()
 import tailrace, tailrace.sync
-from tailrace._collector import keep_what_is_loaded
+from tailrace._collector import keep_what_is_loaded, pause_collector
+pause_collector()
+enabled = gc.isenabled()
 keep_what_is_loaded()
-print(gc.get_threshold() == before, gc.get_freeze_count())
+print(gc.get_threshold() == before, enabled, gc.get_freeze_count())
 """
 
 
@@ -36,4 +40,4 @@ def test_cycles_are_still_found_when_the_collector_looks_less_often() -> None:
 
 
 def test_a_library_leaves_the_collector_alone() -> None:
-    assert _run(_ELSEWHERE) == "True 0"
+    assert _run(_ELSEWHERE) == "True True 0"

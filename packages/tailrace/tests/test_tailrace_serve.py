@@ -41,6 +41,29 @@ def test_ready_is_a_line_for_each_transport_for_people(start: Start) -> None:
     assert process.stdout.read() == b""
 
 
+@pytest.mark.parametrize(
+    ("configuration", "imported"),
+    [("", set()), ("[queues.jobs]\n", {"tailrace_impl_server._record_declarations"})],
+)
+def test_a_server_starts_without_what_only_some_need(
+    tmp_path: Path, start: Start, configuration: str, imported: set[str]
+) -> None:
+    needs_server()
+    (tmp_path / "tailrace.toml").write_text(configuration)
+    process = start("serve", "--config", str(tmp_path / "tailrace.toml"), *ANY, PYTHONPROFILEIMPORTTIME="1")
+    assert process.stdout is not None
+    assert b"grpc://" in process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate()
+    modules = {line.rpartition("|")[2].strip() for line in errors.decode().splitlines() if "import time:" in line}
+    # A module that is imported by its name in a text is not in the list, those that it imports are.
+    assert {"grpc.aio", "uvicorn", "tailrace_impl_server._manager"} <= modules
+    # Each takes from a few milliseconds to a tenth of a second, in which followers wait for a server that comes back.
+    for_some = {"numpy", "opentelemetry", "jsonschema_rs", "asyncpg", "google.protobuf.json_format", "rich", "httpx"}
+    for_some.add("tailrace_impl_server._record_declarations")
+    assert for_some & modules == imported
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_server_tells_its_clients_and_keeps_what_was_announced(
     tmp_path: Path, start: Start, run: Run, number: signal.Signals

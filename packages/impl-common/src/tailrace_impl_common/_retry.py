@@ -92,8 +92,8 @@ class Retry:
         self._bound = self._schedule.initial
 
 
-RECONNECT_SCHEDULE = RetrySchedule(initial=0.05, factor=1.3)
-"""How a client comes back to a server that was lost: a third later than it is there again, on average. With delays that
+RECONNECT_SCHEDULE = RetrySchedule(initial=0.05, factor=1.2)
+"""How a client comes back to a server that was lost: a fifth later than it is there again, on average. With delays that
 double it would be as late again as it was away."""
 _MOST_DISAGREEMENTS = 3
 """Times in a row that bytes arrive otherwise than they were sent, before that is no accident of the network."""

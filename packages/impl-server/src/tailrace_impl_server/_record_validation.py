@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-import jsonschema_rs
 import orjson
 
 from tailrace_common_api import (
@@ -72,6 +71,9 @@ class JsonSchemaValidator(JsonObjectValidator):
         Raises:
             ConfigurationError: It is no schema; the field is ``schema``.
         """
+        # Large, and only needed where a schema is declared.
+        import jsonschema_rs
+
         try:
             self._schema = jsonschema_rs.validator_for(dict(schema), retriever=_fetch_nothing)
         except (jsonschema_rs.ValidationError, jsonschema_rs.ReferencingError, ValueError) as error:

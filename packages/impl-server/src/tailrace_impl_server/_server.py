@@ -15,7 +15,6 @@ from tailrace_impl_server._local_events import LocalEventBus
 from tailrace_impl_server._manager import Manager
 from tailrace_impl_server._memory_catalog import MemoryCatalog
 from tailrace_impl_server._memory_storage import MemoryStorage
-from tailrace_impl_server._record_declarations import declared_ends
 from tailrace_impl_server._recovery import recover
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_impl_server._sqlite_catalog import SqliteCatalog
@@ -154,9 +153,18 @@ def create_manager(
         hooks=hooks,
         authenticator=authenticator,
         authorizer=authorizer,
-        records=records if isinstance(records, RecordEnds) else declared_ends(records or {}, data, settings),
+        records=records if isinstance(records, RecordEnds) else _ends(records or {}, data, settings),
     )
     return ManagedServer(manager, storage, catalog)
+
+
+def _ends(tables: Mapping[str, object], data: Path | None, settings: ServerSettings) -> RecordEnds:
+    if not tables:
+        return RecordEnds()
+    # Databases and what is in them take a while to import, and most servers that start have none of it.
+    from tailrace_impl_server._record_declarations import declared_ends
+
+    return declared_ends(tables, data, settings)
 
 
 def _authenticator(settings: ServerSettings) -> Authenticator | None:

@@ -19,11 +19,25 @@ def tune_collector() -> None:
     gc.set_threshold(*_THRESHOLDS)
 
 
+def pause_collector() -> None:
+    """Let the collector look for nothing until :func:`keep_what_is_loaded`: what a start loads stays.
+
+    Only in a process whose collector was tuned: in another one this is not for the command to decide.
+    """
+    if _is_tuned():
+        gc.disable()
+
+
 def keep_what_is_loaded() -> None:
     """Let the collector walk nothing any more of what there is now: modules, classes, what was set up at the start.
 
     Only in a process whose collector was tuned: in another one this is not for the command to decide.
     """
-    # Of the others some versions of Python take no notice.
-    if gc.get_threshold()[0] == _THRESHOLDS[0]:
+    if _is_tuned():
         gc.freeze()
+        gc.enable()
+
+
+def _is_tuned() -> bool:
+    # Of the other thresholds some versions of Python take no notice.
+    return gc.get_threshold()[0] == _THRESHOLDS[0]

@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import click
 
-from tailrace._collector import keep_what_is_loaded
+from tailrace._collector import keep_what_is_loaded, pause_collector
 from tailrace._logging import configure_logging
 from tailrace._messages import say
 from tailrace._running import Interruption, run_async
@@ -44,6 +44,7 @@ def serve(
 
     The first signal lets running requests end within the grace, the second one ends the server at once.
     """
+    pause_collector()
     given = {"data": data, "grpc": grpc, "http": http, "grace": grace, "log_format": log_format}
     given_flags = {"insecure": True if insecure else None}
     settings = load_settings({"serve": {**given, **given_flags}, "storage": {"tokens": tokens}}, config=config)
