@@ -13,6 +13,7 @@ import click
 from tailrace._exit_codes import ExitCode, exit_code_of
 from tailrace._messages import AlreadyReported, complain, describe
 from tailrace._running import Interrupted
+from tailrace._signals import HANDLER
 from tailrace_common_api import TailraceError
 
 # Module and attribute by command, in the order of the help.
@@ -91,7 +92,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     try:
-        code = tailrace.main(arguments, prog_name="tailrace", standalone_mode=False)
+        with HANDLER.raising():
+            code = tailrace.main(arguments, prog_name="tailrace", standalone_mode=False)
     except click.ClickException as error:
         with suppress(OSError):
             error.show()

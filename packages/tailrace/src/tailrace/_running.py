@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import signal
-from collections.abc import Callable, Coroutine
+import socket
+from collections.abc import Callable, Coroutine, Generator
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+from tailrace._signals import HANDLER, end_at_once
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+T = TypeVar("T")
 
 
 class Interrupted(Exception):
@@ -18,13 +20,28 @@ class Interrupted(Exception):
 
 
 class Interruption:
-    """Turns SIGINT and SIGTERM into calls: a command may take the first ones itself, all others cancel it."""
+    """Turns SIGINT and SIGTERM into calls: a command may take the first ones itself, all others cancel it.
+
+    When it has ended and its event loop is being closed, one more is ignored; the next one ends the process at once,
+    should something keep the loop from closing.
+    """
 
     def __init__(self) -> None:
         self.handlers: list[Callable[[], object]] = []
         """Called one by one, each by one signal."""
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[Any] | None = None
         self._interrupted = False
+        self._ended = False
+
+    def signal(self) -> None:
+        """Take a signal; called in the thread of the event loop, between any two instructions of it."""
+        if self._ended:
+            HANDLER.action = end_at_once
+        elif self._loop is None:
+            self._interrupted = True
+        else:
+            self._loop.call_soon_threadsafe(self._handle)
 
     async def guard(self, work: Coroutine[Any, Any, T]) -> T:
         """Run ``work`` with signals handled.
@@ -32,19 +49,21 @@ class Interruption:
         Raises:
             Interrupted: A signal cancelled it.
         """
-        loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        for number in SIGNALS:
-            loop.add_signal_handler(number, self._handle)
+        loop = asyncio.get_running_loop()
         try:
-            return await work
+            with _waking(loop):
+                self._loop = loop
+                if self._interrupted:
+                    # Before anything had begun.
+                    raise Interrupted
+                return await work
         except asyncio.CancelledError:
             if self._interrupted:
                 raise Interrupted from None
             raise
         finally:
-            for number in SIGNALS:
-                loop.remove_signal_handler(number)
+            self._ended = True
 
     def cancel(self) -> None:
         """Cancel the command; its coroutine then ends with :class:`Interrupted`."""
@@ -53,10 +72,34 @@ class Interruption:
             self._task.cancel()
 
     def _handle(self) -> None:
+        if self._ended:
+            return
         if self.handlers:
             self.handlers.pop(0)()
         else:
             self.cancel()
+
+
+@contextmanager
+def _waking(loop: asyncio.AbstractEventLoop) -> Generator[None, None, None]:
+    """Let signals wake the loop: one that comes just before it begins to wait would else be noticed at its end."""
+    before = signal.set_wakeup_fd(-1)
+    if before != -1:
+        # uvloop's does so by itself.
+        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
+        yield
+        return
+    reading, writing = socket.socketpair()
+    with reading, writing:
+        reading.setblocking(False)
+        writing.setblocking(False)
+        signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+        loop.add_reader(reading, reading.recv, 4096)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            loop.remove_reader(reading)
 
 
 def run_async(
@@ -73,10 +116,12 @@ def run_async(
     Raises:
         Interrupted: SIGINT or SIGTERM ended it.
     """
-    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
-    if not starts_processes and importlib.util.find_spec("uvloop") is not None:
-        import uvloop
+    interruption = interruption or Interruption()
+    with closing(work), HANDLER.handing_to(interruption.signal):
+        factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+        if not starts_processes and importlib.util.find_spec("uvloop") is not None:
+            import uvloop
 
-        factory = uvloop.new_event_loop
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run((interruption or Interruption()).guard(work))
+            factory = uvloop.new_event_loop
+        with asyncio.Runner(loop_factory=factory) as runner:
+            return runner.run(interruption.guard(work))
