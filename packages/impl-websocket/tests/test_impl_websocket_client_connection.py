@@ -114,6 +114,27 @@ async def test_each_frame_has_a_mask_of_its_own(masks: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])
+async def test_message_that_waits_for_no_room_arrives(compression: str | None) -> None:
+    async with echoed(compression) as (client, queue):
+        client.put_text("put")
+        assert await queue.next() == "put"
+        await client.close()
+        client.put_text("late")
+    assert queue.messages.empty()
+
+
+async def test_closing_does_not_wait_for_a_server_that_reads_nothing() -> None:
+    async with echoed("deflate") as (client, _):
+        assert isinstance(client, LibraryFrames)
+        connection = client._connection
+        connection.close_timeout = 0.01
+        connection.pause_writing()
+        client.put_text("last words")
+        await client.close()
+        assert not client._putting
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
 async def test_connection_that_is_closed_sends_nothing(compression: str | None) -> None:
     async with echoed(compression) as (client, _):
         assert [client.is_open] == [True]

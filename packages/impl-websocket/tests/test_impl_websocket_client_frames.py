@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import pytest
 from impl_websocket_client_wire import ClientWire, Heard
 from impl_websocket_frames import unmasked
-from impl_websocket_peer import ID, LIMITS
+from impl_websocket_peer import ID, LIMITS, STATUS
 from impl_websocket_protocols import masked
+from impl_websocket_server import frame as chunk_frame
 
-from tailrace_common_api import MEBIBYTE, GoingAway
-from tailrace_impl_common.messages import Watch
+from tailrace_common_api import MEBIBYTE, GoingAway, RecordBatch
+from tailrace_impl_common.messages import Chunk, Read, Request, Started, Watch
+from tailrace_impl_common.record_messages import Query, QueryStarted
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol
 from tailrace_impl_websocket._client_streams import Link
 from tailrace_impl_websocket._codec import Failure, Hello, encode_from_server
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, CONTINUATION, PING, PONG, TEXT
+from tailrace_impl_websocket._record_frame import frame_records
 
 CLOSE_1000 = (CLOSE, b"\x03\xe8")
 
@@ -165,13 +169,13 @@ async def test_close_of_the_server_is_answered_and_told(payload: bytes, end: str
 async def test_connection_that_is_cut_says_so() -> None:
     made = Open().listen()
     made.feed(unmasked(BINARY, bytes(MEBIBYTE))[:500_000])
-    assert made.frames._buffers._kept
+    assert made.frames._buffers._reusable.kept
     made.lose()
     assert made.heard.left
     assert made.frames.end == "closed with code 1006"
     # Nothing is held of what arrived.
     assert made.frames._reader._buffer is None
-    assert made.frames._buffers._kept == []
+    assert made.frames._buffers._reusable.kept == 0
 
 
 async def test_first_message_and_the_others_are_there_in_their_order() -> None:
@@ -465,28 +469,76 @@ async def test_server_that_says_no_more_and_reads_no_more_is_cut_off() -> None:
     made.lose()
 
 
-async def test_server_that_leaves_while_requests_are_cancelled_is_no_error_of_those() -> None:
-    wire = ClientWire()
-    frames = ClientFrameProtocol(wire, max_size=MEBIBYTE, ping_interval=None, ping_timeout=None, close_timeout=30.0)
-    frames.begin(b"")
-    link = Link(frames, Hello(1, LIMITS, 20.0), "ws://localhost")
-    first, second = [await link.begin(Watch(id=ID), 1024) for _ in range(2)]
-    frames.pause_writing()
+class Linked:
+    """Conversations over an open connection whose server may read nothing."""
+
+    def __init__(self) -> None:
+        self.wire = ClientWire()
+        self.frames = ClientFrameProtocol(
+            self.wire, max_size=MEBIBYTE, ping_interval=None, ping_timeout=None, close_timeout=30.0
+        )
+        self.frames.begin(b"")
+        self.link = Link(self.frames, Hello(1, LIMITS, 20.0), "ws://localhost")
+
+    def stop_reading(self) -> None:
+        """Let the server read nothing any more."""
+        self.frames.pause_writing()
+        self.wire.written.clear()
+
+    @property
+    def said(self) -> list[dict[str, Any]]:
+        """Control messages since the server stopped to read."""
+        return [json.loads(payload) for opcode, payload in self.wire.frames if opcode == TEXT]
+
+    def say(self, number: int | None, message: Any) -> None:
+        self.wire.feed(unmasked(TEXT, encode_from_server(number, message).encode()))
+
+
+async def test_requests_are_left_at_once_though_the_server_reads_nothing() -> None:
+    made = Linked()
+    first, second = [await made.link.begin(Watch(id=ID), 1024) for _ in range(2)]
+    made.stop_reading()
     closing = asyncio.create_task(first.close())
-    link.refuse(2)
-    refusing = tuple(link._cancelling)
     await turns()
-    assert not closing.done()
-    assert len(refusing) == 1
-    assert not refusing[0].done()
-    farewell = encode_from_server(None, Failure(GoingAway(retry_after=1.0)))
-    wire.feed(unmasked(TEXT, farewell.encode()) + unmasked(CLOSE, b"\x03\xe9"))
-    await asyncio.gather(closing, *refusing)
-    frames.connection_lost(None)
+    assert closing.done()
+    made.link.cancel(2)
+    assert made.said == [{"type": "cancel", "request": number} for number in (1, 2)]
+    made.say(None, Failure(GoingAway(retry_after=1.0)))
+    made.wire.feed(unmasked(CLOSE, b"\x03\xe9"))
+    made.frames.connection_lost(None)
     with pytest.raises(GoingAway):
-        await link.begin(Watch(id=ID), 1024)
+        await made.link.begin(Watch(id=ID), 1024)
     await second.close()
-    await link.close()
+    await made.link.close()
+
+
+@pytest.mark.parametrize(
+    ("request_", "answer", "data"),
+    [
+        (
+            Read(id=ID, start=0, end=None),
+            Started(offset=0, end=None, line=None, status=STATUS, limits=LIMITS),
+            chunk_frame(1, 0, bytes(1024)),
+        ),
+        (Query(source="s"), QueryStarted("application/json"), frame_records(1, RecordBatch([bytes(1016)]))),
+    ],
+    ids=["chunks", "records"],
+)
+async def test_what_was_taken_is_given_though_the_window_cannot_be_renewed(
+    request_: Request, answer: Any, data: bytes
+) -> None:
+    made = Linked()
+    stream = await made.link.begin(request_, 1024)
+    made.say(1, answer)
+    assert await stream.receive() == answer
+    made.stop_reading()
+    made.wire.feed(unmasked(BINARY, data))
+    receiving = asyncio.create_task(stream.receive())
+    await turns()
+    # Who is cancelled now has nothing of it, and nobody else ever would.
+    receiving.cancel()
+    assert isinstance(await receiving, Chunk | RecordBatch)
+    assert made.said == [{"type": "window", "request": 1, "until": 2048}]
 
 
 async def test_server_that_does_not_answer_a_close_is_cut_off() -> None:

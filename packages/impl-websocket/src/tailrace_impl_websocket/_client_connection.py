@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
@@ -81,6 +82,7 @@ class LibraryFrames:
         self._connection = connection
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._putting: set[asyncio.Task[None]] = set()
 
     @property
     def transport(self) -> asyncio.Transport:
@@ -137,6 +139,19 @@ class LibraryFrames:
         except ConnectionClosed:
             raise ConnectionResetError from None
 
+    def put_text(self, text: str) -> None:
+        """Send a text message, whether or not there is room for it: a small one, of which there are few.
+
+        Where the connection has ended, it is dropped.
+        """
+        task = asyncio.create_task(self._put(text), name="tailrace websocket sender")
+        self._putting.add(task)
+        task.add_done_callback(self._putting.discard)
+
+    async def _put(self, text: str) -> None:
+        with suppress(ConnectionClosed):
+            await self._connection.send(text)
+
     async def send_parts(self, header: bytes, payload: Buffer) -> None:
         """Send a binary message in two parts; as :meth:`send_text`."""
         try:
@@ -152,7 +167,12 @@ class LibraryFrames:
     async def close(self) -> None:
         """End the connection; waits for the server to agree, as long as it may take. Idempotent."""
         try:
-            await self._connection.close()
+            # The library's own limit begins when there is room for its last frame.
+            async with asyncio.timeout(self._connection.close_timeout):
+                await self._connection.close()
+        except TimeoutError:
+            pass
         finally:
             self.transport.abort()
-            await cancel_and_wait(*(task for task in (self._task, self._closing) if task is not None))
+            tasks = (self._task, self._closing, *self._putting)
+            await cancel_and_wait(*(task for task in tasks if task is not None))

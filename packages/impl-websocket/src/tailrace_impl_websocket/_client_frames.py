@@ -72,6 +72,12 @@ class ClientFrames(Protocol):
     async def send_parts(self, header: bytes, payload: Buffer) -> None:
         """Send a binary message in two parts; as :meth:`send_text`."""
 
+    def put_text(self, text: str) -> None:
+        """Send a text message, whether or not there is room for it: a small one, of which there are few.
+
+        Where the connection has ended, it is dropped.
+        """
+
     def leave(self) -> None:
         """Tell the server that the connection ends, without waiting for its answer. Idempotent."""
 
@@ -391,6 +397,14 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         self._write(TEXT, text.encode())
         if self._paused:
             await self._room()
+
+    def put_text(self, text: str) -> None:
+        """Send a text message, whether or not there is room for it: a small one, of which there are few.
+
+        Where the connection has ended, it is dropped.
+        """
+        if self.is_open:
+            self._write(TEXT, text.encode())
 
     async def send_parts(self, header: bytes, payload: Buffer) -> None:
         """Send a binary message in two parts; as :meth:`send_text`."""

@@ -14,7 +14,7 @@ from tailrace_common_api import (
     TailraceError,
     error_from_wire,
 )
-from tailrace_impl_common import ClientStream, ReceiveWindow, cancel_and_wait, outgoing_trace
+from tailrace_impl_common import ClientStream, ReceiveWindow, outgoing_trace
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
@@ -162,7 +162,8 @@ class WebSocketClientStream(ClientStream):
             self._hold(message, -1)
         elif self._own_window is not None:
             self._taken += data_size(message)
-            await self._renew(self._own_window, self._taken)
+            # Without waiting: who is cancelled there would have taken a message that nobody gets.
+            self._renew(self._own_window, self._taken)
         return content
 
     async def close(self) -> None:
@@ -170,18 +171,14 @@ class WebSocketClientStream(ClientStream):
             self._failure = ConnectionLost("the conversation was closed")
         self._inbound.clear()
         self._wake()
-        if self._link.forget(self._number) and not self._complete:
-            try:
-                await self._link.send(encode_from_client(self._number, Cancel()))
-            except TailraceError:
-                # Whatever the connection ended with.
-                logger.debug("the connection was lost before request %d was cancelled", self._number)
+        # Without waiting: a server that reads nothing would keep who wants to leave.
+        self._link.cancel(self._number)
 
-    async def _renew(self, window: ReceiveWindow, consumed: int) -> None:
+    def _renew(self, window: ReceiveWindow, consumed: int) -> None:
         until = window.consume(consumed)
         if until is not None and not self._complete:
             self._grant(until)
-            await self._link.send(encode_from_client(self._number, Window(until)))
+            self._link.put(encode_from_client(self._number, Window(until)))
 
     def _grant(self, until: int) -> None:
         self._room += max(0, until - self._until)
@@ -281,7 +278,7 @@ class WebSocketClientStream(ClientStream):
 
     def _refuse(self, error: TailraceError) -> None:
         self.fail(error)
-        self._link.refuse(self._number)
+        self._link.cancel(self._number)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -304,7 +301,6 @@ class Link:
         self._farewell: TailraceError | None = None
         self._closed_here = False
         self._ended = False
-        self._cancelling: set[asyncio.Task[None]] = set()
         websocket.hand_to(self)
 
     @property
@@ -364,18 +360,14 @@ class Link:
         """Hand out nothing more for a request; return whether it was running."""
         return self._streams.pop(number, None) is not None
 
-    def refuse(self, number: int) -> None:
-        """Cancel a request whose server breaks the protocol, without waiting for that."""
-        if self.forget(number):
-            task = asyncio.create_task(self._cancel(number))
-            self._cancelling.add(task)
-            task.add_done_callback(self._cancelling.discard)
+    def put(self, text: str) -> None:
+        """Send a small control message, of which there are few, without waiting; dropped where the connection ended."""
+        self._websocket.put_text(text)
 
-    async def _cancel(self, number: int) -> None:
-        try:
-            await self.send(encode_from_client(number, Cancel()))
-        except TailraceError:
-            logger.debug("the connection was lost before request %d was cancelled", number)
+    def cancel(self, number: int) -> None:
+        """Hand out nothing more for a request, and tell the server, if it was running."""
+        if self.forget(number):
+            self.put(encode_from_client(number, Cancel()))
 
     async def close(self) -> None:
         """End every conversation and the connection. Idempotent.
@@ -389,7 +381,6 @@ class Link:
             await self._websocket.close()
         finally:
             self._websocket.transport.abort()
-            await cancel_and_wait(*self._cancelling)
 
     def _lost(self) -> TailraceError:
         """Return why the connection is of no more use, a new error each time."""
@@ -449,7 +440,7 @@ class Link:
                 raise malformed.error from None
             if stream is not None:
                 stream.fail(malformed.error)
-                self.refuse(malformed.request)
+                self.cancel(malformed.request)
             return
         if number is None:
             if isinstance(message, Failure):
