@@ -340,9 +340,28 @@ async def test_heads_are_answered_in_order_and_limited(bench: Bench) -> None:
 async def test_idle_tails_are_given_back_while_readers_stay(bench: Bench) -> None:
     manager = await bench.start(tail_idle=0.0, sweep_interval=0.01)
     uploader = Uploader(await manager.create(LINES))
-    await uploader.send(b"once\n")
-    await uploader.announced()
     async with reading(manager, uploader.id):
+        await uploader.send(b"once\n")
+        assert manager._registry.tails.used > 0
+        await uploader.announced()
         await turned(lambda: manager._registry.tails.used == 0)
         assert await read_all(manager, uploader.id) == b"once\n"
     await uploader.ingest.release()
+
+
+async def test_nothing_is_kept_in_memory_while_nobody_reads(bench: Bench) -> None:
+    manager = await bench.start()
+    uploader = Uploader(await manager.create(LINES))
+    tails = manager._registry.tails
+    await uploader.send(b"before\n")
+    assert tails.used == 0
+    async with reading(manager, uploader.id):
+        await uploader.send(b"while\n")
+        assert tails.used > 0
+    await uploader.send(b"after\n")
+    assert tails.used == 0
+    async with reading(manager, uploader.id) as late:
+        following = asyncio.create_task(follow(late, until=ended))
+        await uploader.send(b"again\n")
+        await uploader.finish()
+        assert await following == b"before\nwhile\nafter\nagain\n"

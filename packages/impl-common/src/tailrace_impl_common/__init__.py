@@ -48,6 +48,7 @@ from tailrace_impl_common._reconnecting import ServerLink
 from tailrace_impl_common._record_digest import RecordDigest
 from tailrace_impl_common._request_log import counted_refusals, current_caller, log_failure, set_caller
 from tailrace_impl_common._retry import Reconnection, Retry, RetrySchedule, is_retried
+from tailrace_impl_common._reusable_buffers import ReusableBuffers
 from tailrace_impl_common._saving import save_resource
 from tailrace_impl_common._serve import answer_request, serve_conversation
 from tailrace_impl_common._shared_chunk import EncodedOnce
@@ -116,6 +117,7 @@ __all__ = [
     "Resumption",
     "Retry",
     "RetrySchedule",
+    "ReusableBuffers",
     "RotationPolicy",
     "SavedUpload",
     "SendWindow",

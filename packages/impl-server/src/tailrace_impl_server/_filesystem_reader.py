@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from tailrace_common_api import DamagedBlock
-from tailrace_impl_common import block_digest
+from tailrace_impl_common import ReusableBuffers, block_digest
 from tailrace_impl_server._filesystem_files import CheckedBlock, ResourceFiles
 from tailrace_impl_server._filesystem_recovery import recover
 from tailrace_impl_server._journal import (
@@ -63,7 +63,7 @@ def announced_slot(files: ResourceFiles, end: int) -> Slot:
     return slot
 
 
-def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buffer | None:
+def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffers: ReusableBuffers) -> Buffer | None:
     """Return bytes from ``start``, at most up to ``end``, that are in memory; ``None`` when the disk is needed.
 
     Args:
@@ -71,6 +71,7 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buf
         start: First byte.
         end: End, at most the size of ``slot``.
         slot: The announced state, or an older one that reaches to ``end``.
+        buffers: What to read into: what is returned may be a view of one of them, and keeps it from being used again.
 
     Raises:
         ResidencyUnknownError: Asking is of no use, now or later.
@@ -83,28 +84,28 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buf
     if _NOWAIT is None:
         raise ResidencyUnknownError
     first, below = _blocks_around(start, end, slot)
-    buffer = bytearray(below - first)
+    view = memoryview(buffers.take(below - first))[: below - first]
     records = bytearray(_records_length(first, below))
     try:
         if records and os.preadv(files.journal, [records], record_offset(first // BLOCK_SIZE), _NOWAIT) < len(records):
             return None
-        count = os.preadv(files.data, [buffer], first, _NOWAIT)
+        count = os.preadv(files.data, [view], first, _NOWAIT)
     except BlockingIOError:
         return None
     except OSError as error:
         raise ResidencyUnknownError from error
-    if count < len(buffer):
+    view = view.toreadonly()
+    if count < len(view):
         # A block of which a part is not in memory cannot be checked: what counts is whole blocks.
         count -= count % BLOCK_SIZE
         if first + count <= start:
             return None
-        del buffer[count:]
-    good = _check(buffer, first, records, slot)
+        view = view[:count]
+    good = _check(view, first, records, slot)
     if first + good <= start:
         # In a thread, so that the lowest damaged block is told whatever is in memory.
         return None
-    checked = buffer if good == len(buffer) else bytes(memoryview(buffer)[:good])
-    return _part(files, checked, first, start, min(end, first + good))
+    return _part(files, view[:good], first, start, min(end, first + good))
 
 
 def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buffer:

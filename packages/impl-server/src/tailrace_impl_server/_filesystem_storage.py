@@ -25,7 +25,7 @@ from tailrace_common_api import (
     ResourceState,
     StorageFailure,
 )
-from tailrace_impl_common import EMPTY_HEAD, HeadHasher
+from tailrace_impl_common import EMPTY_HEAD, HeadHasher, ReusableBuffers
 from tailrace_impl_server._counting import CountedBlocks
 from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
 from tailrace_impl_server._filesystem_layout import Layout
@@ -99,6 +99,7 @@ class FilesystemStorage(Storage):
         self._descriptions: RecentlyRead[Descriptor] = RecentlyRead(_KEPT_DESCRIPTIONS)
         self._ends: RecentlyRead[Snapshot] = RecentlyRead(_KEPT_ENDS)
         self._residency_known = True
+        self._buffers: ReusableBuffers | None = None
         self._writers: dict[str, FilesystemWriter] = {}
         self._creating: set[str] = set()
         self._deletions = 0
@@ -123,6 +124,7 @@ class FilesystemStorage(Storage):
             problem = f"{error.filename or 'the folder'}: {error.strerror}"
             raise ConfigurationError(field="data", problem=problem) from error
         self._boot_id = await self._run(_read_boot_id)
+        self._buffers = ReusableBuffers(asyncio.get_running_loop())
         self._started = True
 
     async def close(self) -> None:
@@ -133,6 +135,8 @@ class FilesystemStorage(Storage):
             await asyncio.wait(self._changes, timeout=self._close_timeout)
         await asyncio.gather(*(writer.close() for writer in list(self._writers.values())))
         self._cache.clear()
+        if self._buffers is not None:
+            self._buffers.release()
         if self._writers or self._changes:
             # The lock stays: what hangs may still write, and another server must not come between.
             _log.error("The disk does not answer: %s writers are left behind", len(self._writers))
@@ -393,7 +397,7 @@ class FilesystemStorage(Storage):
         return self._store_next(files, recovered, epoch=recovered.slot.snapshot.epoch).snapshot
 
     def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
-        if not self._residency_known:
+        if not self._residency_known or self._buffers is None:
             return None
         files = self._open_files(id)
         if files is None:
@@ -403,7 +407,7 @@ class FilesystemStorage(Storage):
         if slot is None or slot.snapshot.size < end:
             return None
         try:
-            return read_resident(files, start, end, slot)
+            return read_resident(files, start, end, slot, self._buffers)
         except ResidencyUnknownError:
             self._residency_known = False
             return None

@@ -111,7 +111,7 @@ class UploadSession(UploadIngest):
         self._last_grant = min(self._max_size + 1, MAX_OFFSET)
         charge.open(writer.snapshot.size, self._renew_window)
         self._length = live.descriptor.length
-        self._tail = live.pieces.tail
+        self._pieces = live.pieces
         self._loop = asyncio.get_running_loop()
         self._start = self._submitted = self._flushed = writer.snapshot.size
         self._until = writer.snapshot.size
@@ -177,7 +177,13 @@ class UploadSession(UploadIngest):
             raise
         self._writer.append(data, hash=hash)
         now = self._arrived = self._loop.time()
-        self._tail.append(offset, data, hash, now)
+        tail = self._pieces.tail
+        if self._pieces.readers or self._digest is not None:
+            tail.append(offset, data, hash, now)
+        elif tail.used:
+            # Whoever comes finds it in the storage. Memory that is free again at once is still in the processor's
+            # cache when the next chunk arrives in it.
+            tail.clear()
         self._submitted = end
         half = self._host.window() // 2
         self._renew_window(half)

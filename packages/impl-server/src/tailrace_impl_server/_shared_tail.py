@@ -55,7 +55,8 @@ class TailBudget:
 class SharedTail:
     """Consecutive chunks up to the end of what an uploader has sent, announced or not.
 
-    Chunks are kept as they arrived, with the hash that came with them. Belongs to one event loop.
+    Chunks are kept as they arrived, with the hash that came with them, while there is somebody to read them. Belongs to
+    one event loop.
     """
 
     __slots__ = ("_budget", "_end", "_first", "_limit", "_offsets", "_pieces", "_used", "grown_at")
@@ -72,6 +73,11 @@ class SharedTail:
         self._used = 0
         self.grown_at = 0.0
         """Time of the last append, on the loop's clock."""
+
+    @property
+    def used(self) -> int:
+        """Bytes that it keeps, bookkeeping included."""
+        return self._used
 
     def append(self, offset: int, data: Buffer, hash: bytes, now: float) -> None:
         """Take the chunk at ``offset``; one that does not follow the last replaces everything."""
