@@ -338,3 +338,14 @@ def a_checkpoint_outlives_its_snapshot() -> None:
         return real(self, end, snapshot)
 
     put(_shared_chunk.SharedChunk, "checkpoint_at", checkpoint_at)
+
+
+@saboteur("LIM-2")
+def client_insists_on_a_window_that_is_refused() -> None:
+    from tailrace_impl_common._reconnecting import ServerLink
+
+    def leaves_window(self: object, error: object) -> bool:
+        executed()
+        return False
+
+    put(ServerLink, "leaves_window", leaves_window)

@@ -460,6 +460,19 @@ async def test_a_reader_that_stops_holds_up_nobody_and_catches_up(new_server: Ne
     await stopped.close()
 
 
+@proves("DWN-2", "DWN-4", "LIM-2")
+async def test_a_window_above_the_servers_largest_is_left_to_the_transport(new_server: NewServer, cell: Cell) -> None:
+    server = await new_server(max_download_window=64 * 1024)
+    client = server.connect(cell.transport, download_window=64 * 1024 + 1)
+    data = bytes(range(256)) * 2000
+    resource = await uploaded(client, data)
+    assert await resource.read() == data
+    assert await resource.read(100, 400_000) == data[100:400_000]
+    assert b"".join([piece async for piece in resource.follow()]) == data
+    async with server.connect(cell.transport, download_window=64 * 1024 + 1).open(resource.id) as another:
+        assert b"".join([piece async for piece in another.follow()]) == data
+
+
 @pytest.mark.cells(LASTING_CELLS)
 @proves("DWN-8", "INT-3")
 async def test_memory_does_not_depend_on_the_size_of_a_resource(new_server: NewServer, cell: Cell) -> None:

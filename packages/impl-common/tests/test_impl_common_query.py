@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from impl_common_record_bench import KIB, RecordBench
+from impl_common_record_bench import KIB, SERVER_LIMITS, RecordBench
 
 from tailrace_common_api import (
     ClientSettings,
@@ -111,6 +111,15 @@ async def test_a_record_larger_than_the_window_comes(bench: RecordBench) -> None
     async with RecordBench(ClientSettings(download_window=KIB)) as small:
         small.records.source = bench.records.source
         assert len(await read(small)) == 55
+
+
+async def test_a_window_that_the_server_refuses_is_left_to_the_transport() -> None:
+    async with RecordBench(ClientSettings(download_window=SERVER_LIMITS.max_download_window + 1)) as bench:
+        bench.records.source = Source(BATCH, count=5)
+        for _ in range(2):
+            assert await read(bench) == BATCH.records() * 5
+        windows = [request.window for request in bench.connection.requests if isinstance(request, Query)]
+        assert windows == [SERVER_LIMITS.max_download_window + 1, 0, 0]
 
 
 @pytest.mark.parametrize("window", [1, 30, 1000, 0])

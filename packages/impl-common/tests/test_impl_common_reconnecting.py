@@ -20,6 +20,7 @@ from tailrace_common_api import (
     Fenced,
     GoingAway,
     IntegrityError,
+    InvalidArgument,
     Limits,
     Metadata,
     NotFound,
@@ -570,6 +571,37 @@ async def test_a_follower_continues_behind_its_last_byte() -> None:
     assert b"".join([piece async for piece in resource.follow()]) == DATA
     offsets = [request.start.offset for request in connection.requests if isinstance(request, Follow)]  # type: ignore[union-attr]  # each began with an offset
     assert offsets == [0, 50_000, 50_000, 50_000, 120_000]
+
+
+async def test_a_window_that_a_server_refuses_is_left_to_the_transport() -> None:
+    final = status_of(DATA, ResourceState.COMPLETED, 9)
+    refusal = InvalidArgument(field="window", problem="more than there is")
+    connection = PlayedConnection(
+        PlayedStream(refusal),
+        PlayedStream(started(0, None), *chunks_of(0, 50_000), LOST),
+        whole(50_000, None, len(DATA), final),
+        whole(0, len(DATA), len(DATA), final),
+        PlayedStream(InvalidArgument(field="start", problem="none")),
+    )
+    resource = client_of(connection, download_window=1_000_000).open(ID)
+    assert b"".join([piece async for piece in resource.follow()]) == DATA
+    assert await resource.read() == DATA
+    with pytest.raises(InvalidArgument, match="start"):
+        await resource.read()
+    assert [request.window for request in connection.requests] == [1_000_000, 0, 0, 0, 0]  # type: ignore[union-attr]  # all read
+
+
+async def test_a_server_that_takes_over_may_refuse_the_window() -> None:
+    final = status_of(DATA, ResourceState.COMPLETED, 9)
+    connection = PlayedConnection(
+        PlayedStream(started(0, None), *chunks_of(0, 50_000), LOST),
+        PlayedStream(InvalidArgument(field="window", problem="more than there is")),
+        # More than would have been granted.
+        whole(50_000, None, len(DATA), final),
+    )
+    resource = client_of(connection, download_window=60_000).open(ID)
+    assert b"".join([piece async for piece in resource.follow()]) == DATA
+    assert [request.window for request in connection.requests] == [60_000, 60_000, 0]  # type: ignore[union-attr]  # all read
 
 
 async def test_a_range_continues_to_the_end_that_it_had() -> None:

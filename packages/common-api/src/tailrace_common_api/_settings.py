@@ -35,7 +35,8 @@ class ClientSettings:
     chunk_size: int | None = None
     """Bytes of a full chunk; ``None`` for the transport's best, and never above what the server announces."""
     download_window: int = 4 * MEBIBYTE
-    """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport."""
+    """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport, and so does more
+    than the server allows."""
     connect_timeout: float = 10.0
     """Longest time to connect and for a handshake to be answered, in seconds; of several addresses, for each."""
     answer_timeout: float = 30.0

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import replace
 
 from tailrace_client_download_api import FROM_START, DataChunk, RemoteResource
 from tailrace_common_api import (
@@ -162,7 +163,7 @@ class ConnectedResource(RemoteResource):
 
     @property
     def _window(self) -> int:
-        return self._settings.download_window
+        return self._link.window
 
     async def _data(
         self, request: DownloadRequest, *, raise_on_failure: bool = False
@@ -202,10 +203,16 @@ class ConnectedResource(RemoteResource):
                     if stream is not None:
                         await self._leave(stream, lost)
                 if lost is not None:
+                    refused = current.window > 0 and self._link.leaves_window(lost)
+                    if refused:
+                        request = replace(request, window=0)
+                        machine.leave_window()
                     rest = machine.again(request)
                     if rest is None:
                         raise lost
                     current = rest
+                    if refused:
+                        continue
                     await self._come_back(reconnection, machine.explain(lost), established=machine.started is not None)
         status = machine.end.status
         if raise_on_failure and status.state is ResourceState.FAILED:

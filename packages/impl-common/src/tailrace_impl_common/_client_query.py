@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 from tailrace_client_download_api import RecordStream
 from tailrace_common_api import (
@@ -35,9 +36,7 @@ class ConnectedQuery(RecordStream):
         """
         self._link = link
         self._settings = link.settings
-        self._request = Query(
-            source=check_end_name(source), arguments=check_arguments(arguments), window=link.settings.download_window
-        )
+        self._request = Query(source=check_end_name(source), arguments=check_arguments(arguments), window=link.window)
         self._reconnection: Reconnection = link.reconnection()
         self._machine = self._new_machine()
         self._stream: ClientStream | None = None
@@ -78,6 +77,10 @@ class ConnectedQuery(RecordStream):
                 self._link.opened(self._reconnection)
                 return
             await self._leave(lost)
+            # A source may have an argument of that name.
+            if self._request.window and "window" not in self._request.arguments and self._link.leaves_window(lost):
+                self._request = replace(self._request, window=0)
+                continue
             if isinstance(lost, DeadlineExceeded) or not self._link.may_try_again():
                 raise lost
             await self._link.come_back(self._reconnection, lost, unwanted=lambda: self._closed)

@@ -193,6 +193,11 @@ class DownloadReceiver:
             return Follow(id=request.id, token=request.token, start=FromOffset(self.offset), window=request.window)
         return Read(id=request.id, token=request.token, start=self.offset, end=self.started.end, window=request.window)
 
+    def leave_window(self) -> None:
+        """Grant nothing from the next answer on: what is asked for has no window."""
+        self._window_size = 0
+        self._window = None
+
     def explain(self, error: TailraceError) -> TailraceError:
         """Return what the server's answer to a request for the rest means: what was there can only be lost."""
         if self.started is None or not isinstance(error, RangeNotSatisfiable):

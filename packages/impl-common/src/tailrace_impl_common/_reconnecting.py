@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import TypeVar
 
-from tailrace_common_api import ClientSettings, ConnectionLost, NotFound, ProtocolError, TailraceError
+from tailrace_common_api import ClientSettings, ConnectionLost, InvalidArgument, NotFound, ProtocolError, TailraceError
 from tailrace_impl_common._retry import Reconnection, is_refusal_for_now, is_retried
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream, Connection
@@ -43,6 +43,8 @@ class ServerLink:
         """Whether a server has answered over it."""
         self.closed = False
         """Whether the client was closed: then nothing is tried again."""
+        self.window = settings.download_window
+        """Window to ask for, in bytes; 0 leaves it to the transport, which has one that every server takes."""
         self._untried = connection.ways - 1
         self._woken = Signal()
 
@@ -65,6 +67,13 @@ class ServerLink:
             return True
         self._untried -= 1
         return self._untried >= 0
+
+    def leaves_window(self, error: TailraceError) -> bool:
+        """Return whether ``error`` refuses a window; from then on it is left to the transport."""
+        if not isinstance(error, InvalidArgument) or error.field != "window":
+            return False
+        self.window = 0
+        return True
 
     def lose(self, stream: ClientStream, error: TailraceError) -> None:
         """Take note that a conversation was lost."""

@@ -39,7 +39,8 @@ async def serve_download(
     limits = service.limits
     limit = limits.max_download_window
     if not 0 <= request.window <= limit:
-        raise InvalidArgument(field="window", problem=f"{request.window} is not within 0 and {limit} bytes")
+        problem = f"{request.window} is not within 0 and {limit} bytes; a client sets it as its download_window"
+        raise InvalidArgument(field="window", problem=problem)
     reader = await service.open_reader(request.id, token=request.token)
     try:
         snapshot = reader.snapshot
