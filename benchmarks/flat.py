@@ -21,6 +21,7 @@ import json
 import os
 import random
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +38,7 @@ from server import ServerProcess, keep_byte_code
 from stored_resources import RARE, SHARDS, content, make_resources
 
 import tailrace
+from tailrace._grpc_core import tune_grpc
 from tailrace._malloc import tune_malloc
 from tailrace_client_download_api import EVERYTHING
 from tailrace_common_api import Checkpoint, ListFilter, ResourceState, Status
@@ -529,6 +531,9 @@ def print_rows(rows: Iterator[Row]) -> None:
 
 def main() -> None:
     """Run one case."""
+    if tune_grpc():
+        # As the command line does: the clients run in this process, which has loaded gRPC already.
+        os.execv(sys.executable, sys.orig_argv)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", choices=CASES)
     parser.add_argument("--counts", type=_several(int), metavar="N,N,…", help="resources, lines or uploads")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import re
 import resource
 import shlex
@@ -38,6 +39,7 @@ from cases import CASES, FULL, GIGABYTE, GROUPS, LIMITS, MEBIBYTE, QUICK, Case, 
 from machine import describe_code, describe_libraries, describe_machine, load_average
 from report import Report, render
 
+from tailrace._grpc_core import tune_grpc
 from tailrace._malloc import tune_malloc
 
 ROWS = (baseline_rows, transfer_rows, line_rows, fan_out_rows, connection_rows, flat_rows, setting_rows, record_rows)
@@ -109,6 +111,9 @@ def arguments_of(words: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     """Run the suite; return the exit code."""
+    if tune_grpc():
+        # As the command line does: the clients of the benchmark run in this process, which has loaded gRPC already.
+        os.execv(sys.executable, sys.orig_argv)
     arguments = arguments_of()
     scale = QUICK if arguments.quick else FULL
     if arguments.rounds is not None:

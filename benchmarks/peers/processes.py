@@ -20,11 +20,12 @@ TOOLS = FOLDER.parents[1] / ".tools" / "peers"
 PYTHON = TOOLS / "python" / "bin" / "python"
 NODE = TOOLS / "node"
 
-TUNED_MALLOC = {
+TUNED = {
     "MALLOC_MMAP_THRESHOLD_": "33554432",
     "MALLOC_TRIM_THRESHOLD_": "536870912",
     "MALLOC_TOP_PAD_": "16777216",
     "MALLOC_ARENA_MAX": "1",
+    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
 }
 """What the entry points of Tailrace set for themselves; given to every peer, since it costs none of them anything."""
 
@@ -62,7 +63,7 @@ def processes_of(pid: int) -> list[int]:
 
 
 class PeerProcess:
-    """A process of a peer, with tuned malloc; what it prints goes to a log file of its own, shown when it fails."""
+    """A process of a peer, tuned as ours are; what it prints goes to a log file of its own, shown when it fails."""
 
     def __init__(self, command: Sequence[str | Path], log: Path, *, folder: Path | None = None) -> None:
         """Describe the process; nothing is started. It stands in ``folder``, or where its log is."""
@@ -71,7 +72,7 @@ class PeerProcess:
         self._until_death = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         self._log = log
         self._folder = folder or log.parent
-        self._environment = {**os.environ, **TUNED_MALLOC, "PYTHONPATH": str(FOLDER.parent)}
+        self._environment = {**os.environ, **TUNED, "PYTHONPATH": str(FOLDER.parent)}
         self._process: asyncio.subprocess.Process | None = None
 
     @property

@@ -1,9 +1,9 @@
 """The `tailrace` command."""
 
-import os
 import sys
 
 from tailrace._collector import tune_collector
+from tailrace._grpc_core import tune_grpc
 from tailrace._malloc import tune_malloc
 from tailrace._signals import HANDLER
 from tailrace._standard_streams import fill_closed_streams, write_any_text
@@ -19,8 +19,7 @@ def main() -> None:
     # Before anything large is allocated.
     tune_malloc()
     tune_collector()
-    # What fails is said once, by this program; the library below gRPC would say it, too, in its own words.
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    tune_grpc()
     from tailrace._command import run
 
     code = run()

@@ -21,6 +21,7 @@ import click
 
 from tailrace._connect import connect
 from tailrace._exit_codes import ExitCode
+from tailrace._grpc_core import environment_of_others
 from tailrace._messages import printable, say
 from tailrace._status_report import status_row
 from tailrace_client_download_api import RemoteResource
@@ -132,7 +133,11 @@ async def _copy(source: Process, uploader: Process, hasher: Process) -> int:
 async def _start_work(stack: AsyncExitStack, work: Sequence[str]) -> Process:
     try:
         process = await asyncio.create_subprocess_exec(
-            *work, stdin=subprocess.DEVNULL, stdout=PIPE, stderr=subprocess.STDOUT
+            *work,
+            stdin=subprocess.DEVNULL,
+            stdout=PIPE,
+            stderr=subprocess.STDOUT,
+            env=environment_of_others(),
         )
     except OSError as error:
         raise click.UsageError(f"{work[0]} cannot be started: {error.strerror}") from error

@@ -9,6 +9,7 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
 
+from tailrace._grpc_core import environment_of_others
 from tailrace_client_download_api import Delivery
 from tailrace_impl_common import cancel_and_wait
 
@@ -62,7 +63,7 @@ async def _feed(pipe: asyncio.StreamWriter, data: bytes) -> None:
 
 
 def _environment(queue: str, delivery: Delivery) -> dict[str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_PREFIX)}
+    environment = {name: value for name, value in environment_of_others().items() if not name.startswith(_PREFIX)}
     environment |= {
         f"{_PREFIX}QUEUE": queue,
         f"{_PREFIX}ID": str(delivery.id),

@@ -1,0 +1,58 @@
+"""What the command line tells gRPC's core, in processes of their own: the core reads it once."""
+
+import os
+import subprocess
+import sys
+
+_SERVED = """
+import asyncio, os, sys, threading
+from tailrace._grpc_core import environment_of_others, tune_grpc
+told = tune_grpc()
+assert "grpc" not in sys.modules
+import grpc.aio
+
+async def ask():
+    async def answer(data, context):
+        return data
+    server = grpc.aio.server()
+    same = grpc.unary_unary_rpc_method_handler(answer)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("s", {"m": same})])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        answered = await channel.unary_unary("/s/m")(b"asked")
+    await server.stop(0)
+    return answered
+
+print(told, asyncio.run(ask()), *sorted(set(os.environ) - set(environment_of_others())))
+"""
+_NOT_INSTALLED = """
+import sys
+sys.modules["grpc"] = None
+import importlib.util
+importlib.util.find_spec = lambda name: None
+from tailrace._grpc_core import tune_grpc
+print(tune_grpc())
+"""
+
+
+def _run(script: str, **environment: str) -> tuple[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    outcome = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, check=True, text=True, env=clean | environment
+    )
+    return outcome.stdout.strip(), outcome.stderr
+
+
+def test_the_core_of_the_installed_release_knows_what_it_is_told() -> None:
+    # Otherwise it says so on standard error, at each start.
+    assert _run(_SERVED) == ("True b'asked' GRPC_EXPERIMENTS GRPC_VERBOSITY", "")
+
+
+def test_what_the_environment_says_already_is_left_to_everybody() -> None:
+    mine = {"GRPC_EXPERIMENTS": "-event_engine_fork", "GRPC_VERBOSITY": "ERROR"}
+    assert _run(_SERVED, **mine) == ("False b'asked'", "")
+
+
+def test_without_grpc_nothing_is_told() -> None:
+    assert _run(_NOT_INSTALLED) == ("False", "")
