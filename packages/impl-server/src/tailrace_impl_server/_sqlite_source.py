@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import re
 import sqlite3
 import time
@@ -12,9 +11,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
-import orjson
-
 from tailrace_common_api import Argument, ConfigurationError, RecordBatch, StorageFailure
+from tailrace_impl_server._row_encoding import RowEncoder
 from tailrace_impl_server._running_tasks import RunningTasks
 from tailrace_impl_server._sql_parameters import Dialect, SqlStatement, check_columns
 from tailrace_impl_server._sqlite_thread import SqliteThread
@@ -151,7 +149,7 @@ class _Reading:
         self._values = values
         self._connection: sqlite3.Connection | None = None
         self._cursor: sqlite3.Cursor | None = None
-        self._names: tuple[str, ...] = ()
+        self._encoder: RowEncoder | None = None
         self._rows = 1
         self._first = True
         self.ended = False
@@ -203,13 +201,14 @@ class _Reading:
             if self.ended:
                 return []
             cursor = self._cursor = self._connection.execute(self._text, self._values)
-            self._names = tuple(column[0] for column in cursor.description)
-        names = self._names
+            self._encoder = RowEncoder([column[0] for column in cursor.description])
+        encoder = self._encoder
+        assert encoder is not None
         records: list[bytes] = []
         size = 0
         while not self.ended:
             rows = cursor.fetchmany(self._rows)
-            fetched = [orjson.dumps(dict(zip(names, row, strict=True)), default=_as_json) for row in rows]
+            fetched = encoder.encode(rows)
             records += fetched
             size += sum(map(len, fetched))
             elapsed = time.monotonic() - began
@@ -234,9 +233,3 @@ def _connect(path: Path) -> sqlite3.Connection:
         connection.close()
         raise
     return connection
-
-
-def _as_json(value: object) -> str:
-    if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
-    raise TypeError(type(value).__name__)
