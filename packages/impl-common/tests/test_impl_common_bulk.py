@@ -614,10 +614,16 @@ async def test_a_connection_lost_before_the_commit_ends_the_bulk(bench: RecordBe
     await bulk.open()
     await bulk.send(b"x")
     await bench.bulk.wait_for(1)
+    waiting = asyncio.create_task(bulk.failed())
+    await asyncio.sleep(0)
+    assert not waiting.done()
     bench.connection.cut()
-    await has_ended(bulk)
-    with pytest.raises(ConnectionLost):
+    # Also who neither sends nor commits learns of it.
+    failure = await waiting
+    assert isinstance(failure, ConnectionLost)
+    with pytest.raises(ConnectionLost, match=r"; nothing was committed$"):
         await bulk.commit()
+    assert not bulk.in_doubt
     await all_ended(bench)
     assert never_committed(bench)
     assert len(bench.connection.requests) == 1
@@ -675,8 +681,10 @@ async def test_a_commit_that_was_not_reached_is_said_to_be_so(bench: RecordBench
     bench.connection.failures = [ConnectionLost("no way")] * (attempts - 1)
     bench.connection.cut()
     bench.records.commit_gate.open()
+    assert bulk.in_doubt
     with pytest.raises(ConnectionLost, match="nothing was committed"):
         await committing
+    assert not bulk.in_doubt
     await all_ended(bench)
     assert never_committed(bench)
     assert len(bench.connection.requests) == attempts + 1

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from tailrace_processes import Run, Server, Start
+from tailrace_processes import Run, Server, Start, needs_server
 from tailrace_record_server import serving_records
 
 GOOD = b'{"email":"abc"}\n\n{"email":"def"}\r\n  \n{"email":"ghi"}'
@@ -184,6 +184,29 @@ def test_an_interrupted_bulk_leaves_nothing(
     assert (process.returncode, errors) == (130, b"")
     assert json.loads(output)["error"]["message"] == "the upload was aborted: interrupted"
     assert contacts.rows() == []
+
+
+@pytest.mark.parametrize("scheme", ["grpc", "ws"])
+def test_a_server_that_dies_is_noticed_while_there_is_no_input(start: Start, tmp_path: Path, scheme: str) -> None:
+    needs_server()
+    (tmp_path / "tailrace.toml").write_text('[collections.notes]\ncontent_type = "text/plain"\n')
+    server = start("serve", "--json", "--data", "data", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0")
+    assert server.stdout is not None
+    urls = json.loads(server.stdout.readline())
+    process = start("bulk", "notes", "-", "--server", urls[scheme])
+    assert process.stdin is not None
+    # More than may be on its way: when it is written, the server has some of it.
+    for _ in range(12):
+        process.stdin.write(b"x" * 1_000_000 + b"\n")
+    server.kill()
+    # The input is open and says nothing.
+    assert process.wait() == 1
+    assert process.stdout is not None
+    assert process.stderr is not None
+    assert process.stdout.read() == b""
+    (line,) = process.stderr.read().decode().splitlines()
+    assert line.startswith("tailrace: ")
+    assert line.endswith("; nothing was committed")
 
 
 def test_an_input_that_cannot_be_read_is_named(run: Run, url: str, contacts: Table) -> None:

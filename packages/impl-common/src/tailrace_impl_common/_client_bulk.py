@@ -72,6 +72,8 @@ class ConnectedBulk(BulkUpload):
         """Whether a bulk with this key has committed before this one: nothing is sent, and committing compares."""
         self._confirmed = False
         """Whether that comparison found the same records."""
+        self._not_committed = False
+        """Whether the commit was asked for, and is known to have had no effect."""
         self._asking = False
         """Whether the connection was lost behind ``CommitBulk``, and the server is asked what became of it."""
         self._count = 0
@@ -98,6 +100,17 @@ class ConnectedBulk(BulkUpload):
     @property
     def result(self) -> BulkResult | None:
         return self._machine.result
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it may have been committed though there is no result: the commit was asked for, and not answered."""
+        return self._machine.committing and self._machine.result is None and not self._not_committed
+
+    async def failed(self) -> TailraceError:
+        """Wait until the bulk is over and not committed, also while nothing is sent, and return why."""
+        while self._error is None:
+            await self._changed.wait()
+        return self._error
 
     # Opening.
 
@@ -317,8 +330,11 @@ class ConnectedBulk(BulkUpload):
         """Begin once more after a conversation in which no record was sent.
 
         Raises:
-            TailraceError: ``error``: records were sent, so they are gone with it, or it is no use.
+            TailraceError: ``error``: records were sent, so they are gone with it, or it is no use; a lost connection
+                says then that nothing was committed.
         """
+        if self._machine.sent and isinstance(error, ConnectionLost):
+            raise ConnectionLost(f"{error.message}; nothing was committed") from error
         if self._machine.sent or not (is_refusal_for_now(error) or isinstance(error, ConnectionLost)):
             raise error
         while True:
@@ -339,6 +355,7 @@ class ConnectedBulk(BulkUpload):
             TailraceError: The bulk was not committed; or, as ``ConnectionLost``, nobody knows.
         """
         if not _leaves_open(error):
+            self._not_committed = True
             raise error
         self._asking = True
         lost = error
@@ -350,6 +367,7 @@ class ConnectedBulk(BulkUpload):
                 raise
             raise ConnectionLost(f"it is not known whether the bulk was committed: {failed.message}") from failed
         if answer.result is None:
+            self._not_committed = True
             if isinstance(lost, ConnectionLost):
                 raise ConnectionLost("the connection was lost before the commit was reached; nothing was committed")
             raise lost

@@ -6,6 +6,7 @@ import asyncio
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -14,13 +15,11 @@ from tailrace._messages import AlreadyReported, complain, describe, printable, s
 from tailrace._progress import record_progress
 from tailrace._record_lines import RecordLines, refused_line
 from tailrace._status_report import json_line
-from tailrace._upload_source import InputSource
+from tailrace._upload_source import InputSource, Pieces
 from tailrace_client_upload_api import BulkUpload
 from tailrace_common_api import (
     BulkRefused,
     BulkResult,
-    ConnectionLost,
-    DeadlineExceeded,
     InternalError,
     InvalidArgument,
     Reporting,
@@ -28,6 +27,7 @@ from tailrace_common_api import (
     UploadAborted,
     record_problems,
 )
+from tailrace_impl_common import ConnectedBulk, cancel_and_wait
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ async def send_bulk(url: str, job: BulkJob) -> None:
         OSError: The input cannot be read.
     """
     key = job.key or secrets.token_hex(16)
-    committing = False
+    in_doubt = False
     try:
         async with connect(url) as client, job.source.open() as (pieces_from, _):
             bulk = client.bulk(
@@ -81,19 +81,16 @@ async def send_bulk(url: str, job: BulkJob) -> None:
                 # What somebody types is not written over.
                 typed = job.source.path is None and os.isatty(sys.stdin.fileno())
                 with record_progress(job.collection, shown=not typed) as progress:
-                    records = job.lines.records(pieces_from(0), most=bulk.limits.record_bytes)
-                    async with aclosing(records):
-                        async for some in records:
-                            for record in some:
-                                await _send(bulk, record.data, record.key)
-                            progress(bulk.count)
-                    committing = True
+                    await _send_all(job, bulk, pieces_from(0), progress)
                     result = await bulk.commit()
             finally:
-                await bulk.cancel()
+                try:
+                    await bulk.cancel()
+                finally:
+                    in_doubt = bulk.in_doubt
     except TailraceError as error:
         _report_failure(job, error)
-        if committing and isinstance(error, ConnectionLost | DeadlineExceeded):
+        if in_doubt:
             _report_unknown(key)
         if isinstance(error, BulkRefused) and record_problems(error):
             # It counts records from 0, and says nothing more.
@@ -101,7 +98,7 @@ async def send_bulk(url: str, job: BulkJob) -> None:
         raise
     except asyncio.CancelledError:
         _report_failure(job, UploadAborted(reason="interrupted"))
-        if committing:
+        if in_doubt:
             _report_unknown(key)
         raise
     except BrokenPipeError:
@@ -111,6 +108,32 @@ async def send_bulk(url: str, job: BulkJob) -> None:
         _report_failure(job, InternalError(describe(error)))
         raise
     _report_result(job, result)
+
+
+async def _send_all(job: BulkJob, bulk: ConnectedBulk, pieces: Pieces, progress: Callable[[int], None]) -> None:
+    """Send all records of the input, unless the bulk ends before: also while the input has nothing to send.
+
+    Raises:
+        TailraceError: A record cannot be accepted, or the bulk is over.
+        OSError: The input cannot be read.
+    """
+    sending = asyncio.create_task(_send_lines(job, bulk, pieces, progress))
+    failing = asyncio.create_task(bulk.failed())
+    try:
+        await asyncio.wait((sending, failing), return_when=asyncio.FIRST_COMPLETED)
+        if not sending.done():
+            raise failing.result()
+        sending.result()
+    finally:
+        await cancel_and_wait(sending, failing)
+
+
+async def _send_lines(job: BulkJob, bulk: ConnectedBulk, pieces: Pieces, progress: Callable[[int], None]) -> None:
+    async with aclosing(job.lines.records(pieces, most=bulk.limits.record_bytes)) as records:
+        async for some in records:
+            for record in some:
+                await _send(bulk, record.data, record.key)
+            progress(bulk.count)
 
 
 async def _send(bulk: BulkUpload, data: bytes, key: str | None) -> None:
