@@ -165,3 +165,29 @@ async def test_a_large_buffer_is_copied_as_it_is_sent() -> None:
         await writing
     upload._fail(ConnectionLost("the test is over"))
     await upload.abort()
+
+
+@pytest.mark.parametrize(
+    ("data", "kept"),
+    [
+        (memoryview(bytes(200 * KIB))[KIB:], True),
+        (memoryview(bytes(200 * KIB))[: 64 * KIB], True),
+        (memoryview(bytes(200 * KIB))[: 64 * KIB - 1], False),
+        (memoryview(bytes(200 * KIB)).cast("I"), True),
+        (memoryview(bytearray(200 * KIB)).toreadonly(), False),
+        (bytearray(200 * KIB), False),
+    ],
+)
+async def test_large_views_of_bytes_are_kept_and_all_else_that_may_change_is_copied(
+    data: bytearray | memoryview, *, kept: bool
+) -> None:
+    upload, _ = await opened()
+    writing = asyncio.create_task(upload.write(data))
+    await asyncio.sleep(0)
+    part = upload._machine._parts[-1]
+    assert (memoryview(part).obj is memoryview(data).obj) is kept
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    upload._fail(ConnectionLost("the test is over"))
+    await upload.abort()

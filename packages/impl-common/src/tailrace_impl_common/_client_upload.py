@@ -10,6 +10,7 @@ from types import TracebackType
 
 from tailrace_client_upload_api import Buffer, UploadSession
 from tailrace_common_api import (
+    KIBIBYTE,
     AlreadyTerminal,
     Checkpoint,
     ConnectionLost,
@@ -42,6 +43,8 @@ _ABORT_TIMEOUT = 5.0
 """Time for an abort to be sent and acknowledged, in seconds; after it the conversation is cut."""
 _REASON_TIMEOUT = 5.0
 """Time that the server's reason may take when sending has failed, in seconds."""
+_KEPT_VIEW = 64 * KIBIBYTE
+"""Views of bytes from this size on are held until they are announced; smaller ones are copied."""
 _MOST_SAMPLES = 256
 """Heads of a prefix that are kept to find where it begins to differ."""
 
@@ -445,13 +448,16 @@ class ConnectedUpload(UploadSession):
         if type(data) is bytes:
             await self._hand_over(data)
             return
-        # What may be changed later is copied, a chunk at a time: it may be as large as a mapped file.
+        # What may be changed later is copied, a chunk at a time: it may be as large as a mapped file. A view of bytes
+        # cannot be, but a small one would keep all of them alive.
         view = memoryview(flat(data))
         step = self._machine.chunk_size
+        kept = type(view.obj) is bytes and len(view) >= _KEPT_VIEW
         for start in range(0, len(view), step):
-            await self._hand_over(bytes(view[start : start + step]))
+            piece = view[start : start + step]
+            await self._hand_over(piece if kept else bytes(piece))
 
-    async def _hand_over(self, data: bytes) -> None:
+    async def _hand_over(self, data: Buffer) -> None:
         machine = self._machine
         machine.write(data)
         self._work.set()
