@@ -218,6 +218,43 @@ async def test_what_a_thread_stores_unasked_renews_the_window_too(memory_bench: 
     await uploader.ingest.release()
 
 
+@pytest.mark.parametrize("interval", [0.0, 3600.0])
+@pytest.mark.parametrize("first", [1, 10_000, 100_000])
+async def test_an_uploader_that_cuts_no_chunk_gets_room_for_one(bench: Bench, first: int, interval: float) -> None:
+    chunk, window = 240 * 1024, 256 * 1024
+    manager = await bench.start(checkpoint_interval=interval, chunk_size=chunk, upload_window=window)
+    uploader = Uploader(await manager.create(BINARY))
+    # Not a quarter of the window, and what is left of it is not enough.
+    await uploader.send(bytes(first))
+    for _ in range(3):
+        while uploader.ingest.progress.until < uploader.size + chunk:
+            await uploader.ingest.changed(uploader.ingest.progress)
+        await uploader.send(bytes(chunk), chunk_size=chunk)
+    assert (await uploader.finish()).size == first + 3 * chunk
+
+
+async def test_room_that_there_is_not_is_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = 0
+    real = UploadSession._make_room
+
+    async def make_room(self: UploadSession) -> None:
+        nonlocal looked
+        looked += 1
+        await real(self)
+
+    monkeypatch.setattr(UploadSession, "_make_room", make_room)
+    chunk, window = 240 * 1024, 256 * 1024
+    manager = await bench.start(chunk_size=chunk, upload_window=window, max_resource_size=window)
+    uploader = Uploader(await manager.create(BINARY))
+    for number in (1, 2):
+        await uploader.send(bytes(20_000))
+        await turned(lambda number=number: looked >= number)  # type: ignore[misc]  # the number of this turn
+        for _ in range(100):
+            await asyncio.sleep(0)
+        assert looked == number
+    await uploader.ingest.release()
+
+
 async def test_a_window_of_unannounced_bytes_is_announced_whatever_the_interval(bench: Bench) -> None:
     window = 64 * 1024
     manager = await bench.start(checkpoint_interval=3600.0, upload_window=window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import logging
+import math
 from dataclasses import dataclass
 
 from tailrace_common_api import (
@@ -54,6 +55,8 @@ write to the journal and a message to the uploader and to every follower, which 
 chunk."""
 _LULL = 0.001
 """Time without new bytes after which they are announced, and the window is renewed, as if no more were to come."""
+_LONG_LULL = 20
+"""Lulls after which a window without room for a chunk is renewed: an uploader that cuts none may be waiting for it."""
 
 
 @dataclass(slots=True)
@@ -113,7 +116,7 @@ class UploadSession(UploadIngest):
         self._length = live.descriptor.length
         self._pieces = live.pieces
         self._loop = asyncio.get_running_loop()
-        self._start = self._submitted = self._flushed = writer.snapshot.size
+        self._start = self._submitted = self._flushed = self._made_room = writer.snapshot.size
         self._until = writer.snapshot.size
         self._grant(writer.snapshot.size, 0)
         self._progress = Progress(self._until, writer.snapshot.checkpoint)
@@ -282,10 +285,14 @@ class UploadSession(UploadIngest):
     async def _store_until_asked_to_end(self) -> None:
         while self._request is None and not self._stopping:
             announced = self._progress.checkpoint.size
-            if announced == self._submitted:
-                await self._wait_for_work(None)
-                continue
             now = self._loop.time()
+            room = self._room_due()
+            if now >= room:
+                await self._make_room()
+                continue
+            if announced == self._submitted:
+                await self._wait_for_work(room - now)
+                continue
             due = self._announcement_due(self._submitted - announced)
             lull = self._arrived + _LULL
             step = self._host.window() // (2 if now < lull else 4)
@@ -300,7 +307,7 @@ class UploadSession(UploadIngest):
                 self._renew_window(step)
                 # The trailing edge: whatever else comes or does not come, the last bytes show when this time is up.
                 self._resting = now < lull and self._submitted - announced >= _MANY
-                await self._wait_for_work((min(due, lull) if now < lull else due) - now)
+                await self._wait_for_work(min(due, lull if now < lull else room) - now)
                 self._resting = False
 
     def _announcement_due(self, pending: int) -> float:
@@ -308,6 +315,20 @@ class UploadSession(UploadIngest):
         if pending >= self._host.window():
             return 0.0
         return self._due if pending < _MANY else max(self._due, min(self._paced, self._arrived + _LULL))
+
+    def _room_due(self) -> float:
+        """Return when the window is to be renewed because a chunk does not fit into it; once for what has arrived."""
+        chunk = self._host.settings.chunk_size
+        if self._until - self._submitted >= chunk or self._submitted == self._made_room or chunk > self._host.window():
+            return math.inf
+        return self._arrived + _LONG_LULL * _LULL
+
+    async def _make_room(self) -> None:
+        self._made_room = self._submitted
+        if self._writer.stored < self._submitted:
+            await self._store(1)
+        else:
+            self._renew_window(1)
 
     async def _end(self) -> None:
         request = self._request
@@ -459,9 +480,9 @@ class UploadSession(UploadIngest):
         if self._work is not None and not self._work.done():
             self._work.set_result(None)
 
-    async def _wait_for_work(self, timeout: float | None) -> None:
+    async def _wait_for_work(self, timeout: float) -> None:
         self._work = self._loop.create_future()
-        timer = None if timeout is None else self._loop.call_later(timeout, self._wake)
+        timer = None if timeout == math.inf else self._loop.call_later(timeout, self._wake)
         try:
             await self._work
         finally:
