@@ -219,7 +219,7 @@ async def test_what_a_thread_stores_unasked_renews_the_window_too(memory_bench: 
 
 
 @pytest.mark.parametrize("interval", [0.0, 3600.0])
-@pytest.mark.parametrize("first", [1, 10_000, 100_000])
+@pytest.mark.parametrize("first", [20_000, 60_000])
 async def test_an_uploader_that_cuts_no_chunk_gets_room_for_one(bench: Bench, first: int, interval: float) -> None:
     chunk, window = 240 * 1024, 256 * 1024
     manager = await bench.start(checkpoint_interval=interval, chunk_size=chunk, upload_window=window)
