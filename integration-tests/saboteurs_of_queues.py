@@ -33,14 +33,14 @@ def trace_claims(queue: Any) -> None:
 def late_answers_count() -> None:
     from tailrace_impl_server import _sqlite_queue_statements as statements
 
-    put_statement(statements, "_CURRENT", "attempt = ?", "attempt >= ?")
-    real = statements.Terms._take
+    put_statement(statements, "_ACKNOWLEDGE", "attempt = ?", "attempt >= ?")
+    real = statements.Terms._acknowledged
 
-    def take(self: Any, connection: Any, item: Any, now: float) -> bool:
+    def acknowledged(self: Any, connection: Any, items: Any) -> set[tuple[int, int]]:
         executed()
-        return real(self, connection, item, now)
+        return real(self, connection, items)
 
-    put(statements.Terms, "_take", take)
+    put(statements.Terms, "_acknowledged", acknowledged)
 
 
 @saboteur("REC-9", cell="websocket-postgresql")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from typing import Any
 
 from tailrace_common_api import RECORD_OVERHEAD, QueuedRecord, Settlement, Verdict
 from tailrace_impl_server._queue_rules import Answers, Assignment, Candidate
@@ -78,9 +79,10 @@ _READY = """
 SELECT id, size FROM tailrace_work WHERE queue = ? AND state = 0 ORDER BY priority DESC, id
 """
 _LEASE = """
-UPDATE tailrace_work SET state = 1, attempt = attempt + 1, due_at = ?, consumer = ? WHERE id = ?
+UPDATE tailrace_work SET state = 1, attempt = attempt + 1, due_at = ?, consumer = ? WHERE id IN ({ids})
 RETURNING id, attempt, priority, record, key
 """
+_ACKNOWLEDGE = "DELETE FROM tailrace_work WHERE queue = ? AND attempt = ? AND id IN ({ids}) RETURNING id"
 _COUNT = """
 INSERT INTO tailrace_work_counts VALUES (?, ?) ON CONFLICT (queue) DO UPDATE SET records = records + excluded.records
 """
@@ -90,6 +92,7 @@ _CURRENT = "id = ? AND attempt = ? AND queue = ?"
 # The index has what is not ready: SQLite uses it where a statement says the same in the same words.
 _DUE = "state > 0 AND due_at <= ?"
 _CHUNK = 200
+"""Most records of one statement; the statement for each number of them is prepared once and kept."""
 
 
 class Terms:
@@ -118,10 +121,7 @@ class Terms:
         candidates.close()
         until = now + self.lease
         handed = [
-            [
-                QueuedRecord._make(connection.execute(_LEASE, (until, claim.consumer, record)).fetchall()[0])
-                for record in given
-            ]
+            _leased(connection, given, until, claim.consumer)
             for claim, given in zip(claims, assignment.given, strict=True)
         ]
         return handed, dead
@@ -162,7 +162,10 @@ class Terms:
         taken: dict[Verdict, set[tuple[int, int]]] = {}
         # An extension goes first: its consumer has asked for it before it answered.
         for verdict in (Verdict.EXTEND, Verdict.ACKNOWLEDGE, Verdict.REQUEUE, Verdict.DEAD_LETTER):
-            if given := answers.by_verdict.get(verdict):
+            given = answers.by_verdict.get(verdict)
+            if given and verdict is Verdict.ACKNOWLEDGE:
+                taken[verdict] = self._acknowledged(connection, given)
+            elif given:
                 taken[verdict] = {item[:2] for item in given if self._take(connection, item, now)}
         if gone := taken.get(Verdict.ACKNOWLEDGE):
             connection.execute(_COUNT, (self.queue, -len(gone)))
@@ -179,11 +182,20 @@ class Terms:
         connection.execute(_FORGET, (now,))
         return [item[:2] in taken.get(item.verdict, ()) or self._answered(connection, item) for item in settlements]
 
+    def _acknowledged(self, connection: sqlite3.Connection, items: Sequence[Settlement]) -> set[tuple[int, int]]:
+        """Delete what is acknowledged; return the deliveries for which that counts."""
+        by_attempt: dict[int, list[int]] = {}
+        for item in items:
+            by_attempt.setdefault(item.attempt, []).append(item.id)
+        return {
+            (row[0], attempt)
+            for attempt, ids in by_attempt.items()
+            for row in _for_each(connection, _ACKNOWLEDGE, (self.queue, attempt), ids)
+        }
+
     def _take(self, connection: sqlite3.Connection, item: Settlement, now: float) -> bool:
         current = (item.id, item.attempt, self.queue)
         match item.verdict:
-            case Verdict.ACKNOWLEDGE:
-                taken = connection.execute(f"DELETE FROM tailrace_work WHERE {_CURRENT}", current)
             case Verdict.EXTEND:
                 taken = connection.execute(
                     "UPDATE tailrace_work SET state = 1, due_at = ?"
@@ -214,6 +226,8 @@ class Terms:
                 )
                 if self.queue != self.dead:
                     self._died(connection, taken.rowcount)
+            case Verdict.ACKNOWLEDGE:
+                raise ValueError("acknowledgements are taken together")
         return bool(taken.rowcount)
 
     def _answered(self, connection: sqlite3.Connection, item: Settlement) -> bool:
@@ -246,3 +260,22 @@ class Terms:
     def _count(self, connection: sqlite3.Connection, queue: str) -> int:
         row = connection.execute("SELECT records FROM tailrace_work_counts WHERE queue = ?", (queue,)).fetchone()
         return 0 if row is None else row[0]
+
+
+def _leased(connection: sqlite3.Connection, ids: Sequence[int], until: float, consumer: str) -> list[QueuedRecord]:
+    """Lease records to a consumer, and return them in the order of their ids here."""
+    leased = {row[0]: QueuedRecord._make(row) for row in _for_each(connection, _LEASE, (until, consumer), ids)}
+    # A statement returns its rows in any order.
+    return [leased[record] for record in ids]
+
+
+def _for_each(
+    connection: sqlite3.Connection, statement: str, parameters: Sequence[object], ids: Sequence[int]
+) -> list[Sequence[Any]]:
+    """Run a statement with these parameters for records of these ids, many at a time; return what it returns."""
+    rows: list[Sequence[Any]] = []
+    for start in range(0, len(ids), _CHUNK):
+        some = ids[start : start + _CHUNK]
+        text = statement.format(ids=", ".join("?" * len(some)))
+        rows += connection.execute(text, (*parameters, *some)).fetchall()
+    return rows
