@@ -34,7 +34,7 @@ class ClientSettings:
 
     chunk_size: int | None = None
     """Bytes of a full chunk; ``None`` for the transport's best, and never above what the server announces."""
-    download_window: int = 4 * MEBIBYTE
+    download_window: int = 8 * MEBIBYTE
     """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport, and so does more
     than the server allows."""
     connect_timeout: float = 10.0
