@@ -51,7 +51,7 @@ async def test_a_full_disk_is_told_and_what_was_announced_is_kept(
     announced = committed(await writer.checkpoint())
     disk.full = file
     writer.append(b"x" * size)
-    with pytest.raises(StorageFull):
+    with pytest.raises(StorageFull, match=r"^the server cannot "):
         await writer.checkpoint()
     with pytest.raises(StorageFull):
         await writer.complete()

@@ -295,7 +295,9 @@ async def test_a_change_that_fails_harms_no_other(tmp_path: Path, monkeypatch: p
     await catalog.close()
 
 
-async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     insert = statements.insert
 
     def on_a_full_disk(connection: sqlite3.Connection, added: CatalogEntry, text: str) -> str | None:
@@ -308,6 +310,11 @@ async def test_a_full_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.M
     results = await asyncio.gather(*(catalog.insert(entry(number)) for number in range(1000)), return_exceptions=True)
     assert isinstance(results[-1], StorageFull)
     assert {type(result) for result in results} <= {StorageFull, type(None)}
+    # To clients, who have disks of their own; and to the log, where it is no defect.
+    assert str(results[-1]) == "the server cannot change its catalog: database or disk is full"
+    assert [(record.getMessage(), record.exc_info) for record in caplog.records[-1:]] == [
+        ("a change of the catalog failed: database or disk is full", None)
+    ]
     await catalog.close()
 
 

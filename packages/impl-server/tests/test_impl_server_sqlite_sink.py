@@ -369,8 +369,11 @@ async def test_a_full_disk_is_told_as_such(place: SqlitePlace, staging: bool) ->
     await full.run(lambda connection: connection.execute(f"PRAGMA max_page_count = {pages}").fetchone()[0])
     many = staged_batch(1, [contact(number, name="x" * 500) for number in range(2, 1000)])
     if staging:
-        with pytest.raises(StorageFull):
+        with pytest.raises(StorageFull) as raised:
             await sink.stage("bulk", many)
+        # Clients read that: nothing of where the file is.
+        name = place.staging_path.name
+        assert str(raised.value) == f"the server cannot change the database {name}: database or disk is full"
     else:
         await sink.stage("bulk", many)
         with pytest.raises(StorageFull):

@@ -122,7 +122,8 @@ def storage_error(error: OSError, doing: str) -> StorageFull | StorageFailure | 
         doing: What failed, as in "cannot …".
     """
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull(f"cannot {doing}: {error.strerror}")
+        # Whoever reads that is likely to have a disk of their own.
+        return StorageFull(f"the server cannot {doing}: {error.strerror}")
     if error.errno in _NO_DESCRIPTORS:
         return Overloaded(what=f"file descriptors: cannot {doing}", retry_after=_RETRY_AFTER)
     return StorageFailure(f"cannot {doing}: {error.strerror or error}")

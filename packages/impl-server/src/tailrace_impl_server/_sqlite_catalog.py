@@ -362,10 +362,12 @@ def _commit(
             return [outcome for change in batch for outcome in _commit(connection, [change], note_damage)]
         if isinstance(error, sqlite3.Error):
             note_damage(error)
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+            # No defect, and told often: whoever wants to change anything meets it.
+            _log.warning("a change of the catalog failed: %s", error)
+            return [(batch[0], StorageFull(f"the server cannot change its catalog: {error}"))]
         _log.warning("a change of the catalog failed", exc_info=error)
-        full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
-        failure = StorageFull if full else StorageFailure
-        return [(batch[0], failure(f"the catalog cannot be changed: {error}"))]
+        return [(batch[0], StorageFailure(f"the catalog cannot be changed: {error}"))]
     return [(change, None) for change in batch]
 
 

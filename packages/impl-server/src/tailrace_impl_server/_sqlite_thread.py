@@ -123,7 +123,7 @@ class SqliteThread:
             Exception: What ``work`` raises, errors of SQLite apart.
         """
         if self._open is None:
-            raise StorageFailure(f"the database {self.path} is not open")
+            raise StorageFailure(f"the database {self.path.name} is not open")
         change = _Work(work, asyncio.get_running_loop().create_future(), alone=alone, attach=attach)
         self._open.changes.put(change)
         result: _T = await change.future  # type: ignore[assignment]  # set to what the work returns
@@ -142,7 +142,7 @@ class SqliteThread:
         """
         opened = self._open
         if opened is None:
-            raise StorageFailure(f"the database {self.path} is not open")
+            raise StorageFailure(f"the database {self.path.name} is not open")
         change = _Work(lambda _: None, asyncio.get_running_loop().create_future(), alone=True, attach=None)
         change.unused = unused
         opened.changes.put(change)
@@ -154,7 +154,7 @@ class SqliteThread:
         It sees one state of the file, all that :meth:`run` has answered included. Raises as :meth:`run` does.
         """
         if self._open is None:
-            raise StorageFailure(f"the database {self.path} is not open")
+            raise StorageFailure(f"the database {self.path.name} is not open")
         return await asyncio.get_running_loop().run_in_executor(self._open.reader, self._open.query, work)
 
 
@@ -231,7 +231,7 @@ class _OpenFile:
         """Do a piece of work in the reading thread."""
         connection = self._reading
         if connection is None:
-            raise StorageFailure(f"the database {self._path} is being opened again")
+            raise StorageFailure(f"the database {self._path.name} is being opened again")
         try:
             connection.execute("BEGIN")
             try:
@@ -282,7 +282,7 @@ class _OpenFile:
             self._emptied = empty_file(self._path, unused)
             work.result = self._emptied is not None
         except Exception as error:  # noqa: BLE001 - as in _committed
-            work.error = StorageFailure(f"cannot empty the database {self._path}: {error}")
+            work.error = StorageFailure(f"cannot empty the database {self._path.name}: {error}")
         connection = self._reopened(connection)
         if self._emptied is not None:
             # Others may have taken the room meanwhile: then the tables are made by the first change that finds some.
@@ -370,7 +370,8 @@ class _OpenFile:
     def _failure(self, error: sqlite3.Error, doing: str) -> TailraceError:
         full = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL
         kind = StorageFull if full else StorageFailure
-        failure = kind(f"cannot {doing} the database {self._path}: {error}")
+        # Clients read that: which folders the server has is none of their business.
+        failure = kind(f"the server cannot {doing} the database {self._path.name}: {error}")
         failure.__cause__ = error
         return failure
 
