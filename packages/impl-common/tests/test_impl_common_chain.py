@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 from tailrace_common_api import IntegrityError, ProtocolError
 from tailrace_impl_common._chain import ChainSender, ChainVerifier, chunk_hash, verify_data
+from tailrace_impl_common._head import EMPTY_HEAD, HeadHasher, head_of
 
 Sent = tuple[int, bytes, bytes, bytes]
 
@@ -90,6 +91,20 @@ def test_a_refused_chunk_changes_nothing() -> None:
     verifier.check(*first)
     verifier.check(*second)
     assert verifier.offset == 11
+
+
+def test_a_hasher_takes_what_is_checked_and_nothing_else() -> None:
+    verifier, hasher = ChainVerifier(), HeadHasher()
+    first = (0, b"a" * 300_000, chunk_hash(b"a" * 300_000), b"")
+    second = (300_000, b"b", chunk_hash(b"b"), first[2])
+    with pytest.raises(IntegrityError):
+        verifier.check(*second, hasher)
+    with pytest.raises(IntegrityError):
+        verifier.check(0, b"a" * 299_999 + b"b", first[2], b"", hasher)
+    assert (verifier.offset, hasher.size, hasher.head()) == (0, 0, EMPTY_HEAD)
+    verifier.check(*first, hasher)
+    verifier.check(*second, hasher)
+    assert (verifier.offset, hasher.head()) == (300_001, head_of(first[1] + b"b"))
 
 
 def test_order_and_bytes_can_be_checked_apart() -> None:

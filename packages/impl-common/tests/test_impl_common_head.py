@@ -1,7 +1,9 @@
 import io
 import itertools
 import json
+import random
 import runpy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tailrace_common_api import InvalidArgument
+from tailrace_common_api import IntegrityError, InvalidArgument
+from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._chain import chunk_hash
 from tailrace_impl_common._head import (
     BLOCK_SIZE,
     EMPTY_HEAD,
@@ -97,6 +101,79 @@ def test_any_chunking_gives_the_same_head_newlines_and_blocks(data: bytes, point
         assert block.newlines == data.count(b"\n", 0, (block.number + 1) * BLOCK_SIZE)
     assert spine == hasher.spine
     assert make_head(spine, hasher.open_digest(), len(data)) == hasher.head()
+
+
+def state(hasher: HeadHasher) -> tuple[object, ...]:
+    return hasher.head(), hasher.spine, hasher.blocks, hasher.newlines, hasher.ends_with_newline, hasher.size
+
+
+@given(
+    data=contents(),
+    points=st.lists(st.integers(0, 2**20), max_size=4),
+    kind=st.sampled_from([bytes, bytearray, memoryview]),
+    counting=st.booleans(),
+)
+def test_chunks_are_hashed_on_the_way_as_they_are_apart(
+    data: bytes, points: list[int], kind: Callable[[bytes], Buffer], counting: bool
+) -> None:
+    plain, hashed, verified = (HeadHasher(count_newlines=counting) for _ in range(3))
+    for piece in cut(data, points):
+        blocks = plain.update(kind(piece))
+        own, found = hashed.update_hashed(kind(piece))
+        assert own == chunk_hash(piece)
+        assert list(found) == list(verified.update_verified(kind(piece), own)) == list(blocks)
+        assert state(hashed) == state(verified) == state(plain)
+    assert plain.head() == reference_head(data)
+
+
+@pytest.mark.parametrize("before", [0, 1, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1])
+@pytest.mark.parametrize(
+    "size",
+    [
+        0,
+        1,
+        16,
+        240,
+        241,
+        BLOCK_SIZE - 1,
+        BLOCK_SIZE,
+        BLOCK_SIZE + 1,
+        8 * BLOCK_SIZE,
+        9 * BLOCK_SIZE,
+        20 * BLOCK_SIZE - 7,
+    ],
+)
+def test_chunks_of_any_size_at_any_place_are_hashed_on_the_way(before: int, size: int) -> None:
+    data = random.Random(before + size).randbytes(before + size)
+    hasher, plain = HeadHasher(count_newlines=True), HeadHasher(count_newlines=True)
+    hasher.update(data[:before])
+    for start in range(0, before + size, 5000):
+        plain.update(data[start : start + 5000])
+    known = state(hasher)
+    for wrong in (b"", bytes(8), chunk_hash(data[before:])[::-1], chunk_hash(data[before:] + b"x")):
+        with pytest.raises(IntegrityError) as caught:
+            hasher.update_verified(data[before:], wrong)
+        assert caught.value.offset == before
+        assert state(hasher) == known
+    own, blocks = hasher.copy().update_hashed(data[before:])
+    assert own == chunk_hash(data[before:])
+    assert list(hasher.update_verified(data[before:], own)) == list(blocks)
+    assert [block.number for block in blocks] == list(range(before // BLOCK_SIZE, (before + size) // BLOCK_SIZE))
+    assert [block.newlines for block in blocks] == [
+        data.count(b"\n", 0, (block.number + 1) * BLOCK_SIZE) for block in blocks
+    ]
+    assert state(hasher) == state(plain)
+
+
+@pytest.mark.parametrize("size", [10, BLOCK_SIZE + 1])
+def test_what_is_handed_in_can_change_its_size_afterwards(size: int) -> None:
+    data = bytearray(size)
+    hasher = HeadHasher(count_newlines=True)
+    hasher.update_verified(data, hasher.copy().update_hashed(data)[0])
+    hasher.update(data)
+    # Refused while anything refers to its memory.
+    data.clear()
+    assert hasher.size == 2 * size
 
 
 @given(data=contents(), at=st.integers(0, 2**20), counting=st.booleans())

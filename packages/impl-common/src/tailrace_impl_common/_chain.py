@@ -7,6 +7,8 @@ sender is the client in an upload and the server in a download.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 from xxhash import xxh3_64_digest
 
 from tailrace_common_api import IntegrityError, ProtocolError
@@ -33,8 +35,24 @@ def verify_data(data: Buffer, hash: bytes, offset: int) -> None:
         IntegrityError: They differ; the last proven offset is the chunk's, if the chunks before it were verified.
     """
     if xxh3_64_digest(data) != hash:
-        problem = f"the {len(data)} bytes at offset {offset} do not have the hash that came with them"
-        raise IntegrityError(offset=offset, problem=problem)
+        raise mismatch(len(data), offset)
+
+
+def mismatch(length: int, offset: int) -> IntegrityError:
+    """Return the error for a chunk of ``length`` bytes at ``offset`` that do not have its hash."""
+    problem = f"the {length} bytes at offset {offset} do not have the hash that came with them"
+    return IntegrityError(offset=offset, problem=problem)
+
+
+class ChunkHasher(Protocol):
+    """What hashes bytes for another purpose, and can check them on the way."""
+
+    def update_verified(self, data: Buffer, hash: bytes) -> object:
+        """Take the bytes of a chunk if they have its hash.
+
+        Raises:
+            IntegrityError: They do not have it; nothing has changed.
+        """
 
 
 class ChainSender:
@@ -114,8 +132,15 @@ class ChainVerifier:
         self._offset = offset + length
         self._previous = hash
 
-    def check(self, offset: int, data: Buffer, hash: bytes, previous: bytes) -> None:
+    def check(self, offset: int, data: Buffer, hash: bytes, previous: bytes, hasher: ChunkHasher | None = None) -> None:
         """Check order and bytes of a chunk; a refused chunk changes nothing.
+
+        Args:
+            offset: Offset of the chunk.
+            data: Its bytes.
+            hash: Their hash.
+            previous: Hash of the chunk before it.
+            hasher: Stands at the offset of the chunk, and takes its bytes on the way.
 
         Raises:
             IntegrityError: The chunk does not follow the one before it, or its bytes do not have its hash.
@@ -123,7 +148,10 @@ class ChainVerifier:
         """
         if previous != self._previous or offset != self._offset:
             raise IntegrityError(offset=self._offset, problem=self._gap(offset, previous))
-        verify_data(data, hash, offset)
+        if hasher is None:
+            verify_data(data, hash, offset)
+        else:
+            hasher.update_verified(data, hash)
         self.link(offset, len(data), hash, previous)
 
     def finish(self, previous: bytes, offset: int | None = None) -> None:

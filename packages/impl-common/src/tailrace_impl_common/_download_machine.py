@@ -225,13 +225,11 @@ class DownloadReceiver:
         if self._window is not None:
             self._window.receive(chunk.offset, len(chunk.data))
         if self._verify:
-            self._verifier.check(chunk.offset, chunk.data, chunk.hash, chunk.previous)
+            self._verifier.check(chunk.offset, chunk.data, chunk.hash, chunk.previous, self._hasher)
         else:
             self._verifier.link(chunk.offset, len(chunk.data), chunk.hash, chunk.previous)
-        if self._hasher is not None:
-            self._hasher.update(chunk.data)
-            if chunk.checkpoint is not None:
-                self._compare(self._hasher, chunk.checkpoint.head)
+        if self._hasher is not None and chunk.checkpoint is not None:
+            self._compare(self._hasher, chunk.checkpoint.head)
 
     def _compare(self, hasher: HeadHasher, head: bytes) -> None:
         if hasher.head() != head:

@@ -21,7 +21,8 @@ from typing import BinaryIO, NamedTuple
 from xxhash import xxh3_128, xxh3_128_digest
 
 from tailrace_impl_common._buffers import Buffer, flat
-from tailrace_impl_common._lines import NEWLINE, count_newlines, newline_counter
+from tailrace_impl_common._chain import HASH_SIZE, chunk_hash, mismatch, verify_data
+from tailrace_impl_common._lines import NEWLINE, count_newlines
 
 BLOCK_SIZE = 128 * 1024
 """Bytes of a block."""
@@ -31,6 +32,10 @@ EMPTY_SPINE = bytes(DIGEST_SIZE)
 """The spine before the first full block."""
 
 _READ_SIZE = 1024 * 1024
+# Bytes that a chunk is fed with before the blocks in them are hashed: not more than a processor's own cache holds.
+_GROUP_SIZE = 8 * BLOCK_SIZE
+# A named tuple's own constructor takes twice as long, and there is one for each block.
+_new_tuple = tuple.__new__
 
 
 def block_digest(data: Buffer) -> bytes:
@@ -71,10 +76,15 @@ class BlockDigest(NamedTuple):
     """Newlines from the start of the resource to the end of this block; 0 when they are not counted."""
 
 
+# Digests of successive blocks, and the newlines that the bytes at hand have in each, unless they are not counted.
+_Digested = tuple[list[bytes], list[int] | None]
+
+
 class HeadHasher:
     """The running head of a resource, fed in order with its bytes.
 
-    Each byte is hashed once, where it lies; nothing is kept of the data. Not safe for concurrent use.
+    Each byte is hashed where it lies, once for its block and, where that is asked for, once for its chunk; nothing is
+    kept of the data. Not safe for concurrent use.
     """
 
     __slots__ = ("_blocks", "_counting", "_ends_with_newline", "_newlines", "_open", "_open_size", "_spine")
@@ -191,43 +201,121 @@ class HeadHasher:
         """
         data = flat(data)
         length = len(data)
-        if not length:
-            return ()
-        self._ends_with_newline = data[-1] == NEWLINE
         if self._open_size + length < BLOCK_SIZE:
+            return self._extend_open_block(data, length)
+        return self._complete_blocks(data, length, self._digest_blocks(data, length))
+
+    def update_hashed(self, data: Buffer) -> tuple[bytes, Sequence[BlockDigest]]:
+        """Take the bytes of a chunk, and return its hash with the blocks that it completed.
+
+        Large chunks are hashed for both in turn, so that the second time finds the bytes in the processor's cache.
+
+        Raises:
+            InvalidArgument: ``data`` is no contiguous bytes-like object.
+        """
+        data = flat(data)
+        length = len(data)
+        if length < BLOCK_SIZE:
+            return chunk_hash(data), self.update(data)
+        chunk = xxh3_128()
+        digested = self._digest_blocks(data, length, chunk)
+        return _hash_of(chunk), self._complete_blocks(data, length, digested)
+
+    def update_verified(self, data: Buffer, hash: bytes) -> Sequence[BlockDigest]:
+        """Take the bytes of a chunk, if they have its hash, as :meth:`update` does; see :meth:`update_hashed`.
+
+        Raises:
+            IntegrityError: They do not have it; the state is what it was.
+            InvalidArgument: ``data`` is no contiguous bytes-like object.
+        """
+        data = flat(data)
+        length = len(data)
+        if length < BLOCK_SIZE:
+            verify_data(data, hash, self.size)
+            return self.update(data)
+        chunk = xxh3_128()
+        digested = self._digest_blocks(data, length, chunk)
+        if _hash_of(chunk) != hash:
+            raise mismatch(length, self.size)
+        return self._complete_blocks(data, length, digested)
+
+    def _extend_open_block(self, data: Buffer, length: int) -> Sequence[BlockDigest]:
+        if length:
             self._open.update(data)
             self._open_size += length
+            self._ends_with_newline = data[-1] == NEWLINE
             if self._counting:
                 self._newlines += count_newlines(data)
-            return ()
-        return self._complete_blocks(data, length)
+        return ()
 
-    def _complete_blocks(self, data: Buffer, length: int) -> list[BlockDigest]:
-        completed = []
+    def _digest_blocks(self, data: Buffer, length: int, chunk: xxh3_128 | None = None) -> _Digested:
+        """Return what is known of the blocks that ``data`` would complete; changes nothing but ``chunk``.
+
+        Args:
+            data: The next bytes, which reach to the end of a block at least.
+            length: Number of them.
+            chunk: Is fed with all of them.
+        """
         view = memoryview(data)
-        count = newline_counter(data) if self._counting else None
-        position = 0
-        while self._open_size + length - position >= BLOCK_SIZE:
-            end = position + BLOCK_SIZE - self._open_size
-            if self._open_size:
-                self._open.update(view[position:end])
-                digest = self._open.digest()
-                self._open.reset()
-                self._open_size = 0
+        position = BLOCK_SIZE - self._open_size
+        piece = view[:position]
+        if chunk is not None:
+            chunk.update(piece)
+        if self._open_size:
+            block = self._open.copy()
+            block.update(piece)
+            digests = [block.digest()]
+        elif chunk is not None:
+            # The chunk has had this block only, so far.
+            digests = [chunk.digest()]
+        else:
+            digests = [xxh3_128_digest(piece)]
+        counts = [count_newlines(piece)] if self._counting else None
+        while position < length:
+            group = view[position : position + _GROUP_SIZE]
+            position += _GROUP_SIZE
+            if chunk is not None:
+                chunk.update(group)
+            # The last one first: of those that the chunk was just fed with it is the one in the processor's cache.
+            starts = range(len(group) // BLOCK_SIZE * BLOCK_SIZE - BLOCK_SIZE, -1, -BLOCK_SIZE)
+            if counts is None:
+                found = [xxh3_128_digest(group[start : start + BLOCK_SIZE]) for start in starts]
             else:
-                digest = xxh3_128_digest(view[position:end])
-            if count is not None:
-                self._newlines += count(position, end)
-            self._spine = next_spine(self._spine, digest)
-            completed.append(BlockDigest(self._blocks, digest, self._spine, self._newlines))
-            self._blocks += 1
-            position = end
+                found, numbers = [], []
+                for start in starts:
+                    piece = group[start : start + BLOCK_SIZE]
+                    found.append(xxh3_128_digest(piece))
+                    numbers.append(count_newlines(piece))
+                counts += reversed(numbers)
+            digests += reversed(found)
+        return digests, counts
+
+    def _complete_blocks(self, data: Buffer, length: int, digested: _Digested) -> list[BlockDigest]:
+        """Go behind the blocks that ``data`` completes, and take the rest of it into the open block."""
+        digests, counts = digested
+        completed = []
+        first = number = self._blocks
+        spine, newlines = self._spine, self._newlines
+        for digest in digests:
+            spine = xxh3_128_digest(spine + digest)
+            if counts is not None:
+                newlines += counts[number - first]
+            completed.append(_new_tuple(BlockDigest, (number, digest, spine, newlines)))
+            number += 1
+        position = len(digests) * BLOCK_SIZE - self._open_size
+        self._blocks, self._spine, self._newlines = number, spine, newlines
+        if self._open_size:
+            self._open.reset()
+            self._open_size = 0
+        self._ends_with_newline = data[-1] == NEWLINE
         if position < length:
-            self._open.update(view[position:])
-            self._open_size = length - position
-            if count is not None:
-                self._newlines += count(position, length)
+            self._extend_open_block(memoryview(data)[position:], length - position)
         return completed
+
+
+def _hash_of(chunk: xxh3_128) -> bytes:
+    """Return the hash of a chunk of more than 240 bytes: from there on XXH3-64 is the lower half of XXH3-128."""
+    return chunk.digest()[-HASH_SIZE:]
 
 
 def head_of(data: Buffer) -> bytes:

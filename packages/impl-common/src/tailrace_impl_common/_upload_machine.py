@@ -401,9 +401,9 @@ class UploadSender:
         if not size:
             return None
         data = self._cut(size)
-        digest, previous = self._chain.next(data)
         self._sent.add(data, self._hasher)
-        self._hasher.update(data)
+        digest, _ = self._hasher.update_hashed(data)
+        previous = self._chain.link(digest, len(data))
         return Chunk(offset, data, digest, previous)
 
     def _cut(self, size: int) -> Buffer:

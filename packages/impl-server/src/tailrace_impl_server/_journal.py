@@ -53,6 +53,9 @@ _STATE_NUMBERS = {state: number for number, state in enumerate(_STATES)}
 # Digest, spine after the block, newlines below its end, reserved.
 _RECORD = struct.Struct("<16s16sQI")
 _BLOCK_NUMBER = struct.Struct("<Q")
+# The record with its CRC, and what that is of: the number of the block, and the record.
+_STORED_RECORD = struct.Struct("<16s16sQII")
+_CHECKED_RECORD = struct.Struct("<Q16s16sQI")
 
 
 class JournalDamagedError(Exception):
@@ -172,12 +175,13 @@ def record_offset(block: int) -> int:
 
 def pack_records(blocks: Iterable[BlockDigest]) -> bytes:
     """Return the records of successive blocks."""
-    packed = bytearray()
-    for block in blocks:
-        record = _RECORD.pack(block.digest, block.spine, block.newlines, 0)
-        packed += record
-        packed += _CRC.pack(crc32(record, crc32(_BLOCK_NUMBER.pack(block.number))))
-    return bytes(packed)
+    pack, pack_checked = _STORED_RECORD.pack, _CHECKED_RECORD.pack
+    return b"".join(
+        [
+            pack(digest, spine, newlines, 0, crc32(pack_checked(number, digest, spine, newlines, 0)))
+            for number, digest, spine, newlines in blocks
+        ]
+    )
 
 
 def unpack_record(data: bytes, block: int) -> BlockDigest:
