@@ -26,6 +26,26 @@ async def ask():
 
 print(told, asyncio.run(ask()), *sorted(set(os.environ) - set(environment_of_others())))
 """
+_COMMANDED = """
+import os, sys
+from tailrace.__main__ import main
+sys.argv = ["tailrace", "--version"]
+try:
+    main()
+except SystemExit as end:
+    print(end.code, *sorted(name for name in os.environ if name.startswith("GRPC_")))
+"""
+_HANDED_ON = """
+import asyncio, sys
+from types import SimpleNamespace
+from tailrace._grpc_core import tune_grpc
+from tailrace._record_command import run_command
+from tailrace_common_api import Record
+tune_grpc()
+script = "import os; print(*sorted(n for n in os.environ if n.startswith(('GRPC_', 'TAILRACE_RECORD_I'))))"
+delivery = SimpleNamespace(id=1, attempt=1, priority=0, record=Record(b""))
+print(asyncio.run(run_command([sys.executable, "-c", script], "queue", delivery, output=None)))
+"""
 _NOT_INSTALLED = """
 import sys
 sys.modules["grpc"] = None
@@ -52,6 +72,12 @@ def test_the_core_of_the_installed_release_knows_what_it_is_told() -> None:
 def test_what_the_environment_says_already_is_left_to_everybody() -> None:
     mine = {"GRPC_EXPERIMENTS": "-event_engine_fork", "GRPC_VERBOSITY": "ERROR"}
     assert _run(_SERVED, **mine) == ("False b'asked'", "")
+
+
+def test_the_command_tells_it_and_its_users_programs_are_not_told() -> None:
+    assert _run(_COMMANDED)[0].splitlines()[-1] == "0 GRPC_EXPERIMENTS GRPC_VERBOSITY"
+    assert _run(_HANDED_ON)[0].split() == ["TAILRACE_RECORD_ID", "0"]
+    assert _run(_HANDED_ON, GRPC_VERBOSITY="INFO")[0].split() == ["GRPC_VERBOSITY", "TAILRACE_RECORD_ID", "0"]
 
 
 def test_without_grpc_nothing_is_told() -> None:
