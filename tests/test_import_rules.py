@@ -26,7 +26,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "server-api": set(),
     "client-upload-api": set(),
     "client-download-api": set(),
-    "impl-common": {"numpy", "opentelemetry", "watchfiles", "xxhash"},
+    "impl-common": {"opentelemetry", "stringzilla", "watchfiles", "xxhash"},
     "impl-server": {"asyncpg", "google", "jsonschema_rs", "orjson", "prometheus_client"},
     "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection"},
     "impl-websocket": {"starlette", "uvicorn", "websockets"},

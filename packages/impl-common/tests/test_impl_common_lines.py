@@ -1,5 +1,6 @@
 import itertools
 import mmap
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,12 +15,10 @@ from tailrace_impl_common import _lines
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._head import BLOCK_SIZE, BlockDigest, HeadHasher
 from tailrace_impl_common._lines import (
-    accelerate_counting,
     count_newlines,
     find_newline,
     last_lines,
     line_count,
-    newline_counter,
     resolve_lines,
 )
 
@@ -27,26 +26,26 @@ KINDS: list[Callable[[bytes], Buffer]] = [bytes, bytearray, memoryview]
 
 
 @contextmanager
-def counting(*, by_numpy: bool) -> Iterator[None]:
-    """Count by numpy, or as where it is not installed."""
-    before = _lines._counter_of_large
-    _lines._counter_of_large = None
+def counting(*, fast: bool) -> Iterator[None]:
+    """Count by the library, or as where it is not installed."""
+    before = _lines._count_large
+    assert before is not None
+    if not fast:
+        _lines._count_large = None
     try:
-        if by_numpy:
-            assert accelerate_counting()
         yield
     finally:
-        _lines._counter_of_large = before
+        _lines._count_large = before
 
 
 @pytest.fixture(scope="module", autouse=True)
-def numpy_is_loaded() -> None:
-    """Importing it takes longer than an example may."""
-    pytest.importorskip("numpy")
+def library_is_installed() -> None:
+    """Without it there is nothing to compare with."""
+    pytest.importorskip("stringzilla")
 
 
-@pytest.fixture(params=[False, True], ids=["plain", "numpy"])
-def by_numpy(request: pytest.FixtureRequest) -> bool:
+@pytest.fixture(params=[False, True], ids=["plain", "fast"])
+def fast(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
@@ -61,13 +60,13 @@ def blocks(draw: st.DrawFn) -> bytes:
     data=blocks(),
     bounds=st.tuples(st.integers(0, 2**19), st.integers(0, 2**19)),
     kind=st.sampled_from(KINDS),
-    by_numpy=st.booleans(),
+    fast=st.booleans(),
 )
 def test_counting_agrees_with_the_naive_way(
-    data: bytes, bounds: tuple[int, int], kind: Callable[[bytes], Buffer], by_numpy: bool
+    data: bytes, bounds: tuple[int, int], kind: Callable[[bytes], Buffer], fast: bool
 ) -> None:
     start, end = (bound % (len(data) + 1) for bound in bounds)
-    with counting(by_numpy=by_numpy):
+    with counting(fast=fast):
         assert count_newlines(kind(data)) == data.count(b"\n")
         assert count_newlines(kind(data), start, end) == data[start:end].count(b"\n")
 
@@ -79,53 +78,42 @@ def test_counting_agrees_with_the_naive_way(
 )
 def test_any_bytes_are_counted_alike_by_both_ways(pattern: bytes, size: int, kind: Callable[[bytes], Buffer]) -> None:
     data = (pattern * (size // len(pattern) + 1))[:size]
-    with counting(by_numpy=False):
+    with counting(fast=False):
         plain = count_newlines(kind(data))
-    with counting(by_numpy=True):
+    with counting(fast=True):
         assert count_newlines(kind(data)) == plain
 
 
-def test_numpy_counts_what_is_large_and_nothing_else() -> None:
-    counted: list[tuple[int, int]] = []
-    with counting(by_numpy=True):
-        by_numpy = _lines._counter_of_large
-        assert by_numpy is not None
+def test_the_library_counts_what_is_large_in_pieces_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    count_large = _lines._count_large
+    assert count_large is not None
 
-        def counter_of(buffer: Buffer | mmap.mmap, start: int, end: int) -> Callable[[int, int], int]:
-            counted.append((start, end))
-            return by_numpy(buffer, start, end)
+    def count(piece: memoryview) -> int:
+        counted.append(len(piece))
+        return count_large(piece)
 
-        _lines._counter_of_large = counter_of
-        large = b"\n" * _lines._LARGE
-        assert count_newlines(large) == newline_counter(large)(0, len(large)) == _lines._LARGE
-        assert count_newlines(large, 1) == newline_counter(large[1:])(0, len(large) - 1) == _lines._LARGE - 1
-        assert accelerate_counting()
-        assert _lines._counter_of_large is counter_of
-    assert counted == [(0, _lines._LARGE)] * 2
-
-
-@given(
-    data=blocks(),
-    cuts=st.lists(st.integers(0, 2**19), max_size=5),
-    kind=st.sampled_from(KINDS),
-    by_numpy=st.booleans(),
-)
-def test_parts_of_one_buffer_are_counted_as_each_is_alone(
-    data: bytes, cuts: list[int], kind: Callable[[bytes], Buffer], by_numpy: bool
-) -> None:
-    places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    with counting(by_numpy=by_numpy):
-        count = newline_counter(kind(data))
-    for start, end in itertools.pairwise(places):
-        assert count(start, end) == data[start:end].count(b"\n")
+    monkeypatch.setattr(_lines, "_count_large", count)
+    large, largest = _lines._LARGE, _lines._LARGEST
+    data = b"\n" * (2 * largest + 5)
+    for size in (0, 1, large - 1, large, largest, largest + 1, 2 * largest + 3):
+        for start in (0, 1, 2):
+            assert count_newlines(data, start, start + size) == size
+    assert counted == 3 * [large] + 3 * [largest] + 3 * [largest, 1] + 3 * [largest, largest, 3]
 
 
-@given(data=blocks(), cuts=st.lists(st.integers(0, 2**19), max_size=3), by_numpy=st.booleans())
-def test_the_head_counts_alike_by_both_ways(data: bytes, cuts: list[int], by_numpy: bool) -> None:
+@pytest.mark.parametrize("byte", range(256))
+def test_the_library_counts_one_byte_of_all(byte: int, fast: bool) -> None:
+    with counting(fast=fast):
+        assert count_newlines(bytes([byte]) * _lines._LARGE) == (_lines._LARGE if byte == 0x0A else 0)
+
+
+@given(data=blocks(), cuts=st.lists(st.integers(0, 2**19), max_size=3), fast=st.booleans())
+def test_the_head_counts_alike_by_both_ways(data: bytes, cuts: list[int], fast: bool) -> None:
     places = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     hasher = HeadHasher(count_newlines=True)
     records: list[BlockDigest] = []
-    with counting(by_numpy=by_numpy):
+    with counting(fast=fast):
         for start, end in itertools.pairwise(places):
             records.extend(hasher.update(data[start:end]))
     assert hasher.newlines == data.count(b"\n")
@@ -135,19 +123,23 @@ def test_the_head_counts_alike_by_both_ways(data: bytes, cuts: list[int], by_num
 
 
 def test_a_buffer_can_change_its_size_once_it_is_counted() -> None:
-    with counting(by_numpy=True):
+    with counting(fast=True):
         data = bytearray(b"a line\n" * 10_000)
         assert count_newlines(data) == 10_000
         # Refused while anything refers to its memory.
         data.clear()
 
 
-def test_without_numpy_everything_is_counted_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "numpy", None)
-    with counting(by_numpy=False):
-        assert not accelerate_counting()
-        assert _lines._counter_of_large is None
-        assert count_newlines(b"a line\n" * 50_000) == 50_000
+def test_where_it_is_not_installed_everything_is_counted_as_before() -> None:
+    program = """
+import sys
+sys.modules["stringzilla"] = None
+from tailrace_impl_common import _lines
+assert _lines._count_large is None
+print(_lines.count_newlines(b"a line\\n" * 50_000))
+"""
+    counted = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=50, check=True)
+    assert counted.stdout == "50000\n"
 
 
 @given(
@@ -180,13 +172,13 @@ def test_line_starts_are_where_splitting_puts_them() -> None:
         find_newline(data, -1)
 
 
-def test_a_mapped_file_is_counted_in_place(tmp_path: Path, by_numpy: bool) -> None:
+def test_a_mapped_file_is_counted_in_place(tmp_path: Path, fast: bool) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"a line\n" * 50_000)
     with (
         path.open("rb") as file,
         mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        counting(by_numpy=by_numpy),
+        counting(fast=fast),
     ):
         assert count_newlines(mapped) == 50_000
         assert find_newline(mapped, 49_999) == 49_999 * 7

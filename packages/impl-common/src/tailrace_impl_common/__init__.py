@@ -33,7 +33,6 @@ from tailrace_impl_common._ids import IdGenerator
 from tailrace_impl_common._inprocess import InProcessConnection
 from tailrace_impl_common._lasting_upload import DEFAULT_SPOOL_BYTES, LastingUpload
 from tailrace_impl_common._lines import (
-    accelerate_counting,
     count_newlines,
     find_newline,
     last_lines,
@@ -133,7 +132,6 @@ __all__ = [
     "UploadState",
     "UploadStateFile",
     "WaitingBytes",
-    "accelerate_counting",
     "answer_request",
     "block_digest",
     "cancel_and_wait",

@@ -26,7 +26,6 @@ from tailrace_common_api import (
     StorageFailure,
 )
 from tailrace_impl_common import EMPTY_HEAD, HeadHasher, ReusableBuffers
-from tailrace_impl_server._counting import CountedBlocks
 from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
 from tailrace_impl_server._filesystem_layout import Layout
 from tailrace_impl_server._filesystem_reader import (
@@ -90,7 +89,6 @@ class FilesystemStorage(Storage):
         self._layout = Layout(path)
         self._pool = WriterPool(writer_threads)
         self._write_back = WriteBack()
-        self._counted = CountedBlocks()
         self._stalls = Stalls()
         self._threads = ThreadPoolExecutor(_READER_THREADS, thread_name_prefix="tailrace-files")
         self._boot_id = NO_BOOT_ID
@@ -147,7 +145,6 @@ class FilesystemStorage(Storage):
     def _end(self) -> None:
         self._pool.close()
         self._write_back.close(self._close_timeout)
-        self._counted.close(self._close_timeout)
         self._threads.shutdown()
         self._layout.release()
 
@@ -215,7 +212,6 @@ class FilesystemStorage(Storage):
             durability=self._durability,
             pool=self._pool,
             write_back=self._write_back,
-            counted=self._counted,
             stalls=self._stalls,
             sync_names=partial(self._layout.sync_names, id),
             on_close=partial(self._writer_closed, id),

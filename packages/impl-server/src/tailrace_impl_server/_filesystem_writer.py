@@ -23,7 +23,6 @@ from time import perf_counter
 
 from tailrace_common_api import IntegrityError, Overloaded, ResourceState, StorageFailure, StorageFull
 from tailrace_impl_common import BlockDigest, HeadHasher, verify_data
-from tailrace_impl_server._counting import CountedBlocks
 from tailrace_impl_server._filesystem_files import ResourceFiles
 from tailrace_impl_server._filesystem_recovery import cut_to, shorten_to
 from tailrace_impl_server._journal import Slot, cut_reason, pack_records, pack_slot, record_offset, slot_offset
@@ -107,7 +106,6 @@ class FilesystemWriter(ResourceWriter):
         durability: Durability,
         pool: WriterPool,
         write_back: WriteBack,
-        counted: CountedBlocks,
         stalls: Stalls,
         sync_names: Callable[[], None],
         on_close: Callable[[FilesystemWriter], None],
@@ -124,7 +122,6 @@ class FilesystemWriter(ResourceWriter):
             durability: What an announced byte survives.
             pool: Threads that write.
             write_back: Begins to bring to disk what a sync will wait for later.
-            counted: Notes how much is counted in all.
             stalls: What other writers have met.
             sync_names: Waits until the names of the resource are on disk; blocking.
             on_close: Called on the event loop when the writer is closed.
@@ -143,7 +140,6 @@ class FilesystemWriter(ResourceWriter):
         self._queue: deque[tuple[Buffer, bytes | None] | _Command] = deque()
         self._strand = pool.strand(self)
         self._write_back = write_back
-        self._counted = counted
         self._stalls = stalls
         self._own_stall = 0.0
 
@@ -501,8 +497,6 @@ class FilesystemWriter(ResourceWriter):
                 self._sync_file(files, files.data, slot)
             if self._records:
                 write_all(files.journal, [pack_records(self._records)], record_offset(self._records[0].number))
-                if self._line_access:
-                    self._counted.note(len(self._records))
             if terminal:
                 self._sync_file(files, files.journal, slot)
                 self._sync_names()
