@@ -92,7 +92,7 @@ class ConnectedDelivery(Delivery):
 
     async def _answer(self, verdict: Verdict, seconds: float = 0.0, reason: str = "") -> None:
         # Reasons are often texts of errors, and may hold what is no text, such as undecodable names of files.
-        told = reason[:_LONGEST_REASON].encode("utf-8", "replace").decode()
+        told = reason[:_LONGEST_REASON].encode("utf-8", "replace").decode() if reason else ""
         settlement = Settlement(self.id, self.attempt, verdict, seconds, told)
         await self._consumer.settle(settlement, self)
 

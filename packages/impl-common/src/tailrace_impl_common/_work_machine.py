@@ -293,7 +293,8 @@ class WorkerMachine:
         if not message.failed and len(message.counted) != len(self._sent[0]):
             raise ProtocolError(f"{len(message.counted)} outcomes for {len(self._sent[0])} answers")
         together = self._sent.popleft()
-        for place in [answer.place for answer in together if answer.final]:
+        final = [answer.place for answer in together if answer.final]
+        for place in final:
             self._answered[place] -= 1
             if not self._answered[place]:
                 del self._answered[place]
@@ -302,11 +303,11 @@ class WorkerMachine:
             for answer in together:
                 answer.done(StorageFailure(message.failed))
             return
+        for place in final:
+            self.forget(place)
         for answer, counted in zip(together, message.counted, strict=True):
-            if answer.final:
-                self.forget(answer.place)
-            lost = LeaseLost(id=answer.settlement.id, attempt=answer.settlement.attempt)
-            answer.done(None if counted else lost)
+            number, attempt = answer.place
+            answer.done(None if counted else LeaseLost(id=number, attempt=attempt))
 
     def fail(self, error: Callable[[], TailraceError]) -> None:
         """Tell everyone who waits for an answer that none will come."""
