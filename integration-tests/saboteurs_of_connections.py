@@ -100,13 +100,22 @@ def payloads_lose_the_beginning_that_came_with_their_header() -> None:
 
 @saboteur("DWN-6", cell="websocket-memory")
 def buffers_are_used_again_while_somebody_looks_at_them() -> None:
-    from tailrace_impl_websocket import _payload_buffers
+    _take_all_buffers_for_free()
+
+
+@saboteur("DWN-6", cell="in-process-filesystem")
+def what_was_read_changes_while_somebody_looks_at_it() -> None:
+    _take_all_buffers_for_free()
+
+
+def _take_all_buffers_for_free() -> None:
+    from tailrace_impl_common import _reusable_buffers
 
     def is_free(buffer: bytearray) -> bool:
         executed()
         return True
 
-    vars(_payload_buffers)["_is_free"] = is_free
+    vars(_reusable_buffers)["_is_free"] = is_free
 
 
 @saboteur("CON-4", cell="grpc-memory")
