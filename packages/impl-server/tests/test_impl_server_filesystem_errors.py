@@ -11,12 +11,13 @@ import pytest
 from impl_server_disk import ID, Disk, committed, descriptor, watch_disk, writer_of
 
 from tailrace_common_api import (
+    IntegrityError,
     Overloaded,
     ResourceState,
     StorageFailure,
     StorageFull,
 )
-from tailrace_impl_common import head_of
+from tailrace_impl_common import chunk_hash, head_of
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
 from tailrace_server_api import BLOCK_SIZE, Durability
 
@@ -80,7 +81,29 @@ async def test_a_writer_that_failed_stores_nothing_more(storage: FilesystemStora
     assert (tmp_path / "storage/resources" / ID / "data").read_bytes() == b""
 
 
-async def test_a_resource_can_fail_on_a_full_disk(storage: FilesystemStorage, disk: Disk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sizes", [(5, 7, 9), (300_000, 1, BLOCK_SIZE), (BLOCK_SIZE, BLOCK_SIZE, 3 * BLOCK_SIZE + 1)])
+@pytest.mark.parametrize("wrong", [0, 1, 2])
+async def test_what_is_behind_a_chunk_without_its_hash_is_not_stored(
+    storage: FilesystemStorage, sizes: tuple[int, ...], wrong: int
+) -> None:
+    writer = await writer_of(storage)
+    chunks = [bytes([number]) * size for number, size in enumerate(sizes)]
+    for number, chunk in enumerate(chunks):
+        writer.append(chunk, hash=chunk_hash(chunk + b"x") if number == wrong else chunk_hash(chunk))
+    with pytest.raises(IntegrityError) as caught:
+        await writer.flush()
+    proven = b"".join(chunks[:wrong])
+    assert caught.value.offset == len(proven)
+    final = committed(await writer.fail("a chunk without its hash"))
+    assert (final.size, final.head) == (len(proven), head_of(proven))
+    await writer.close()
+    assert [damage async for damage in storage.verify(ID)] == []
+
+
+@pytest.mark.parametrize("refused", [b"refused", b"refused" * BLOCK_SIZE])
+async def test_a_resource_can_fail_on_a_full_disk(
+    storage: FilesystemStorage, disk: Disk, tmp_path: Path, refused: bytes
+) -> None:
     writer = await writer_of(storage)
     data = b"announced\n" * 30_000
     writer.append(data)
@@ -88,7 +111,7 @@ async def test_a_resource_can_fail_on_a_full_disk(storage: FilesystemStorage, di
     writer.append(b"stored" * BLOCK_SIZE)
     await writer.flush()
     disk.full = "data"
-    writer.append(b"refused")
+    writer.append(refused, hash=chunk_hash(refused))
     with pytest.raises(StorageFull):
         await writer.checkpoint()
     final = committed(await writer.fail("disk full"))
