@@ -178,6 +178,19 @@ def readers_do_not_verify() -> None:
     put(ChainVerifier, "check", check)
 
 
+@saboteur("INT-2", cell="in-process-filesystem")
+def what_is_stored_on_disk_is_not_verified() -> None:
+    from tailrace_impl_server import _filesystem_writer
+
+    real = _filesystem_writer.FilesystemWriter._store
+
+    def store(self: Any, batch: list[tuple[Any, bytes | None]]) -> None:
+        executed()
+        real(self, [(data, None) for data, _ in batch])
+
+    put(_filesystem_writer.FilesystemWriter, "_store", store)
+
+
 @saboteur("DWN-6")
 def heads_are_not_compared() -> None:
     from tailrace_impl_common import _download_machine
