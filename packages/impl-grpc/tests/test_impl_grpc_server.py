@@ -218,6 +218,29 @@ async def test_bad_messages_in_the_middle_end_their_call_alone(channel: grpc.aio
     assert isinstance(await error_of(uploading), ProtocolError)
 
 
+async def test_a_follower_is_listened_to_when_what_it_has_granted_runs_short(channel: grpc.aio.Channel) -> None:
+    uploading = raw(channel, "/tailrace.v1.Uploads/Upload")
+    opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
+    await uploading.write(pb.UploadRequest(open=opening).SerializeToString())
+    opened = pb.UploadResponse.FromString(await answer_of(uploading)).opened
+    following = raw(channel, "/tailrace.v1.Resources/Follow")
+    follow = pb.OpenFollow(id=opened.status.id, window=1 << 20)
+    await following.write(pb.FollowRequest(open=follow).SerializeToString())
+    await answer_of(following)
+    await following.write(b"\xff")
+    offset, previous = 0, b""
+    # Three of four chunks leave less than half of the window.
+    for data in (bytes(250_000), bytes(250_000), bytes(250_000)):
+        chunk = pb.Chunk(offset=offset, hash=chunk_hash(data), previous=previous, data=data)
+        await uploading.write(pb.UploadRequest(chunk=chunk).SerializeToString())
+        offset, previous = offset + len(data), chunk.hash
+        arrived = 0
+        while arrived < len(data):
+            arrived += len(pb.DownloadResponse.FromString(await answer_of(following)).chunk.data)
+    assert isinstance(await error_of(following), ProtocolError)
+    uploading.cancel()
+
+
 async def test_a_message_above_grpcs_own_limit_ends_its_call_alone(channel: grpc.aio.Channel) -> None:
     call = raw(channel, "/tailrace.v1.Uploads/Upload")
     await call.write(bytes(9 * 1024 * 1024))

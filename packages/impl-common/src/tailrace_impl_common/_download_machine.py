@@ -18,6 +18,7 @@ anew, at the byte after the last proven one: chain and window begin afresh, the 
 from __future__ import annotations
 
 import enum
+from dataclasses import replace
 
 from tailrace_common_api import (
     Checkpoint,
@@ -82,6 +83,11 @@ class DownloadSender:
     def may_send(self) -> bool:
         """Whether the window has room; one chunk may then go beyond it."""
         return self._unlimited or self._window.until > self._chain.offset
+
+    @property
+    def room(self) -> int:
+        """How many bytes of the window are left; 0 for a stream without one."""
+        return 0 if self._unlimited else self._window.available(self._chain.offset)
 
     def receive(self, message: ClientMessage) -> bool:
         """Take a message of the reader; return whether it allows more than before.
@@ -190,8 +196,15 @@ class DownloadReceiver:
         if self.started is None:
             return request
         if isinstance(request, Follow):
-            return Follow(id=request.id, token=request.token, start=FromOffset(self.offset), window=request.window)
-        return Read(id=request.id, token=request.token, start=self.offset, end=self.started.end, window=request.window)
+            return replace(request, start=FromOffset(self.offset))
+        return Read(
+            id=request.id,
+            token=request.token,
+            start=self.offset,
+            end=self.started.end,
+            window=request.window,
+            chunk_size=request.chunk_size,
+        )
 
     def leave_window(self) -> None:
         """Grant nothing from the next answer on: what is asked for has no window."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from functools import partial
 
 from tailrace_common_api import (
+    KIBIBYTE,
     FromOffset,
     InvalidArgument,
     LastBytes,
@@ -25,6 +25,9 @@ from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
 from tailrace_impl_common.messages import DownloadRequest, Read, ReadLines, Started
 from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
+
+_SMALLEST_CHUNK = KIBIBYTE
+"""Least size that counts where a reader says what suits it: messages of less are nearly all header."""
 
 
 async def serve_download(
@@ -45,8 +48,11 @@ async def serve_download(
     try:
         snapshot = reader.snapshot
         span = await _resolve(request, reader, snapshot)
+        chunk_size = endpoint.chunk_size
+        if request.chunk_size:
+            chunk_size = min(max(request.chunk_size, _SMALLEST_CHUNK), limits.chunk_size)
         conversation = _DownloadConversation(
-            reader, stream, span, window=request.window, endpoint=endpoint, telemetry=telemetry
+            reader, stream, span, window=request.window, chunk_size=chunk_size, endpoint=endpoint, telemetry=telemetry
         )
         await conversation.run(snapshot, limits, endpoint.base)
     finally:
@@ -111,7 +117,7 @@ async def _resolve_start(start: Start, reader: ResourceReader, snapshot: Snapsho
 
 
 class _DownloadConversation:
-    """One byte stream: this task sends, and another takes the reader's windows meanwhile."""
+    """One byte stream: this task sends, and another takes the reader's windows while they are needed."""
 
     __slots__ = (
         "_budget",
@@ -120,6 +126,7 @@ class _DownloadConversation:
         "_count",
         "_granted",
         "_machine",
+        "_owner",
         "_reader",
         "_refused",
         "_shared",
@@ -136,6 +143,7 @@ class _DownloadConversation:
         span: _Span,
         *,
         window: int,
+        chunk_size: int,
         endpoint: Endpoint,
         telemetry: RequestTelemetry,
     ) -> None:
@@ -143,11 +151,12 @@ class _DownloadConversation:
         self._stream = stream
         self._span = span
         self._window = window
-        self._chunk_size = endpoint.chunk_size
+        self._chunk_size = chunk_size
         self._budget = endpoint.budget
         self._shared = endpoint.shared
         self._count = telemetry.sent
         self._machine = DownloadSender(offset=span.start, window=window)
+        self._owner: asyncio.Task[object] | None = None
         self._control: asyncio.Task[None] | None = None
         self._refused = False
         # Made when they are needed: there are thousands of followers that wait for nothing but the next byte.
@@ -173,40 +182,44 @@ class _DownloadConversation:
     async def _send_within_windows(self, snapshot: Snapshot) -> None:
         """Send the bytes, and take the reader's windows meanwhile."""
         span = self._span
-        owner = asyncio.current_task()
+        owner = self._owner = asyncio.current_task()
         assert owner is not None
         cancelled = owner.cancelling()
-        control = self._control = asyncio.ensure_future(self._receive_windows())
-        interrupt = partial(self._interrupt, owner)
-        control.add_done_callback(interrupt)
+        self._listen()
         try:
-            if span.end is None:
-                await self._follow()
-            else:
-                await self._send(span.end, snapshot)
+            await self._send(snapshot.size if span.end is None else span.end, snapshot)
+            # Whoever follows waits here, without a frame more than that.
+            while span.end is None and not snapshot.state.terminal:
+                snapshot = await self._reader.changed(snapshot.version, self._absorb)
+                await self._send(snapshot.size, snapshot)
         except asyncio.CancelledError:
-            if self._refused and owner.uncancel() <= cancelled:
+            if self._control is not None and self._refused and owner.uncancel() <= cancelled:
                 # Nobody else wants this to end: the reader has made a mistake.
-                control.result()
+                self._control.result()
             raise
         finally:
-            control.remove_done_callback(interrupt)
-            await cancel_and_wait(control, *([self._watcher] if self._watcher is not None else []))
+            self._owner = None
+            await cancel_and_wait(*(task for task in (self._control, self._watcher) if task is not None))
 
-    def _interrupt(self, owner: asyncio.Task[object], control: asyncio.Task[None]) -> None:
+    def _listen(self) -> None:
+        """Take the reader's windows, if that is needed at the moment and not done already."""
+        if self._control is None and not self._may_be_left:
+            self._control = asyncio.ensure_future(self._receive_windows())
+            self._control.add_done_callback(self._interrupt)
+
+    @property
+    def _may_be_left(self) -> bool:
+        """Whether nobody need listen: more is granted than is sent soon, and the transport keeps what comes.
+
+        Of thousands of followers that wait for the next byte almost all are such.
+        """
+        return self._stream.keeps_unread and self._machine.room >= max(self._chunk_size, self._window // 2)
+
+    def _interrupt(self, control: asyncio.Task[None]) -> None:
         """End the sending if the reader made a mistake; one that has said its last word is still sent the rest."""
-        if not control.cancelled() and control.exception() is not None:
+        if self._owner is not None and not control.cancelled() and control.exception() is not None:
             self._refused = True
-            owner.cancel()
-
-    async def _follow(self) -> None:
-        """Send what is announced until the resource has ended."""
-        while True:
-            snapshot = self._reader.snapshot
-            await self._send(snapshot.size, snapshot)
-            if snapshot.state.terminal:
-                return
-            await self._reader.changed(snapshot.version, self._absorb)
+            self._owner.cancel()
 
     def _absorb(self, snapshot: Snapshot) -> bool:
         """Send what is new at once, if nothing has to be waited for; return whether that was all.
@@ -246,6 +259,8 @@ class _DownloadConversation:
             finally:
                 budget.in_flight -= size
             self._count(size)
+            if self._owner is not None:
+                self._listen()
             # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
             del piece
 
@@ -254,6 +269,7 @@ class _DownloadConversation:
         if granted is None:
             granted = self._granted = asyncio.Event()
         while not self._machine.may_send:
+            self._listen()
             if self._control is not None and self._control.done():
                 raise ProtocolError("the reader stopped granting bytes before it had all that it asked for")
             if self._watcher is None:
@@ -273,11 +289,14 @@ class _DownloadConversation:
             self._wake()
 
     async def _receive_windows(self) -> None:
-        """Take grants until the reader has no more to say."""
+        """Take grants until there are enough for now, or the reader has no more to say."""
         try:
             while (message := await self._stream.receive()) is not None:
                 if self._machine.receive(message):
                     self._wake()
+                if self._may_be_left:
+                    self._control = None
+                    return
         finally:
             self._wake()
 

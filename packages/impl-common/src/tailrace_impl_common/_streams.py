@@ -44,6 +44,11 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
         """Send a message without waiting. Only while :attr:`writable`, and while nobody is in :meth:`send`."""
         raise NotImplementedError("this transport has to be waited for: it is never `writable`")
 
+    @property
+    def keeps_unread(self) -> bool:
+        """Whether nobody has to receive all the time: what comes is kept within bounds, and a lost peer is noticed."""
+        return False
+
     @abstractmethod
     async def receive(self) -> ReceiveT | None:
         """Return the next message, or ``None`` when the peer has ended the conversation in order.

@@ -89,6 +89,8 @@ def server_options(settings: TransportServerSettings) -> ChannelOptions:
         ("grpc.so_reuseport", 0),
         # How often clients look whether the server is there is theirs to decide.
         ("grpc.http2.max_ping_strikes", 0),
+        # What the library would count of each connection, for a service that is not offered.
+        ("grpc.enable_channelz", 0),
     ]
 
 

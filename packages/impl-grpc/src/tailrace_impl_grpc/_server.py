@@ -184,19 +184,31 @@ class GrpcServer(TransportServer):
         expected = CONVERSATIONS[method]
 
         async def handle(_messages: object, context: Context) -> None:
-            stream = GrpcServerStream(method, context, self._shared)
-
-            async def serve(service: ResourceService) -> None:
-                request = await _first_message(stream)
-                if request is None:
-                    raise ProtocolError(f"{method.name} was called without a request")
-                if not isinstance(request, expected):
-                    raise ProtocolError(f"{type(request).__name__} does not begin {method.name}")
-                await self._serve(request, stream, service, context)
-                if stream.abandoned:
-                    raise ConnectionLost("the client left the upload open")
-
-            await self._run(method, context, serve, ends_when_closing=True)
+            # All in one frame, and no function of its own: there are thousands of followers that are in it.
+            call = self._begin(method, ends_when_closing=True)
+            try:
+                try:
+                    stream = GrpcServerStream(method, context, self._shared)
+                    service = await self._let_in(call, context)
+                    request = await _first_message(stream)
+                    if request is None:
+                        raise ProtocolError(f"{method.name} was called without a request")
+                    if not isinstance(request, expected):
+                        raise ProtocolError(f"{type(request).__name__} does not begin {method.name}")
+                    await self._serve(request, stream, service, context)
+                    if stream.abandoned:
+                        raise ConnectionLost("the client left the upload open")
+                    return
+                except BaseException as exc:
+                    error = _error_to_tell(call, exc)
+                    if error is None:
+                        raise
+                await self._tell(call, context, error)
+            finally:
+                # Its traceback holds this frame, and that the call: its connection would stay open until the collector
+                # comes by.
+                error = None
+                self._end(call)
 
         return handle
 
@@ -262,40 +274,67 @@ class GrpcServer(TransportServer):
         ends_when_closing: bool,
     ) -> ResultT | None:
         """Do the work of one call for whoever makes it, and tell the client what went wrong, if something did."""
+        call = self._begin(method, ends_when_closing=ends_when_closing)
+        try:
+            try:
+                # Before any message of the call is looked at.
+                return await work(await self._let_in(call, context))
+            except BaseException as exc:
+                error = _error_to_tell(call, exc)
+                if error is None:
+                    raise
+            await self._tell(call, context, error)
+            return None
+        finally:
+            # As in a conversation.
+            error = None
+            self._end(call)
+
+    def _begin(self, method: Method, *, ends_when_closing: bool) -> _Call:
+        """Take note of a call, which the current task serves."""
         task = asyncio.current_task()
         assert task is not None
         call = self._running[task] = _Call(task, method.name, ends_when_closing)
-        error: TailraceError
+        return call
+
+    def _end(self, call: _Call) -> None:
+        call.leave()
+        del self._running[call.task]
+
+    async def _let_in(self, call: _Call, context: Context) -> ResourceService:
+        """Return what the caller may use; it is counted until :meth:`_Call.leave`.
+
+        Raises:
+            TailraceError: The caller is refused.
+        """
+        peer = context.peer()
+        call.enter(self._admit(peer), peer)
+        return await self._authenticate(context)
+
+    async def _tell(self, call: _Call, context: Context, error: TailraceError) -> None:
+        """End a call with an error; returns when the client is gone already."""
+        call.leave()
+        call.over = True
         try:
-            try:
-                peer = context.peer()
-                peers = self._admit(peer)
-                try:
-                    # Before any message of the call is looked at.
-                    return await work(await self._authenticate(context))
-                finally:
-                    peers.end(peer)
-            except TailraceError as exc:
-                error = exc
-            except asyncio.CancelledError:
-                if not call.dismissed:
-                    # The client is gone.
-                    raise
-                task.uncancel()
-                error = GoingAway(retry_after=_RETRY_AFTER)
-            except Exception:
-                logger.exception("a call failed")
-                error = InternalError("the call failed; the server's log says why")
-            call.over = True
-            try:
-                await abort_call(context, error)
-            finally:
-                # Its traceback holds this frame, and that the call: its connection would stay open until the collector
-                # comes by.
-                del error
-            return None
+            await abort_call(context, error)
         finally:
-            del self._running[task]
+            del error
+
+
+def _error_to_tell(call: _Call, exc: BaseException) -> TailraceError | None:
+    """Return what the client is told of that which has ended its call; ``None`` for what is not for it."""
+    if isinstance(exc, TailraceError):
+        return exc
+    if isinstance(exc, asyncio.CancelledError):
+        if not call.dismissed:
+            # The client is gone.
+            return None
+        call.task.uncancel()
+        return GoingAway(retry_after=_RETRY_AFTER)
+    if not isinstance(exc, Exception):
+        return None
+    logger.error("a call failed", exc_info=exc)
+    return InternalError("the call failed; the server's log says why")
 
 
 async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:
@@ -314,23 +353,36 @@ async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:
 class _Call:
     """A call that is being served."""
 
-    __slots__ = ("_ends_when_closing", "_task", "dismissed", "method", "over")
+    __slots__ = ("_ends_when_closing", "_peer", "_peers", "dismissed", "method", "over", "task")
 
     def __init__(self, task: asyncio.Task[object], method: str, ends_when_closing: bool) -> None:
         self.method = method
         """Name of its method."""
-        self._task = task
+        self.task = task
+        """What serves it."""
         self._ends_when_closing = ends_when_closing
+        self._peers: Peers | None = None
+        self._peer = ""
         self.dismissed = False
         """Whether the server, and not the client, has ended it."""
         self.over = False
         """Whether only its status is still to be sent."""
 
+    def enter(self, peers: Peers, peer: str) -> None:
+        """Note that it was counted among the calls of ``peer``."""
+        self._peers, self._peer = peers, peer
+
+    def leave(self) -> None:
+        """Count it no more, if it was counted."""
+        peers, self._peers = self._peers, None
+        if peers is not None:
+            peers.end(self._peer)
+
     def dismiss(self) -> None:
         """End it because the server goes away, unless it ends soon by itself."""
         if self._ends_when_closing and not self.over and not self.dismissed:
             self.dismissed = True
-            self._task.cancel()
+            self.task.cancel()
 
 
 def _address(host: str, port: int) -> str:

@@ -72,6 +72,11 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
             await cancel_and_wait(writing)
         self._answered = True
 
+    @property
+    def keeps_unread(self) -> bool:
+        # HTTP/2 has a window for each call, and the library cancels the task of one whose client is gone.
+        return True
+
     async def receive(self) -> ClientMessage | None:
         try:
             data: object = await self._context.read()

@@ -351,7 +351,7 @@ class Manager(ResourceManager):
     async def open_reader(self, id: str, *, token: str | None = None) -> ResourceReader:
         check_id(id)
         live = await self._acquire_visible(id, token)
-        return LiveReader(live, self._storage, lambda: self._registry.release(live))
+        return LiveReader(live, self._storage, self._registry.release)
 
     async def statuses(self, id: str, *, token: str | None = None) -> AsyncGenerator[Status, None]:
         check_id(id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple
 
 from tailrace_common_api import (
     Deleted,
@@ -36,10 +36,10 @@ class LiveReader(ResourceReader):
 
     __slots__ = ("_live", "_release", "_searched", "_storage")
 
-    def __init__(self, live: LiveResource, storage: Storage, release: Callable[[], None]) -> None:
+    def __init__(self, live: LiveResource, storage: Storage, release: Callable[[LiveResource], None]) -> None:
         self._live = live
         self._storage = storage
-        self._release: Callable[[], None] | None = release
+        self._release: Callable[[LiveResource], None] | None = release
         # Only between one search and the next: who reads or waits does not hold a block meanwhile.
         self._searched: _Searched | None = None
         live.pieces.readers += 1
@@ -59,9 +59,10 @@ class LiveReader(ResourceReader):
     def status(self) -> Status:
         return self._live.status()
 
-    async def changed(self, version: int, absorb: Callable[[Snapshot], bool] | None = None) -> Snapshot:
+    def changed(self, version: int, absorb: Callable[[Snapshot], bool] | None = None) -> Coroutine[Any, Any, Snapshot]:
+        # No coroutine of its own: thousands of followers wait in it.
         self._searched = None
-        return await self._live.changed(version, absorb)
+        return self._live.changed(version, absorb)
 
     def try_read(self, start: int, end: int) -> Piece | None:
         self._searched = None
@@ -123,7 +124,7 @@ class LiveReader(ResourceReader):
     def close(self) -> None:
         if self._release is not None:
             self._live.pieces.readers -= 1
-            self._release()
+            self._release(self._live)
             self._release = None
             self._searched = None
 
