@@ -27,6 +27,7 @@ from tailrace_common_api import (
     FromOffset,
     IntegrityError,
     InvalidArgument,
+    LastBytes,
     NotFound,
     RangeNotSatisfiable,
     ResourceState,
@@ -471,6 +472,28 @@ async def test_a_window_above_the_servers_largest_is_left_to_the_transport(new_s
     assert b"".join([piece async for piece in resource.follow()]) == data
     async with server.connect(cell.transport, download_window=64 * 1024 + 1).open(resource.id) as another:
         assert b"".join([piece async for piece in another.follow()]) == data
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sent"), [(2_000, 2_000), (1, 1024), (1023, 1024), (200_000, 200_000), (3_000_000, 256 * 1024)]
+)
+@proves("DWN-2", "DWN-4", "LIM-2")
+async def test_chunks_have_the_size_that_suits_the_reader_within_the_servers_limit(
+    new_server: NewServer, cell: Cell, wanted: int, sent: int
+) -> None:
+    server = await new_server(chunk_size=256 * 1024)
+    data = bytes(range(256)) * 4_000
+    resource = await uploaded(server.connect(cell.transport), data)
+    reader = server.connect(cell.transport, chunk_size=wanted).open(resource.id)
+    count = min(5 * sent, len(data))
+    for chunks, expected in (
+        (reader.chunks(0, count), data[:count]),
+        (reader.last_chunks(count), data[-count:]),
+        (reader.follow_chunks(LastBytes(count)), data[-count:]),
+    ):
+        pieces = [bytes(chunk.data) async for chunk in chunks]
+        assert b"".join(pieces) == expected
+        assert max(map(len, pieces)) == sent
 
 
 @pytest.mark.cells(LASTING_CELLS)

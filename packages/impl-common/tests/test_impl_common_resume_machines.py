@@ -334,9 +334,9 @@ def feed(receiver: DownloadReceiver, machine: DownloadSender, until: int, size: 
 
 
 REQUESTS = [
-    Read(id="x", token="t", start=100, end=90_000, window=7),
-    Read(id="x", token="t", suffix=89_900, window=7),
-    ReadLines(id="x", token="t", first=3, window=7),
+    Read(id="x", token="t", start=100, end=90_000, window=7, chunk_size=2_000),
+    Read(id="x", token="t", suffix=89_900, window=7, chunk_size=2_000),
+    ReadLines(id="x", token="t", first=3, window=7, chunk_size=2_000),
 ]
 
 
@@ -347,7 +347,7 @@ def test_a_reader_asks_for_the_rest_of_what_it_was_promised(request_: Read | Rea
     receiver.receive(started(100, 90_000))
     feed(receiver, DownloadSender(offset=100, window=0), 50_100)
     rest = receiver.again(request_)
-    assert rest == Read(id="x", token="t", start=50_100, end=90_000, window=7)
+    assert rest == Read(id="x", token="t", start=50_100, end=90_000, window=7, chunk_size=2_000)
     assert receiver.state is DownloadState.STARTING
     receiver.receive(started(50_100, 90_000))
     sender = DownloadSender(offset=50_100, window=0)
@@ -355,15 +355,15 @@ def test_a_reader_asks_for_the_rest_of_what_it_was_promised(request_: Read | Rea
     receiver.receive(sender.end(status_of(DATA)))
     assert receiver.end is not None
     # The end itself may get lost.
-    assert receiver.again(request_) == Read(id="x", token="t", start=90_000, end=90_000, window=7)
+    assert receiver.again(request_) == Read(id="x", token="t", start=90_000, end=90_000, window=7, chunk_size=2_000)
 
 
 def test_a_follower_asks_for_what_comes_behind_its_last_byte() -> None:
-    request = Follow(id="x", start=LastLines(5), window=9)
+    request = Follow(id="x", start=LastLines(5), window=9, chunk_size=3_000)
     receiver = DownloadReceiver(window=0, max_chunk=100_000)
     receiver.receive(started(1000, None))
     feed(receiver, DownloadSender(offset=1000, window=0), 2000)
-    assert receiver.again(request) == Follow(id="x", start=FromOffset(2000), window=9)
+    assert receiver.again(request) == Follow(id="x", start=FromOffset(2000), window=9, chunk_size=3_000)
 
 
 def test_the_head_goes_on_over_conversations() -> None:

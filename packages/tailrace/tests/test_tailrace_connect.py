@@ -7,7 +7,7 @@ from tailrace_processes import Server
 
 import tailrace
 from tailrace._connect import client_url, client_urls
-from tailrace_common_api import ConfigurationError, ResourceState, TransportMissing
+from tailrace_common_api import MEBIBYTE, ConfigurationError, ResourceState, TransportMissing
 
 NOBODY = "grpc://127.0.0.1:9"
 """A URL at which nobody listens."""
@@ -101,3 +101,14 @@ def test_http_stands_for_websocket() -> None:
     assert client_url("http://h:1/p") == "ws://h:1/p"
     assert client_url("HTTPS://h") == "wss://h"
     assert client_url("grpc://h") == "grpc://h"
+
+
+@pytest.mark.parametrize(
+    ("tuned", "set_to", "expected"), [(True, None, MEBIBYTE), (False, None, None), (True, 70_000, 70_000)]
+)
+async def test_chunks_are_large_where_memory_suits_them(
+    monkeypatch: pytest.MonkeyPatch, tuned: bool, set_to: int | None, expected: int | None
+) -> None:
+    monkeypatch.setattr("tailrace._connect.malloc_is_tuned", lambda: tuned)
+    async with tailrace.connect(NOBODY, chunk_size=set_to) as client:
+        assert client._link.settings.chunk_size == expected

@@ -33,7 +33,8 @@ class ClientSettings:
     """Settings of a client connection."""
 
     chunk_size: int | None = None
-    """Bytes of a full chunk; ``None`` for the transport's best, and never above what the server announces."""
+    """Bytes of a full chunk, both ways; ``None`` for what suits transport and server, and never above what the server
+    announces."""
     download_window: int = 8 * MEBIBYTE
     """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport, and so does more
     than the server allows."""

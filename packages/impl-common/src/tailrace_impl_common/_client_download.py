@@ -115,24 +115,39 @@ class ConnectedResource(RemoteResource):
                     await self._come_back(reconnection, error, established=known is not None)
 
     def chunks(self, start: int = 0, end: int | None = None) -> AsyncGenerator[DataChunk, None]:
-        return self._data(Read(id=self._id, token=self._token, start=start, end=end, window=self._window))
+        return self._data(
+            Read(id=self._id, token=self._token, start=start, end=end, window=self._window, chunk_size=self._chunk_size)
+        )
 
     def last_chunks(self, count: int) -> AsyncGenerator[DataChunk, None]:
         _check_count("last_bytes", count)
-        return self._data(Read(id=self._id, token=self._token, suffix=count, window=self._window))
+        return self._data(
+            Read(id=self._id, token=self._token, suffix=count, window=self._window, chunk_size=self._chunk_size)
+        )
 
     def follow_chunks(
         self, start: Start = FROM_START, *, raise_on_failure: bool = True
     ) -> AsyncGenerator[DataChunk, None]:
-        request = Follow(id=self._id, token=self._token, start=start, window=self._window)
+        request = Follow(id=self._id, token=self._token, start=start, window=self._window, chunk_size=self._chunk_size)
         return self._data(request, raise_on_failure=raise_on_failure)
 
     def line_chunks(self, first: int = 0, count: int | None = None) -> AsyncGenerator[DataChunk, None]:
-        return self._data(ReadLines(id=self._id, token=self._token, first=first, count=count, window=self._window))
+        return self._data(
+            ReadLines(
+                id=self._id,
+                token=self._token,
+                first=first,
+                count=count,
+                window=self._window,
+                chunk_size=self._chunk_size,
+            )
+        )
 
     def last_line_chunks(self, count: int) -> AsyncGenerator[DataChunk, None]:
         _check_count("last_lines", count)
-        return self._data(ReadLines(id=self._id, token=self._token, last=count, window=self._window))
+        return self._data(
+            ReadLines(id=self._id, token=self._token, last=count, window=self._window, chunk_size=self._chunk_size)
+        )
 
     async def locate_line(self, line: int) -> Position:
         answer = await self._link.ask(Locate(id=self._id, token=self._token, line=line), Located)
@@ -164,6 +179,10 @@ class ConnectedResource(RemoteResource):
     @property
     def _window(self) -> int:
         return self._link.window
+
+    @property
+    def _chunk_size(self) -> int:
+        return self._settings.chunk_size or 0
 
     async def _data(
         self, request: DownloadRequest, *, raise_on_failure: bool = False

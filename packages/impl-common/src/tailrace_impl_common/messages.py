@@ -171,6 +171,8 @@ class Read:
     """Instead of ``start`` and ``end``."""
     window: int = 0
     """Bytes granted from the first byte on; 0: no window of the application."""
+    chunk_size: int = 0
+    """Bytes of the largest chunk that suits the reader; 0: what suits the server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,6 +183,7 @@ class Follow:
     token: str | None = field(default=None, repr=False)
     start: Start
     window: int = 0
+    chunk_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +198,7 @@ class ReadLines:
     last: int | None = None
     """Instead of ``first`` and ``count``."""
     window: int = 0
+    chunk_size: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -45,6 +45,7 @@ def encode_read_request(message: ClientMessage) -> bytes:
                     end=optional_place(message.end),
                     suffix=optional_place(message.suffix),
                     window=message.window,
+                    chunk_size=message.chunk_size,
                 )
             )
         case _:
@@ -66,6 +67,7 @@ def decode_read_request(data: bytes) -> ClientMessage:
                 end=opening.end if opening.HasField("end") else None,
                 suffix=opening.suffix if opening.HasField("suffix") else None,
                 window=opening.window,
+                chunk_size=opening.chunk_size,
             )
         case _:
             raise unknown(message)
@@ -76,7 +78,9 @@ def encode_follow_request(message: ClientMessage) -> bytes:
         case Window(until):
             request = pb.FollowRequest(window=pb.Window(until=until))
         case Follow():
-            opening = pb.OpenFollow(id=message.id, token=message.token, window=message.window)
+            opening = pb.OpenFollow(
+                id=message.id, token=message.token, window=message.window, chunk_size=message.chunk_size
+            )
             match message.start:
                 case FromOffset(offset):
                     opening.offset = place(offset)
@@ -106,7 +110,7 @@ def decode_follow_request(data: bytes) -> ClientMessage:
                 case _:
                     start = FromOffset(opening.offset)
             token = opening.token if opening.HasField("token") else None
-            return Follow(id=opening.id, token=token, start=start, window=opening.window)
+            return Follow(id=opening.id, token=token, start=start, window=opening.window, chunk_size=opening.chunk_size)
         case _:
             raise unknown(message)
 
@@ -124,6 +128,7 @@ def encode_read_lines_request(message: ClientMessage) -> bytes:
                     count=optional_place(message.count),
                     last=optional_place(message.last),
                     window=message.window,
+                    chunk_size=message.chunk_size,
                 )
             )
         case _:
@@ -145,6 +150,7 @@ def decode_read_lines_request(data: bytes) -> ClientMessage:
                 count=opening.count if opening.HasField("count") else None,
                 last=opening.last if opening.HasField("last") else None,
                 window=opening.window,
+                chunk_size=opening.chunk_size,
             )
         case _:
             raise unknown(message)

@@ -37,6 +37,7 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
                 "end": message.end,
                 "suffix": message.suffix,
                 "window": message.window,
+                "chunk_size": message.chunk_size,
             }
         case Follow():
             return "follow", {
@@ -44,6 +45,7 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
                 "token": message.token,
                 **start_to_json(message.start),
                 "window": message.window,
+                "chunk_size": message.chunk_size,
             }
         case ReadLines():
             return "read_lines", {
@@ -53,6 +55,7 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
                 "count": message.count,
                 "last": message.last,
                 "window": message.window,
+                "chunk_size": message.chunk_size,
             }
         case Window():
             return "window", {"until": message.until}
@@ -60,6 +63,10 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
 
 def _window(fields: Fields) -> int:
     return fields.optional_count("window") or 0
+
+
+def _chunk_size(fields: Fields) -> int:
+    return fields.optional_count("chunk_size") or 0
 
 
 DOWNLOAD_REQUEST_READERS: Mapping[str, Callable[[Fields], ClientMessage]] = {
@@ -70,9 +77,14 @@ DOWNLOAD_REQUEST_READERS: Mapping[str, Callable[[Fields], ClientMessage]] = {
         end=fields.optional_integer("end"),
         suffix=fields.optional_integer("suffix"),
         window=_window(fields),
+        chunk_size=_chunk_size(fields),
     ),
     "follow": lambda fields: Follow(
-        id=fields.text("id"), token=fields.optional_text("token"), start=read_start(fields), window=_window(fields)
+        id=fields.text("id"),
+        token=fields.optional_text("token"),
+        start=read_start(fields),
+        window=_window(fields),
+        chunk_size=_chunk_size(fields),
     ),
     "read_lines": lambda fields: ReadLines(
         id=fields.text("id"),
@@ -81,6 +93,7 @@ DOWNLOAD_REQUEST_READERS: Mapping[str, Callable[[Fields], ClientMessage]] = {
         count=fields.optional_integer("count"),
         last=fields.optional_integer("last"),
         window=_window(fields),
+        chunk_size=_chunk_size(fields),
     ),
     "window": lambda fields: Window(fields.count("until")),
 }

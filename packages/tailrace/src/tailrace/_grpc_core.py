@@ -12,6 +12,9 @@ _EXPERIMENTS = "GRPC_EXPERIMENTS"
 _READ_BY_WHO_WAITS = "-event_engine_client,-event_engine_listener"
 _KNOWN = ((1, 80), (1, 85))
 """First and last release that is known to have both; a release that has them no more complains at each start."""
+_FILTERS_IN_ONE = "fuse_filters"
+_TRIED_IN_ONE = ((1, 85), (1, 85))
+"""First and last release with which this was tried: it is not what releases do by default."""
 
 _ours: dict[str, str] = {}
 
@@ -22,13 +25,19 @@ def tune_grpc() -> bool:
     By default a pool of threads does, which hands over to the one that waits, and that to the event loop. On two cores
     the hand-overs are a third of the latency of a line, and a fifth of the time of a download. To be called before gRPC
     is imported, never in a library: it changes the whole process. Who embeds the server or a client in an own program
-    can set the same by ``GRPC_EXPERIMENTS=-event_engine_client,-event_engine_listener`` in its environment. Whatever
-    the environment says already is left as it is.
+    can set the same by ``GRPC_EXPERIMENTS=-event_engine_client,-event_engine_listener,fuse_filters`` in its
+    environment. Whatever the environment says already is left as it is.
+
+    The last of them makes one filter of those that each call passes through, with state for one: 2 KiB less for a call.
 
     What fails is also no longer said by the core in its own words: this program says it, once.
     """
     _set(_VERBOSITY, "NONE")
-    return _KNOWN[0] <= _release() <= _KNOWN[1] and _set(_EXPERIMENTS, _READ_BY_WHO_WAITS)
+    release = _release()
+    if not _KNOWN[0] <= release <= _KNOWN[1]:
+        return False
+    fused = _TRIED_IN_ONE[0] <= release <= _TRIED_IN_ONE[1]
+    return _set(_EXPERIMENTS, f"{_READ_BY_WHO_WAITS},{_FILTERS_IN_ONE}" if fused else _READ_BY_WHO_WAITS)
 
 
 def environment_of_others() -> dict[str, str]:

@@ -19,6 +19,13 @@ _OPTIONS = (
     (_M_ARENA_MAX, 1),
 )
 
+_tuned = False
+
+
+def malloc_is_tuned() -> bool:
+    """Return whether :func:`tune_malloc` has succeeded in this process."""
+    return _tuned
+
 
 def tune_malloc() -> bool:
     """Let glibc keep and reuse the memory of large buffers, and return whether that was possible.
@@ -39,5 +46,7 @@ def tune_malloc() -> bool:
         return False
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     mallopt.restype = ctypes.c_int
+    global _tuned
     accepted = [mallopt(option, value) == 1 for option, value in _OPTIONS]
-    return all(accepted)
+    _tuned = all(accepted)
+    return _tuned

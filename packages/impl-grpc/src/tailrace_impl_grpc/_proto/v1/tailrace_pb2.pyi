@@ -201,20 +201,22 @@ class ReadRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenRead, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class OpenRead(_message.Message):
-    __slots__ = ["id", "token", "start", "end", "suffix", "window"]
+    __slots__ = ["id", "token", "start", "end", "suffix", "window", "chunk_size"]
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     SUFFIX_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     id: str
     token: str
     start: int
     end: int
     suffix: int
     window: int
-    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., suffix: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    chunk_size: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., start: _Optional[int] = ..., end: _Optional[int] = ..., suffix: _Optional[int] = ..., window: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
     __slots__ = ["open", "window"]
@@ -225,20 +227,22 @@ class FollowRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenFollow, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class OpenFollow(_message.Message):
-    __slots__ = ["id", "token", "offset", "last_bytes", "last_lines", "window"]
+    __slots__ = ["id", "token", "offset", "last_bytes", "last_lines", "window", "chunk_size"]
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     LAST_BYTES_FIELD_NUMBER: _ClassVar[int]
     LAST_LINES_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     id: str
     token: str
     offset: int
     last_bytes: int
     last_lines: int
     window: int
-    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., offset: _Optional[int] = ..., last_bytes: _Optional[int] = ..., last_lines: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    chunk_size: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., offset: _Optional[int] = ..., last_bytes: _Optional[int] = ..., last_lines: _Optional[int] = ..., window: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
 
 class ReadLinesRequest(_message.Message):
     __slots__ = ["open", "window"]
@@ -249,20 +253,22 @@ class ReadLinesRequest(_message.Message):
     def __init__(self, open: _Optional[_Union[OpenReadLines, _Mapping]] = ..., window: _Optional[_Union[Window, _Mapping]] = ...) -> None: ...
 
 class OpenReadLines(_message.Message):
-    __slots__ = ["id", "token", "first", "count", "last", "window"]
+    __slots__ = ["id", "token", "first", "count", "last", "window", "chunk_size"]
     ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     FIRST_FIELD_NUMBER: _ClassVar[int]
     COUNT_FIELD_NUMBER: _ClassVar[int]
     LAST_FIELD_NUMBER: _ClassVar[int]
     WINDOW_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_SIZE_FIELD_NUMBER: _ClassVar[int]
     id: str
     token: str
     first: int
     count: int
     last: int
     window: int
-    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., last: _Optional[int] = ..., window: _Optional[int] = ...) -> None: ...
+    chunk_size: int
+    def __init__(self, id: _Optional[str] = ..., token: _Optional[str] = ..., first: _Optional[int] = ..., count: _Optional[int] = ..., last: _Optional[int] = ..., window: _Optional[int] = ..., chunk_size: _Optional[int] = ...) -> None: ...
 
 class DownloadResponse(_message.Message):
     __slots__ = ["started", "end", "chunk"]
