@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import peers
 from cases import DATABASES, GIGABYTE, TITLES, TRANSPORTS, Sample
 from peer_rows import COMPARED, row_of
-from peers.flight import FlightStoring
+from peers.flight import FlightStoring, FlightWithoutPool
 from peers.nginx import Nginx
 from report import NOTHING, Report, figure
 
@@ -169,8 +169,10 @@ def _throughput() -> list[Goal]:
 def _others() -> list[Goal]:
     """Return what is wanted of downloads beside those of others."""
     flight, nginx, plain = row_of(FlightStoring, "download"), row_of(Nginx, "download"), row_of(Nginx, "plain_download")
+    alike = row_of(FlightWithoutPool, "download")
     return [
         Goal("gRPC download, to Arrow Flight's", ratio("grpc.download", flight), 0.8, 1.0),
+        Goal("– to Arrow Flight's without its core's threads", ratio("grpc.download", alike), None, 1.0),
         Goal("WebSocket download, to Arrow Flight's", ratio("ws.download", flight), 0.8, 1.0),
         Goal("plain GET, to nginx's", ratio("http.download", plain), 0.75, 1.0),
         # What is hashed besides is work that only the client of the other does.

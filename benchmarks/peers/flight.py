@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 from peers.driven_peer import DrivenPeer, missing_python
-from peers.processes import PYTHON, ClientProcess, PeerProcess
+from peers.processes import PYTHON, WITHOUT_POOL, ClientProcess, PeerProcess
 
 
 class FlightStoring(DrivenPeer):
@@ -22,6 +25,7 @@ class FlightStoring(DrivenPeer):
     does_less: ClassVar[str] = "the same work, but no live readers, no resuming, one hash at the end"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
     same_work: ClassVar[frozenset[str]] = supports
+    _environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @classmethod
     def missing(cls) -> str | None:
@@ -34,15 +38,25 @@ class FlightStoring(DrivenPeer):
         return await self._start_server("--folder", str(stored))
 
     async def _start_server(self, *arguments: str) -> ClientProcess:
-        server = PeerProcess([PYTHON, "-m", "peers.programs.flight_server", *arguments], self.log("server"))
+        command: list[str | Path] = [PYTHON, "-m", "peers.programs.flight_server", *arguments]
+        server = PeerProcess(command, self.log("server"), environment=self._environment)
         await self._serve(server)
         settings = {"port": json.loads(await server.read_line())["port"], "hashes": bool(arguments)}
-        return ClientProcess.python("flight_client", settings, self.log("client"))
+        return ClientProcess.python("flight_client", settings, self.log("client"), environment=self._environment)
 
     async def delete(self, handle: str) -> None:
         """Remove the file and its hash."""
         for name in (handle, f"{handle}.hash"):
             (self._scratch / "stored" / name).unlink()
+
+
+class FlightWithoutPool(FlightStoring):
+    """The same, its core told the same about its threads as ours: a setting that Flight's documents do not name."""
+
+    name: ClassVar[str] = "Arrow Flight, without its core's threads"
+    supports: ClassVar[frozenset[str]] = frozenset({"upload", "download"})
+    same_work: ClassVar[frozenset[str]] = supports
+    _environment: ClassVar[Mapping[str, str]] = WITHOUT_POOL
 
 
 class FlightCounting(FlightStoring):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 FOLDER = Path(__file__).resolve().parent
@@ -25,9 +26,12 @@ TUNED = {
     "MALLOC_TRIM_THRESHOLD_": "536870912",
     "MALLOC_TOP_PAD_": "16777216",
     "MALLOC_ARENA_MAX": "1",
-    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
 }
-"""What the entry points of Tailrace set for themselves; given to every peer, since it costs none of them anything."""
+"""How the entry points of Tailrace set malloc; given to every peer, since it costs none of them anything."""
+WITHOUT_POOL = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
+"""What they tell the core of gRPC about its threads."""
+_OURS = ("GRPC_EXPERIMENTS", "GRPC_VERBOSITY")
+"""What this program has set for itself, and what is no peer's."""
 
 _START_SECONDS = 30
 _STOP_SECONDS = 20
@@ -65,14 +69,22 @@ def processes_of(pid: int) -> list[int]:
 class PeerProcess:
     """A process of a peer, tuned as ours are; what it prints goes to a log file of its own, shown when it fails."""
 
-    def __init__(self, command: Sequence[str | Path], log: Path, *, folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        log: Path,
+        *,
+        folder: Path | None = None,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         """Describe the process; nothing is started. It stands in ``folder``, or where its log is."""
         self._command = [str(part) for part in command]
         # Where it can be had: the process ends with this one, even if this one is killed.
         self._until_death = ["setpriv", "--pdeathsig", "TERM", "--"] if shutil.which("setpriv") else []
         self._log = log
         self._folder = folder or log.parent
-        self._environment = {**os.environ, **TUNED, "PYTHONPATH": str(FOLDER.parent)}
+        inherited = {name: value for name, value in os.environ.items() if name not in _OURS}
+        self._environment = {**inherited, **TUNED, **environment, "PYTHONPATH": str(FOLDER.parent)}
         self._process: asyncio.subprocess.Process | None = None
 
     @property
@@ -202,9 +214,17 @@ class ClientProcess(PeerProcess):
     """A peer's own client in a process of its own, asked by lines of JSON."""
 
     @classmethod
-    def python(cls, module: str, settings: Mapping[str, object], log: Path) -> ClientProcess:
+    def python(
+        cls,
+        module: str,
+        settings: Mapping[str, object],
+        log: Path,
+        *,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> ClientProcess:
         """Describe a client of ``programs/`` in the peers' Python."""
-        return cls([PYTHON, "-m", "peers.programs.client", module, json.dumps(settings)], log)
+        command: list[str | Path] = [PYTHON, "-m", "peers.programs.client", module, json.dumps(settings)]
+        return cls(command, log, environment=environment)
 
     @classmethod
     def node(cls, name: str, settings: Mapping[str, object], log: Path) -> ClientProcess:

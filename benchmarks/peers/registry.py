@@ -7,7 +7,7 @@ from typing import Final
 from peers.casd import BuildboxCasd
 from peers.driven_peer import DrivenPeer
 from peers.durable_streams import DurableStreamsJavaScript, DurableStreamsPython
-from peers.flight import FlightCounting, FlightStoring
+from peers.flight import FlightCounting, FlightStoring, FlightWithoutPool
 from peers.grpc_tutorial import GrpcTutorial
 from peers.nats_server import NatsObjectStore
 from peers.nginx import Nginx
@@ -17,6 +17,7 @@ from peers.tus import TusJavaScript, TusPython
 
 PEERS: Final[tuple[type[DrivenPeer], ...]] = (
     FlightStoring,
+    FlightWithoutPool,
     FlightCounting,
     Nginx,
     GrpcTutorial,
