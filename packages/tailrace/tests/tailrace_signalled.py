@@ -73,6 +73,8 @@ def tune_collector() -> None:
 
 
 if __name__ == "__main__":
+    # Whoever runs the tests may have their programs ignore it, as a shell does with what it runs in the background.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "asked" not in MOMENTS:
         # Each one counts, however soon.
         _signals._MOMENT = 0.0

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from tailrace_processes import Server
+from tailrace_processes import Server, needs_server
 
 import tailrace
 from tailrace._connect import client_url, client_urls
@@ -109,6 +109,7 @@ def test_http_stands_for_websocket() -> None:
 async def test_chunks_are_large_where_memory_suits_them(
     monkeypatch: pytest.MonkeyPatch, tuned: bool, set_to: int | None, expected: int | None
 ) -> None:
+    needs_server()
     monkeypatch.setattr("tailrace._connect.malloc_is_tuned", lambda: tuned)
     async with tailrace.connect(NOBODY, chunk_size=set_to) as client:
         assert client._link.settings.chunk_size == expected

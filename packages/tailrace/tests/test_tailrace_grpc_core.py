@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+from tailrace_processes import needs_server
+
 _SERVED = """
 import asyncio, os, sys, threading
 from tailrace._grpc_core import environment_of_others, tune_grpc
@@ -65,16 +67,19 @@ def _run(script: str, **environment: str) -> tuple[str, str]:
 
 
 def test_the_core_of_the_installed_release_knows_what_it_is_told() -> None:
+    needs_server()
     # Otherwise it says so on standard error, at each start.
     assert _run(_SERVED) == ("True b'asked' GRPC_EXPERIMENTS GRPC_VERBOSITY", "")
 
 
 def test_what_the_environment_says_already_is_left_to_everybody() -> None:
+    needs_server()
     mine = {"GRPC_EXPERIMENTS": "-event_engine_fork", "GRPC_VERBOSITY": "ERROR"}
     assert _run(_SERVED, **mine) == ("False b'asked'", "")
 
 
 def test_the_command_tells_it_and_its_users_programs_are_not_told() -> None:
+    needs_server()
     assert _run(_COMMANDED)[0].splitlines()[-1] == "0 GRPC_EXPERIMENTS GRPC_VERBOSITY"
     assert _run(_HANDED_ON)[0].split() == ["TAILRACE_RECORD_ID", "0"]
     assert _run(_HANDED_ON, GRPC_VERBOSITY="INFO")[0].split() == ["GRPC_VERBOSITY", "TAILRACE_RECORD_ID", "0"]
