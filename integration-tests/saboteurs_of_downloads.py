@@ -7,6 +7,8 @@ from typing import Any
 
 from sabotage import executed, put, saboteur
 
+from tailrace_common_api import MEBIBYTE
+
 
 @saboteur("INT-2", trap="last-chunk")
 def the_hash_of_the_last_chunk_is_not_checked() -> None:
@@ -364,3 +366,29 @@ def client_insists_on_a_window_that_is_refused() -> None:
         return False
 
     put(ServerLink, "leaves_window", leaves_window)
+
+
+@saboteur("DWN-4", cell="grpc-memory")
+def nobody_listens_to_a_reader_whose_window_runs_short() -> None:
+    from tailrace_impl_common import _serve_download
+
+    def may_be_left(self: Any) -> bool:
+        executed()
+        return True
+
+    put(_serve_download._DownloadConversation, "_may_be_left", property(may_be_left))
+
+
+@saboteur("LIM-2", cell="websocket-filesystem")
+def what_suits_a_reader_is_above_the_limit() -> None:
+    from tailrace_impl_common import _serve_download
+
+    real = _serve_download._DownloadConversation.__init__
+
+    def init(self: Any, *arguments: Any, **named: Any) -> None:
+        if named["chunk_size"] < MEBIBYTE:
+            executed()
+            named["chunk_size"] = MEBIBYTE
+        real(self, *arguments, **named)
+
+    put(_serve_download._DownloadConversation, "__init__", init)
