@@ -164,7 +164,7 @@ async def test_a_reader_survives_harm_to_any_message(
             await session.flush()
             proxy.fault = fault
             client = await reached(partial(connect, server, cell, proxy), session.id)
-            witness = Witness(client, session.id, SOURCE, watching=harm not in CORRUPT)
+            witness = Witness(client, session.id, SOURCE, asking=writer if harm in CORRUPT else None)
             for start in range(PIECE, len(SOURCE), PIECE):
                 await session.write(SOURCE[start : start + PIECE])
                 await session.flush()

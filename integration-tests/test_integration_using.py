@@ -41,7 +41,8 @@ MAY_IMPORT = {
     "tailrace_server_api": {"tailrace_common_api"},
     "tailrace_client_upload_api": {"tailrace_common_api"},
     "tailrace_client_download_api": {"tailrace_common_api"},
-    "tailrace_impl_common": {*(f"tailrace_{name}" for name in API_PACKAGES), "xxhash"},
+    # The last one is of the extra `fast`, and taken where it is installed.
+    "tailrace_impl_common": {*(f"tailrace_{name}" for name in API_PACKAGES), "xxhash", "stringzilla"},
 }
 
 

@@ -12,17 +12,20 @@ from tailrace_impl_common import ConnectedClient, head_of
 class Witness:
     """A follower and a watcher of one resource, over one client. Both end with the resource."""
 
-    def __init__(self, client: ConnectedClient, id: str, source: bytes, *, watching: bool = True) -> None:
+    def __init__(
+        self, client: ConnectedClient, id: str, source: bytes, *, asking: ConnectedClient | None = None
+    ) -> None:
         """Begin to watch a resource that must be ``source``, or a prefix of it.
 
         Args:
             client: Whose connection is used.
             id: Of the resource.
             source: What it is in the end.
-            watching: Whether to watch its statuses, too. Unlike bytes, they have no hashes: where a network changes
-                them and TLS does not tell, nobody can.
+            asking: Who asks for its last status, instead of watching its statuses over ``client``: unlike bytes, they
+                have no hashes. Where a network changes them and TLS does not tell, nobody can.
         """
         self._client = client
+        self._asking = asking
         self._id = id
         self._source = source
         self.size = 0
@@ -30,7 +33,7 @@ class Witness:
         self.statuses: list[Status] = []
         """What the watcher has seen."""
         self._tasks = [asyncio.ensure_future(self._follow())]
-        if watching:
+        if asking is None:
             self._tasks.append(asyncio.ensure_future(self._watch()))
 
     async def _follow(self) -> None:
@@ -60,7 +63,7 @@ class Witness:
             TailraceError: Following or watching failed.
         """
         await asyncio.gather(*self._tasks)
-        last = self.statuses[-1] if self.statuses else await self._client.status(self._id)
+        last = self.statuses[-1] if self._asking is None else await self._asking.status(self._id)
         assert last.state.terminal
         assert last.size == self.size
         return last
