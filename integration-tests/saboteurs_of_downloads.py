@@ -368,7 +368,7 @@ def client_insists_on_a_window_that_is_refused() -> None:
     put(ServerLink, "leaves_window", leaves_window)
 
 
-@saboteur("DWN-4", cell="grpc-memory")
+@saboteur("DWN-8", cell="grpc-filesystem")
 def nobody_listens_to_a_reader_whose_window_runs_short() -> None:
     from tailrace_impl_common import _serve_download
 
