@@ -22,9 +22,11 @@ def wakes() -> Iterator[tuple[socket.socket, socket.socket]]:
 class Poller:
     """Binds loops as grpc.aio does, and notes how often it is woken and what it then finds to take."""
 
-    def __init__(self, wakes: socket.socket, *, by_number: bool = False) -> None:
+    def __init__(self, wakes: socket.socket, *, by_number: bool = False, closed: int = 0) -> None:
         self.wakes = wakes
         self.by_number = by_number
+        self.closed = closed
+        """Events at the front that are for a loop that has been closed, at which grpc.aio stops."""
         self.bound = 0
         self.found: list[int] = []
         self.woken = asyncio.Event()
@@ -39,18 +41,27 @@ class Poller:
             self.found.append(len(self.wakes.recv(1)))
         except BlockingIOError:
             self.found.append(0)
+        if self.closed:
+            self.closed -= 1
+            loop = asyncio.new_event_loop()
+            loop.close()
+            loop.call_soon_threadsafe(self.woken.set)
         self.woken.set()
 
 
 def run_bound(
-    monkeypatch: pytest.MonkeyPatch, sockets: tuple[socket.socket, socket.socket], *, by_number: bool = False
+    monkeypatch: pytest.MonkeyPatch,
+    sockets: tuple[socket.socket, socket.socket],
+    *,
+    by_number: bool = False,
+    closed: int = 0,
 ) -> Poller:
     """Bind a loop of its own, let ten events happen at once and another one later, and return who was woken."""
     ours, theirs = sockets
 
     async def main() -> Poller:
         loop = asyncio.get_running_loop()
-        poller = Poller(ours, by_number=by_number)
+        poller = Poller(ours, by_number=by_number, closed=closed)
         monkeypatch.setattr(grpc.aio, "init_grpc_aio", poller)
         keep_poller()
         keep_poller()
@@ -73,6 +84,31 @@ def test_events_that_happen_together_wake_a_loop_once(
     poller = run_bound(monkeypatch, wakes)
     assert poller.bound == 1
     assert poller.found == [1, 1]
+
+
+def test_events_for_a_loop_that_is_closed_hold_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, wakes: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    poller = run_bound(monkeypatch, wakes, closed=3)
+    assert poller.closed == 0
+    assert poller.found == [1, 0, 0, 0, 1]
+    assert caplog.records == []
+
+
+def test_another_error_of_the_poller_is_told(
+    monkeypatch: pytest.MonkeyPatch, wakes: tuple[socket.socket, socket.socket], caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(poller: Poller) -> None:
+        poller.found.append(1)
+        poller.wakes.recv(1)
+        poller.woken.set()
+        raise RuntimeError("another one")
+
+    monkeypatch.setattr(Poller, "handle", fail)
+    poller = run_bound(monkeypatch, wakes)
+    assert poller.found == [1, 1]
+    assert [str(record.exc_info[1]) for record in caplog.records if record.exc_info] == ["another one"] * 2
+    caplog.clear()
 
 
 def test_a_poller_that_binds_otherwise_is_left_alone(

@@ -12,6 +12,9 @@ import grpc.aio
 _AT_ONCE = 4096
 """Most wake-ups that are taken together."""
 
+_LOOP_CLOSED = "Event loop is closed"
+"""What asyncio and uvloop say of one, by an error that has no type of its own."""
+
 _bound: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
 
 
@@ -48,7 +51,8 @@ def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callab
     """Return a callback that takes all wake-ups but one before it calls ``callback``, which handles all events.
 
     In that order nothing is missed: what comes behind has a byte of its own. The last one is for the callback, which
-    expects one.
+    expects one. It stops at an event for a loop that has been closed, and then has to be called again: the events
+    behind that one have no byte any more.
     """
 
     def take_all(*args: object) -> None:
@@ -59,6 +63,13 @@ def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callab
         except BlockingIOError:
             # Another loop was first.
             pass
-        callback(*args)
+        while True:
+            try:
+                callback(*args)
+                return
+            except RuntimeError as error:
+                # Nobody waits for that one, which is taken out, any more.
+                if str(error) != _LOOP_CLOSED:
+                    raise
 
     return take_all
