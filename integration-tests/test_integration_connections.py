@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import grpc
 import pytest
-from cells import WEBSOCKET_CELLS, Cell, Transport
+from cells import EVERY_CELL, WEBSOCKET_CELLS, Cell, Transport
 from certificates import Certificates
 from conversations import Conversation, HandUpload
 from manifest import proves
@@ -157,6 +157,25 @@ async def test_mistakes_end_their_own_request_with_a_typed_error(new_server: New
         await client.connection.call(GetHeads(id=id_, sizes=(0,) * 1001))
     await bystanders.go_on()
     await bystanders.end()
+
+
+# A stream of gRPC carries one type of messages: there the client refuses to send this.
+@pytest.mark.cells(frozenset(cell for cell in EVERY_CELL if cell.transport is not Transport.GRPC))
+@proves("CON-2")
+async def test_a_mistake_of_a_reader_whose_window_is_used_up_is_told_as_such(server: LocalServer, cell: Cell) -> None:
+    client = server.connect(cell.transport)
+    upload = await HandUpload.open(client.connection)
+    reader = await Conversation.begin(client.connection, Follow(id=upload.id, start=FromOffset(), window=1))
+    await upload.chunk(b"sent")
+    await reader.receive(Chunk)
+    await upload.chunk(b"not granted")
+    await upload.announced(15)
+    await reader.send(Abort("no"))
+    error = await reader.error()
+    assert isinstance(error, ProtocolError)
+    assert "Abort" in error.message
+    await reader.close()
+    await upload.finished()
 
 
 @proves("CON-2")

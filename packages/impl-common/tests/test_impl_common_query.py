@@ -26,7 +26,7 @@ from tailrace_common_api import (
     TailraceError,
 )
 from tailrace_impl_common.messages import ServerMessage, Window
-from tailrace_impl_common.record_messages import CommitBulk, Query, QueryEnd
+from tailrace_impl_common.record_messages import CommitBulk, Query, QueryEnd, QueryStarted
 
 BATCH = RecordBatch([b"%015d" % number for number in range(10)])
 """Ten records of 23 bytes with their overhead."""
@@ -313,6 +313,16 @@ async def test_a_message_that_does_not_belong_there_ends_the_query(bench: Record
         with pytest.raises(ProtocolError):
             await stream.receive()
     assert source.closed.is_set()
+
+
+async def test_a_mistake_of_a_reader_whose_window_is_used_up_is_told_as_such(bench: RecordBench) -> None:
+    bench.records.source = Source(BATCH, count=10)
+    async with await bench.connection.open(Query(source="source", window=1)) as stream:
+        assert isinstance(await stream.receive(), QueryStarted)
+        assert isinstance(await stream.receive(), RecordBatch)
+        await stream.send(CommitBulk(0, bytes(16)))
+        with pytest.raises(ProtocolError, match="CommitBulk received from the reader"):
+            await stream.receive()
 
 
 async def test_records_that_change_on_the_way_are_noticed(bench: RecordBench) -> None:

@@ -271,6 +271,8 @@ class _DownloadConversation:
         while not self._machine.may_send:
             self._listen()
             if self._control is not None and self._control.done():
+                # A mistake of the reader, or the end of its connection, is told as what it is.
+                self._control.result()
                 raise ProtocolError("the reader stopped granting bytes before it had all that it asked for")
             if self._watcher is None:
                 self._watcher = asyncio.ensure_future(self._watch_for_the_end())

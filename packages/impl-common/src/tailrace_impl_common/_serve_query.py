@@ -98,6 +98,8 @@ class _QueryConversation:
     async def _wait_for_window(self, control: asyncio.Future[None]) -> None:
         while not self._machine.may_send:
             if control.done():
+                # A mistake of the reader, or the end of its connection, is told as what it is.
+                control.result()
                 raise ProtocolError("the reader stopped granting bytes before it had all records")
             self._granted.clear()
             await self._granted.wait()
