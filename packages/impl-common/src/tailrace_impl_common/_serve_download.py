@@ -230,7 +230,8 @@ class _DownloadConversation:
         offset = machine.offset
         until = min(snapshot.size, offset + self._budget.chunk_size(self._chunk_size))
         if until > offset:
-            if not (stream.writable and machine.may_send):
+            write = stream.writer
+            if write is None or not machine.may_send:
                 return False
             piece = self._reader.try_read(offset, until)
             if piece is None:
@@ -238,7 +239,7 @@ class _DownloadConversation:
             size = len(piece.data)
             shared = self._shared
             checkpoint = shared.checkpoint_at(offset + size, snapshot)
-            stream.write(machine.chunk(piece.data, piece.hash, checkpoint, shared))
+            write(machine.chunk(piece.data, piece.hash, checkpoint, shared))
             self._count(size)
         return machine.offset == snapshot.size and not snapshot.state.terminal
 

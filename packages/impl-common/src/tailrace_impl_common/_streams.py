@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
@@ -36,13 +37,12 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
         """
 
     @property
-    def writable(self) -> bool:
-        """Whether :meth:`write` may be called at the moment; never, where a transport has to be waited for."""
-        return False
+    def writer(self) -> Callable[[SendT], None] | None:
+        """What sends one message without waiting: to be called at once, and while nobody is in :meth:`send`.
 
-    def write(self, message: SendT) -> None:
-        """Send a message without waiting. Only while :attr:`writable`, and while nobody is in :meth:`send`."""
-        raise NotImplementedError("this transport has to be waited for: it is never `writable`")
+        ``None`` while the transport has to be waited for; always, where it never takes a message otherwise.
+        """
+        return None
 
     @property
     def keeps_unread(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from tailrace_common_api import (
@@ -114,10 +114,10 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
         await self._connection.send_text(encode_from_server(self._number, message))
 
     @property
-    def writable(self) -> bool:
-        return self._connection.writable
+    def writer(self) -> Callable[[ServerMessage], None] | None:
+        return self._write if self._connection.writable else None
 
-    def write(self, message: ServerMessage) -> None:
+    def _write(self, message: ServerMessage) -> None:
         assert isinstance(message, Chunk)
         self._connection.write_chunk(self._number, message)
 
