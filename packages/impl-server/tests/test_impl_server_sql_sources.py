@@ -270,6 +270,18 @@ async def test_a_query_whose_database_goes_fails(own_server: PostgresServer) -> 
     await source.close()
 
 
+async def test_a_query_whose_file_is_none_any_more_fails_and_tells_no_folder(tmp_path: Path) -> None:
+    path = tmp_path / "shop.sqlite"
+    source = SqliteSource("numbers", SqliteThread(path, durability=Durability.OS), "SELECT 1 AS n")
+    await source.start()
+    path.rename(tmp_path / "moved.sqlite")
+    path.mkdir()
+    with pytest.raises(StorageFailure) as caught:
+        await anext(source.query({}))
+    assert str(caught.value) == "the database shop.sqlite failed: unable to open database file"
+    await source.close()
+
+
 async def test_an_ended_query_of_sqlite_holds_no_view_of_the_file(tmp_path: Path) -> None:
     """The log of the file can be cut: nothing of the query is left, although its error may still be referred to."""
     thread = SqliteThread(tmp_path / "shop.sqlite", durability=Durability.OS)

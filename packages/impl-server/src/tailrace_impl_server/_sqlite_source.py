@@ -127,7 +127,8 @@ class SqliteSource(RecordSource):
         except sqlite3.Error as error:
             if getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _OF_THE_STATEMENT:
                 raise
-            raise StorageFailure(f"the database {self._thread.path} failed: {error}") from error
+            # Clients read that: which folders the server has is none of their business.
+            raise StorageFailure(f"the database {self._thread.path.name} failed: {error}") from error
         finally:
             # A second cancellation must not leave a thread at work for nobody.
             await asyncio.shield(self._tasks.start(self._end(reading)))
