@@ -219,18 +219,19 @@ async def test_what_a_thread_stores_unasked_renews_the_window_too(memory_bench: 
 
 
 @pytest.mark.parametrize("interval", [0.0, 3600.0])
-@pytest.mark.parametrize("first", [20_000, 60_000])
-async def test_an_uploader_that_cuts_no_chunk_gets_room_for_one(bench: Bench, first: int, interval: float) -> None:
+@pytest.mark.parametrize("pieces", [(20_000,), (60_000,), (20_000, 20_000)])
+async def test_an_uploader_that_cuts_no_chunk_gets_room_for_one(
+    bench: Bench, pieces: tuple[int, ...], interval: float
+) -> None:
     chunk, window = 240 * 1024, 256 * 1024
     manager = await bench.start(checkpoint_interval=interval, chunk_size=chunk, upload_window=window)
     uploader = Uploader(await manager.create(BINARY))
-    # Not a quarter of the window, and what is left of it is not enough.
-    await uploader.send(bytes(first))
-    for _ in range(3):
+    # No piece is a quarter of the window, and what each leaves of it is not enough for a chunk.
+    for size in (*pieces, chunk, chunk, chunk):
+        await uploader.send(bytes(size), chunk_size=chunk)
         while uploader.ingest.progress.until < uploader.size + chunk:
             await uploader.ingest.changed(uploader.ingest.progress)
-        await uploader.send(bytes(chunk), chunk_size=chunk)
-    assert (await uploader.finish()).size == first + 3 * chunk
+    assert (await uploader.finish()).size == sum(pieces) + 3 * chunk
 
 
 async def test_room_that_there_is_not_is_looked_for_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
