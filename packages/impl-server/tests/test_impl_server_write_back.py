@@ -111,6 +111,16 @@ async def append(writer: FilesystemWriter, *sizes: int) -> None:
         await writer.flush()
 
 
+def held_by_the_disk(files: ResourceFiles) -> tuple[System, WriteBack]:
+    """Return a system and what has asked it for the first byte of some files, and waits for it until the gate opens."""
+    system = System()
+    system.gate.clear()
+    write_back = WriteBack(system.load)
+    assert write_back.begin(files, 0, 1)
+    system.await_requests(1)
+    return system, write_back
+
+
 def test_the_system_is_asked_to_begin_and_not_to_wait(files: ResourceFiles) -> None:
     system = System()
     write_back = WriteBack(system.load)
@@ -123,11 +133,7 @@ def test_the_system_is_asked_to_begin_and_not_to_wait(files: ResourceFiles) -> N
 
 
 def test_a_disk_that_is_behind_is_asked_for_no_more(files: ResourceFiles) -> None:
-    system = System()
-    system.gate.clear()
-    write_back = WriteBack(system.load)
-    assert write_back.begin(files, 0, 1)
-    assert system.arrived.acquire(timeout=PATIENCE)
+    system, write_back = held_by_the_disk(files)
     taken = 0
     while write_back.begin(files, taken + 1, taken + 2):
         taken += 1
@@ -139,14 +145,9 @@ def test_a_disk_that_is_behind_is_asked_for_no_more(files: ResourceFiles) -> Non
 
 
 def test_what_stands_in_line_at_the_end_is_dropped(files: ResourceFiles) -> None:
-    system = System()
-    system.gate.clear()
-    write_back = WriteBack(system.load)
-    assert write_back.begin(files, 0, 1)
-    assert system.arrived.acquire(timeout=PATIENCE)
+    system, write_back = held_by_the_disk(files)
     while write_back.begin(files, 1, 2):
         pass
-    # The thread is held by the disk.
     write_back.close(0.0)
     system.gate.set()
     write_back.close(PATIENCE)
@@ -199,11 +200,7 @@ def test_files_are_closed_though_the_thread_waits_for_more(tmp_path: Path) -> No
 
 
 def test_closing_does_not_wait_for_ever_for_a_disk_that_does_not_answer(files: ResourceFiles) -> None:
-    system = System()
-    system.gate.clear()
-    write_back = WriteBack(system.load)
-    assert write_back.begin(files, 0, 1)
-    assert system.arrived.acquire(timeout=PATIENCE)
+    system, write_back = held_by_the_disk(files)
     write_back.close(0.01)
     thread = write_back._thread
     assert thread is not None
