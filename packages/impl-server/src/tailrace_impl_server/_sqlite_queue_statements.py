@@ -92,7 +92,7 @@ _CURRENT = "id = ? AND attempt = ? AND queue = ?"
 # The index has what is not ready: SQLite uses it where a statement says the same in the same words.
 _DUE = "state > 0 AND due_at <= ?"
 _CHUNK = 200
-"""Most records of one statement; the statement for each number of them is prepared once and kept."""
+"""Most records of one statement; there is one for each number of them, and a connection keeps those used last."""
 
 
 class Terms:
