@@ -1,86 +1,15 @@
 """Queries for blocking code say and do what the asynchronous ones do."""
 
-import asyncio
 import gc
 import inspect
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
 
 import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from client_download_api_memory_records import BATCH, MemoryRecordClient
 
-from tailrace_client_download_api import RecordClient, RecordConsumer, RecordStream, sync
-from tailrace_common_api import Argument, ConnectionLost, QueryFailed, QueueFigures, Record
+from tailrace_client_download_api import RecordStream, sync
+from tailrace_common_api import ConnectionLost, QueryFailed, Record
 from tailrace_common_api.blocking import BlockingIterator
-
-BATCH = [Record(b"%d" % number) for number in range(100)]
-
-
-class MemoryStream(RecordStream):
-    """Batches from memory; as many as are wanted, then an error or the end."""
-
-    def __init__(self, arguments: dict[str, Argument]) -> None:
-        self.arguments = arguments
-        self.count = 5
-        self.error: Exception | None = None
-        self.produced = 0
-        self.closed = threading.Event()
-        self.ended = threading.Event()
-        self.threads: set[int] = set()
-
-    content_type = "application/json"
-
-    async def open(self) -> None:
-        self.threads.add(threading.get_ident())
-
-    async def batches(self) -> AsyncGenerator[Sequence[Record], None]:
-        try:
-            while self.produced < self.count:
-                self.threads.add(threading.get_ident())
-                self.produced += 1
-                yield BATCH
-                await asyncio.sleep(0)
-            if self.error is not None:
-                raise self.error
-        finally:
-            self.ended.set()
-
-    async def close(self) -> None:
-        self.closed.set()
-
-
-class MemoryClient(RecordClient):
-    def __init__(self) -> None:
-        self.streams: list[MemoryStream] = []
-        self.next = MemoryStream({})
-
-    def query(self, source: str, /, **arguments: Argument) -> MemoryStream:
-        stream, self.next = self.next, MemoryStream({})
-        stream.arguments = {"": source, **arguments}
-        self.streams.append(stream)
-        return stream
-
-    def work(self, queue: str, *, credit: int, credit_bytes: int = 0, extend: bool = False) -> RecordConsumer:
-        raise NotImplementedError("the tests of queries take no work")
-
-    async def queue_figures(self, queue: str) -> QueueFigures:
-        return QueueFigures(queue=queue, ready=1, delayed=2, in_flight=3, dead=4, consumers=5, stalled=6)
-
-
-@pytest.fixture
-def portal() -> Iterator[BlockingPortal]:
-    with start_blocking_portal() as portal:
-        yield portal
-
-
-@pytest.fixture
-def behind() -> MemoryClient:
-    return MemoryClient()
-
-
-@pytest.fixture
-def client(portal: BlockingPortal, behind: MemoryClient) -> sync.RecordClient:
-    return sync.RecordClient(portal, behind)
 
 
 def names(cls: type) -> set[str]:
@@ -96,7 +25,7 @@ def test_names_and_arguments_are_those_of_the_asynchronous_interface() -> None:
             assert list(actual) == list(expected)
 
 
-def test_records_come_one_by_one_and_cross_in_batches(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_records_come_one_by_one_and_cross_in_batches(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     with client.query("source", portal=1, func="x", source=None) as stream:
         assert stream.content_type == "application/json"
         assert list(stream) == BATCH * 5
@@ -110,7 +39,7 @@ def test_batches_come_as_they_arrive(client: sync.RecordClient) -> None:
     assert [len(batch) for batch in client.query("source").batches()] == [100] * 5
 
 
-def test_what_came_before_an_error_is_given(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_what_came_before_an_error_is_given(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     behind.next.error = QueryFailed("broken")
     seen: list[Record] = []
     with pytest.raises(QueryFailed):
@@ -120,7 +49,7 @@ def test_what_came_before_an_error_is_given(client: sync.RecordClient, behind: M
     assert len(list(records)) == 499
 
 
-def test_leaving_the_loop_ends_the_query(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_leaving_the_loop_ends_the_query(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     behind.next.count = 10**9
     for _ in client.query("source"):
         break
@@ -128,7 +57,7 @@ def test_leaving_the_loop_ends_the_query(client: sync.RecordClient, behind: Memo
     assert behind.streams[0].ended.wait(10)
 
 
-def test_closing_the_iterator_ends_the_query(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_closing_the_iterator_ends_the_query(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     behind.next.count = 10**9
     with iter(client.query("source")) as records:
         assert next(records) == BATCH[0]
@@ -136,7 +65,7 @@ def test_closing_the_iterator_ends_the_query(client: sync.RecordClient, behind: 
     assert list(records) == []
 
 
-def test_a_slow_reader_slows_the_query(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_a_slow_reader_slows_the_query(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     behind.next.count = 10**9
     records = iter(client.query("source"))
     for turn in range(1, 20):
@@ -168,7 +97,7 @@ def test_the_figures_of_a_queue(client: sync.RecordClient) -> None:
     assert client.queue_figures("queue").dead == 4
 
 
-def test_errors_of_the_opening_are_raised(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_errors_of_the_opening_are_raised(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     async def refuse() -> None:
         raise ConnectionLost("no way")
 

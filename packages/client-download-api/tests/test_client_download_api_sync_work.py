@@ -1,104 +1,13 @@
 """Work for blocking code says and does what the asynchronous one does."""
 
-import asyncio
 import inspect
 import threading
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from client_download_api_memory_records import MemoryRecordClient
 
-from tailrace_client_download_api import Delivery, RecordClient, RecordConsumer, RecordStream, sync
-from tailrace_common_api import Argument, ConnectionLost, InvalidArgument, LeaseLost, QueueFigures, Record
-
-
-class MemoryDelivery(Delivery):
-    id, attempt, priority = 7, 2, 5
-    record = Record(b'{"n": 1}', "key")
-    settled = False
-
-    def __init__(self) -> None:
-        self.answers: list[tuple[object, ...]] = []
-
-    async def ack(self) -> None:
-        if self.answers:
-            raise LeaseLost(id=self.id, attempt=self.attempt)
-        self.answers.append(("ack", threading.get_ident()))
-
-    async def reject(self, reason: str = "", *, delay: float = 0.0, dead_letter: bool = False) -> None:
-        self.answers.append(("reject", reason, delay, dead_letter))
-
-    async def extend(self, seconds: float | None = None) -> None:
-        self.answers.append(("extend", seconds))
-
-
-class MemoryConsumer(RecordConsumer):
-    """Deliveries from a list, then an error, or waiting until it is closed."""
-
-    lease, stalled, outstanding = 30.0, True, 4
-
-    def __init__(self, count: int) -> None:
-        self.waiting = [MemoryDelivery() for _ in range(count)]
-        self.given: list[MemoryDelivery] = []
-        self.credits: list[tuple[int, int]] = []
-        self.opened = 0
-        self.error: Exception | None = None
-        self.closed = asyncio.Event()
-
-    async def open(self) -> None:
-        self.opened += 1
-
-    async def set_credit(self, records: int, bytes: int = 1) -> None:
-        self.credits.append((records, bytes))
-
-    def __aiter__(self) -> AsyncIterator[Delivery]:
-        return self
-
-    async def __anext__(self) -> Delivery:
-        if self.waiting:
-            self.given.append(self.waiting.pop(0))
-            return self.given[-1]
-        if self.error is not None:
-            raise self.error
-        await self.closed.wait()
-        raise StopAsyncIteration
-
-    async def close(self) -> None:
-        self.closed.set()
-
-
-class MemoryClient(RecordClient):
-    def __init__(self) -> None:
-        self.asked: list[tuple[str, int, int, bool]] = []
-        self.consumer = MemoryConsumer(3)
-
-    def query(self, source: str, /, **arguments: Argument) -> RecordStream:
-        raise NotImplementedError("the tests of work make no query")
-
-    def work(self, queue: str, *, credit: int, credit_bytes: int = 0, extend: bool = False) -> RecordConsumer:
-        if credit < 0:
-            raise InvalidArgument(field="credit", problem="negative")
-        self.asked.append((queue, credit, credit_bytes, extend))
-        return self.consumer
-
-    async def queue_figures(self, queue: str) -> QueueFigures:
-        raise NotImplementedError("the figures of a queue are tested with queries")
-
-
-@pytest.fixture
-def portal() -> Iterator[BlockingPortal]:
-    with start_blocking_portal() as portal:
-        yield portal
-
-
-@pytest.fixture
-def behind() -> MemoryClient:
-    return MemoryClient()
-
-
-@pytest.fixture
-def client(portal: BlockingPortal, behind: MemoryClient) -> sync.RecordClient:
-    return sync.RecordClient(portal, behind)
+from tailrace_client_download_api import Delivery, RecordClient, RecordConsumer, sync
+from tailrace_common_api import ConnectionLost, InvalidArgument, LeaseLost, Record
 
 
 def names(cls: type) -> set[str]:
@@ -120,7 +29,7 @@ def test_names_and_arguments_are_those_of_the_asynchronous_interface(asynchronou
             ]
 
 
-def test_deliveries_are_answered(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_deliveries_are_answered(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     with client.work("tasks", credit=4, credit_bytes=100, extend=True) as consumer:
         assert behind.consumer.opened == 1
         assert (consumer.lease, consumer.stalled, consumer.outstanding) == (30.0, True, 4)
@@ -150,7 +59,7 @@ def test_deliveries_are_answered(client: sync.RecordClient, behind: MemoryClient
         client.work("tasks", credit=-1)
 
 
-def test_a_loop_takes_up_where_the_last_one_was_left(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_a_loop_takes_up_where_the_last_one_was_left(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     expected = list(behind.consumer.waiting)
     consumer = client.work("tasks", credit=4)
     seen = 0
@@ -162,7 +71,7 @@ def test_a_loop_takes_up_where_the_last_one_was_left(client: sync.RecordClient, 
     consumer.close()
 
 
-def test_no_more_is_fetched_than_is_asked_for(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_no_more_is_fetched_than_is_asked_for(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     consumer = client.work("tasks", credit=4)
     next(iter(consumer))
     assert len(behind.consumer.given) == 1
@@ -189,7 +98,7 @@ def test_closing_from_another_thread_ends_the_loop(client: sync.RecordClient) ->
     assert len(seen) == 3
 
 
-def test_each_loop_is_told_of_an_error(client: sync.RecordClient, behind: MemoryClient) -> None:
+def test_each_loop_is_told_of_an_error(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
     behind.consumer.error = ConnectionLost("gone")
     consumer = client.work("tasks", credit=4)
     for _ in range(2):
