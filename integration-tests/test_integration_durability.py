@@ -215,7 +215,7 @@ class Expectations:
         assert snapshot.head == head_of(SOURCE[: snapshot.size])
         assert snapshot.newlines == SOURCE.count(b"\n", 0, snapshot.size)
         if snapshot.size:
-            assert bytes(await storage.read(id, 0, snapshot.size)) == SOURCE[: snapshot.size]
+            assert bytes((await storage.read(id, 0, snapshot.size)).data) == SOURCE[: snapshot.size]
         announced = self.announced.get(id)
         if announced is not None:
             if durability is Durability.FSYNC:

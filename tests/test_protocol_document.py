@@ -125,7 +125,10 @@ def test_continuing_from_the_spine_and_the_open_block() -> None:
 
 def test_chunk_hashes() -> None:
     rows = table("1.4", "bytes")
-    assert [quoted(row["`hash`"]) for row in rows] == [[chunk_hash(x).hex()] for x in (FIRST, SECOND, PATTERN)]
+    parts = [PATTERN[:BLOCK_SIZE], PATTERN[: BLOCK_SIZE + 1], PATTERN[: 2 * BLOCK_SIZE], PATTERN]
+    assert [quoted(row["`hash`"]) for row in rows] == [[chunk_hash(data).hex()] for data in (FIRST, SECOND, *parts)]
+    known = {vector["size"]: vector["chunk_hash"] for vector in json.loads(VECTORS.read_text())["vectors"]}
+    assert all(chunk_hash(PATTERN[:size]).hex() == digits for size, digits in known.items())
     assert len(FIRST_CHUNK.hash) == HASH_SIZE == 8
 
 

@@ -1,7 +1,6 @@
 import { toHex } from './hex.js';
-import { digest } from './xxh3.js';
+import { BLOCK_SIZE, digest } from './xxh3.js';
 
-export const BLOCK_SIZE = 131_072;
 const NOTHING = new Uint8Array(0);
 
 // The head of a growing prefix of a resource: a chain over full blocks, and the open block behind them.

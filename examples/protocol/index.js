@@ -2,11 +2,11 @@
 export { Bulk } from './bulk.js';
 export { Client } from './client.js';
 export { TailraceError } from './errors.js';
-export { BLOCK_SIZE, Head } from './head.js';
+export { Head } from './head.js';
 export { fromHex, toHex } from './hex.js';
 export { RecordDigest } from './record-digest.js';
 export { Receiver } from './receiver.js';
 export { parseReference } from './reference.js';
 export { Results } from './results.js';
 export { Sender } from './sender.js';
-export { chunkHash } from './xxh3.js';
+export { BLOCK_SIZE, chunkHash } from './xxh3.js';

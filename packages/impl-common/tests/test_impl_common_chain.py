@@ -1,10 +1,15 @@
+import random
+from collections.abc import Callable
+
 import pytest
 import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace_common_api import IntegrityError, ProtocolError
-from tailrace_impl_common._chain import ChainSender, ChainVerifier, chunk_hash, verify_data
+from tailrace_impl_common._blocks import BLOCK_SIZE, chunk_hash
+from tailrace_impl_common._buffers import Buffer
+from tailrace_impl_common._chain import ChainSender, ChainVerifier, verify_data
 from tailrace_impl_common._head import EMPTY_HEAD, HeadHasher, head_of
 
 Sent = tuple[int, bytes, bytes, bytes]
@@ -34,9 +39,23 @@ CHUNKS = st.lists(
 )
 
 
-def test_the_hash_is_the_canonical_xxh3_64() -> None:
+def test_the_hash_of_a_small_chunk_is_the_canonical_xxh3_64() -> None:
     assert chunk_hash(b"").hex() == "2d06800538d394c2"
     assert chunk_hash(memoryview(b"-abc-")[1:4]).hex() == xxhash.xxh3_64_hexdigest(b"abc")
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+@pytest.mark.parametrize(
+    "size",
+    [1, 240, 241, BLOCK_SIZE - 1, BLOCK_SIZE, BLOCK_SIZE + 1, 3 * BLOCK_SIZE, 3 * BLOCK_SIZE + 240, 8 * BLOCK_SIZE - 1],
+)
+def test_the_hash_is_the_same_however_many_parts_are_known(size: int, kind: Callable[[bytes], Buffer]) -> None:
+    data = random.Random(size).randbytes(size)
+    parts = [data[start : start + BLOCK_SIZE] for start in range(0, size, BLOCK_SIZE)]
+    digests = [bytes.fromhex(xxhash.xxh3_128_hexdigest(part)) for part in parts]
+    expected = xxhash.xxh3_64_hexdigest(data if len(parts) == 1 else b"".join(digests))
+    for known in range(len(parts) + 1):
+        assert chunk_hash(kind(data), digests[:known]).hex() == expected
 
 
 @given(chunks=CHUNKS, offset=st.integers(0, 2**50))

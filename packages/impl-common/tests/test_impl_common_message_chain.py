@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace_common_api import IntegrityError, InvalidArgument
-from tailrace_impl_common._chain import chunk_hash
+from tailrace_impl_common._blocks import chunk_hash
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 
 Message = dict[str, bytes]

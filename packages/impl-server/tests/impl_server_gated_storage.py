@@ -14,6 +14,7 @@ from tailrace_server_api import (
     Descriptor,
     Durability,
     Outcome,
+    Piece,
     ResourceWriter,
     Snapshot,
     Storage,
@@ -133,10 +134,10 @@ class GatedStorage(Storage):
     async def open(self, id: str) -> ResourceWriter:
         return GatedWriter(await self._pass("open", lambda: self.inner.open(id)), self.gates)
 
-    def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
+    def read_cached(self, id: str, start: int, end: int) -> Piece | None:
         return self.inner.read_cached(id, start, end) if self.cached else None
 
-    async def read(self, id: str, start: int, end: int) -> Buffer:
+    async def read(self, id: str, start: int, end: int) -> Piece:
         return await self._pass("read", lambda: self.inner.read(id, start, end))
 
     async def boundary(self, id: str, offset: int) -> Boundary:

@@ -8,6 +8,7 @@ import pytest
 from impl_server_disk import ID, writer_of
 
 from tailrace_common_api import DamagedBlock
+from tailrace_impl_common import chunk_hash
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
 from tailrace_impl_server._journal import RECORD_SIZE, record_offset
 from tailrace_server_api import BLOCK_SIZE, Durability
@@ -44,7 +45,7 @@ async def damaged(storage: FilesystemStorage, start: int, end: int) -> int:
     except DamagedBlock:
         cached = None
     # What comes without waiting may be a part, but only of what is good.
-    assert cached is None or bytes(cached) == DATA[start : start + len(cached)]
+    assert cached is None or cached.data == DATA[start : start + len(cached.data)]
     return raised.value.offset
 
 
@@ -73,9 +74,9 @@ async def test_a_damaged_byte_is_not_served_and_the_other_blocks_are(
     for block in range(0, SIZE, BLOCK_SIZE):
         if block != bad:
             end = min(block + BLOCK_SIZE, SIZE)
-            assert await storage.read(ID, block + 1, end) == DATA[block + 1 : end]
+            assert (await storage.read(ID, block + 1, end)).data == DATA[block + 1 : end]
             cached = storage.read_cached(ID, block, end)
-            assert cached is None or cached == DATA[block:end]
+            assert cached is None or cached.data == DATA[block:end]
 
 
 @pytest.mark.parametrize("block", range(3))
@@ -87,7 +88,7 @@ async def test_bytes_whose_record_is_damaged_are_not_served(storage: FilesystemS
     assert await damaged(storage, 0, SIZE) == block * BLOCK_SIZE
     for other in {0, 1, 2} - {block}:
         start = other * BLOCK_SIZE
-        assert await storage.read(ID, start, start + BLOCK_SIZE) == DATA[start : start + BLOCK_SIZE]
+        assert (await storage.read(ID, start, start + BLOCK_SIZE)).data == DATA[start : start + BLOCK_SIZE]
 
 
 async def test_bytes_that_are_written_behind_what_is_announced_do_not_disturb_readers(
@@ -103,8 +104,8 @@ async def test_bytes_that_are_written_behind_what_is_announced_do_not_disturb_re
         data += b"more" * 1000
         await writer.flush()
         announced = writer.snapshot.size
-        assert await storage.read(ID, 0, announced) == data[:announced]
-        assert await storage.read(ID, announced - 1, announced) == data[announced - 1 : announced]
+        assert (await storage.read(ID, 0, announced)).data == data[:announced]
+        assert (await storage.read(ID, announced - 1, announced)).data == data[announced - 1 : announced]
 
 
 @pytest.mark.parametrize("start", [0, 1, 1000, BLOCK_SIZE + 7])
@@ -123,9 +124,10 @@ async def test_pieces_of_any_size_from_anywhere_make_up_the_whole(
         piece = storage.read_cached(ID, position, end)
         if piece is None:
             piece = await storage.read(ID, position, end)
-            assert len(piece) == end - position
-        assert 0 < len(piece) <= length
-        found += bytes(piece)
+            assert len(piece.data) == end - position
+        assert 0 < len(piece.data) <= length
+        assert piece.hash == chunk_hash(piece.data)
+        found += bytes(piece.data)
     assert found == DATA[start:]
 
 
@@ -140,6 +142,7 @@ async def test_blocks_are_read_once_by_who_reads_on(
     # The block was checked a moment ago: it is in memory, as it was.
     cached = storage.read_cached(ID, 1, 1000)
     if storage._residency_known:
-        assert cached == DATA[1:1000]
+        assert cached is not None
+        assert cached.data == DATA[1:1000]
     await storage.read(ID, BLOCK_SIZE, BLOCK_SIZE + 1)
     assert await damaged(storage, 1, 1000) == 0

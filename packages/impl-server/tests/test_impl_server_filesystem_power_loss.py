@@ -92,7 +92,7 @@ async def test_the_longest_proven_prefix_is_left_after_a_power_loss(
         assert writer.snapshot.version > snapshot.version
         writer.append(DATA[left:])
         assert committed(await writer.complete()).head == head_of(DATA)
-        assert await storage.read(ID, 0, SIZE) == DATA
+        assert (await storage.read(ID, 0, SIZE)).data == DATA
 
 
 async def test_nothing_is_cut_when_the_power_loss_has_lost_nothing(tmp_path: Path, boot: list[bytes]) -> None:

@@ -42,7 +42,8 @@ async def test_recent_bytes_are_read_without_waiting(storage: FilesystemStorage)
     cached = storage.read_cached(ID, 0, 6)
     if not storage._residency_known:
         pytest.skip("this filesystem cannot say what is in memory")
-    assert cached == b"recent"
+    assert cached is not None
+    assert cached.data == b"recent"
     assert storage.read_cached(ID, 6, 10) is None
 
 
@@ -60,7 +61,7 @@ async def test_where_residency_is_unknown_everything_is_read_in_threads(
     assert storage.read_cached(ID, 0, 6) is None
     monkeypatch.undo()
     assert storage.read_cached(ID, 0, 6) is None
-    assert await storage.read(ID, 0, 6) == b"recent"
+    assert (await storage.read(ID, 0, 6)).data == b"recent"
 
 
 async def test_bytes_that_are_not_in_memory_are_not_waited_for(
@@ -80,7 +81,7 @@ async def test_bytes_that_are_not_in_memory_are_not_waited_for(
     assert storage.read_cached(ID, 0, 6) is None
     assert storage.read_cached(ID, 0, 6) is None
     assert asked == [8, 8]
-    assert await storage.read(ID, 0, 6) == b"recent"
+    assert (await storage.read(ID, 0, 6)).data == b"recent"
 
 
 async def test_few_files_stay_open_however_many_are_read(
@@ -95,8 +96,9 @@ async def test_few_files_stay_open_however_many_are_read(
         await writer.close()
     for _ in range(3):
         for id in ids:  # noqa: A001 - what it is.
-            assert await storage.read(id, 0, 32) == id.encode()
-            assert storage.read_cached(id, 0, 32) in (None, id.encode())
+            assert (await storage.read(id, 0, 32)).data == id.encode()
+            cached = storage.read_cached(id, 0, 32)
+            assert cached is None or cached.data == id.encode()
     # The thread that has read may let go of the last files a moment after it has answered.
     async with asyncio.timeout(20):
         while len(open_below(tmp_path, ["data", "journal"])) != 8:  # noqa: ASYNC110 - closing is no event.

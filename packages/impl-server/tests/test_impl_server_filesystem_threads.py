@@ -268,7 +268,7 @@ async def test_one_slow_writer_does_not_keep_the_loop_waiting(os_storage: Filesy
     quick._clock = lambda: 0.0
     quick.append(b"a line\n")
     assert committed(await quick.checkpoint()).size == 7
-    assert bytes(await os_storage.read("1" * 32, 0, 7)) == b"a line\n"
+    assert bytes((await os_storage.read("1" * 32, 0, 7)).data) == b"a line\n"
     assert (await os_storage.load(ID)).size == 0
     assert not waiting.done()
     disk.gate.set()

@@ -67,7 +67,7 @@ async def test_records_are_written_anew_from_bytes_that_are_proven(
     assert await verified(tmp_path) == []
     storage = await started(tmp_path)
     assert await storage.load(ID) == before
-    assert await storage.read(ID, 0, SIZE) == DATA
+    assert (await storage.read(ID, 0, SIZE)).data == DATA
     await storage.close()
 
 
@@ -81,7 +81,7 @@ async def test_bytes_without_a_record_that_nothing_proves_are_not_made_good(tmp_
     storage = await started(tmp_path)
     with pytest.raises(DamagedBlock):
         await storage.read(ID, BLOCK_SIZE, BLOCK_SIZE + 1)
-    assert await storage.read(ID, 2 * BLOCK_SIZE, SIZE) == DATA[2 * BLOCK_SIZE :]
+    assert (await storage.read(ID, 2 * BLOCK_SIZE, SIZE)).data == DATA[2 * BLOCK_SIZE :]
     await storage.close()
 
 

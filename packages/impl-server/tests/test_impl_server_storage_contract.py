@@ -32,7 +32,10 @@ class DefinedHashes:
         return xxh3_128_digest(self.spine(data[:full]) + rest + len(data).to_bytes(8, "little"))
 
     def chunk_hash(self, data: bytes) -> bytes:
-        return xxh3_64_digest(data)
+        if len(data) <= BLOCK_SIZE:
+            return xxh3_64_digest(data)
+        parts = [data[start : start + BLOCK_SIZE] for start in range(0, len(data), BLOCK_SIZE)]
+        return xxh3_64_digest(b"".join(xxh3_128_digest(part) for part in parts))
 
 
 class TestMemoryStorage(DefinedHashes, StorageContract):

@@ -129,7 +129,7 @@ async def play(storage: Storage, root: Path | None, plan: list[tuple[str, int]],
                 following = found_boundary.offset + BLOCK_SIZE
                 if following <= len(model.announced):
                     assert model.announced.count(b"\n", 0, following) >= wanted
-                assert bytes(await storage.read(ID, half, len(model.announced))) == model.announced[half:]
+                assert bytes((await storage.read(ID, half, len(model.announced))).data) == model.announced[half:]
         if end != "leave":
             writer = writer or await open_writer()
             await writer.flush()
@@ -139,7 +139,7 @@ async def play(storage: Storage, root: Path | None, plan: list[tuple[str, int]],
             check()
             assert writer.snapshot.state is (ResourceState.COMPLETED if end == "complete" else ResourceState.FAILED)
             if model.announced:
-                assert bytes(await storage.read(ID, 0, len(model.announced))) == model.announced
+                assert bytes((await storage.read(ID, 0, len(model.announced))).data) == model.announced
             if root is not None:
                 assert (root / "resources" / ID / "data").read_bytes() == model.announced
     finally:

@@ -1,9 +1,10 @@
 """Everything about the protocol that does not depend on a transport."""
 
+from tailrace_impl_common._blocks import BLOCK_SIZE, HASH_SIZE, block_digest, chunk_hash
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._bulk_machine import BulkSender
 from tailrace_impl_common._cancelling import cancel_and_wait, where_waits
-from tailrace_impl_common._chain import HASH_SIZE, ChainSender, ChainVerifier, chunk_hash, verify_data
+from tailrace_impl_common._chain import ChainSender, ChainVerifier, verify_data
 from tailrace_impl_common._clear_text import warn_of_clear_text
 from tailrace_impl_common._client import ConnectedClient
 from tailrace_impl_common._client_bulk import ConnectedBulk
@@ -18,11 +19,9 @@ from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._failover import FailoverConnection
 from tailrace_impl_common._growing_file import GrowingFile, RotationPolicy, SourceRestarted
 from tailrace_impl_common._head import (
-    BLOCK_SIZE,
     EMPTY_HEAD,
     BlockDigest,
     HeadHasher,
-    block_digest,
     hash_file,
     head_of,
     head_of_file,

@@ -1,26 +1,17 @@
 """The chunk chain: what shows loss, repeat, reordering, truncation and corruption at the chunk where it happens.
 
-Each chunk of a transfer carries its offset, ``hash`` (XXH3-64 of its bytes) and ``previous`` (the hash of the chunk
-before it in this transfer, empty for the first). A transfer may start at any offset. Sender and receiver are roles: the
-sender is the client in an upload and the server in a download.
+Each chunk of a transfer carries its offset, ``hash`` (see :func:`chunk_hash`) and ``previous`` (the hash of the chunk
+before it in this transfer, empty for the first). A transfer may start at any offset. Sender and receiver are
+roles: the sender is the client in an upload and the server in a download.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from xxhash import xxh3_64_digest
-
 from tailrace_common_api import IntegrityError, ProtocolError
+from tailrace_impl_common._blocks import chunk_hash
 from tailrace_impl_common._buffers import Buffer
-
-HASH_SIZE = 8
-"""Bytes of a chunk's hash."""
-
-
-def chunk_hash(data: Buffer) -> bytes:
-    """Return XXH3-64 of ``data`` as its 8 canonical big-endian bytes."""
-    return xxh3_64_digest(data)
 
 
 def verify_data(data: Buffer, hash: bytes, offset: int) -> None:
@@ -34,7 +25,7 @@ def verify_data(data: Buffer, hash: bytes, offset: int) -> None:
     Raises:
         IntegrityError: They differ; the last proven offset is the chunk's, if the chunks before it were verified.
     """
-    if xxh3_64_digest(data) != hash:
+    if chunk_hash(data) != hash:
         raise mismatch(len(data), offset)
 
 
@@ -77,7 +68,7 @@ class ChainSender:
 
     def next(self, data: Buffer) -> tuple[bytes, bytes]:
         """Take the bytes of the next chunk and return its ``(hash, previous)``."""
-        own = xxh3_64_digest(data)
+        own = chunk_hash(data)
         return own, self.link(own, len(data))
 
     def link(self, hash: bytes, length: int) -> bytes:

@@ -20,27 +20,17 @@ from typing import BinaryIO, NamedTuple
 
 from xxhash import xxh3_128, xxh3_128_digest
 
+from tailrace_impl_common._blocks import BLOCK_SIZE, DIGEST_SIZE, chunk_hash
 from tailrace_impl_common._buffers import Buffer, flat
-from tailrace_impl_common._chain import HASH_SIZE, chunk_hash, mismatch, verify_data
+from tailrace_impl_common._chain import mismatch, verify_data
 from tailrace_impl_common._lines import NEWLINE, count_newlines
 
-BLOCK_SIZE = 128 * 1024
-"""Bytes of a block."""
-DIGEST_SIZE = 16
-"""Bytes of a block digest, of the spine and of a head."""
 EMPTY_SPINE = bytes(DIGEST_SIZE)
 """The spine before the first full block."""
 
 _READ_SIZE = 1024 * 1024
-# Bytes that a chunk is fed with before the blocks in them are hashed: not more than a processor's own cache holds.
-_GROUP_SIZE = 8 * BLOCK_SIZE
 # A named tuple's own constructor takes twice as long, and there is one for each block.
 _new_tuple = tuple.__new__
-
-
-def block_digest(data: Buffer) -> bytes:
-    """Return the digest of a block with these bytes, 16 bytes."""
-    return xxh3_128_digest(data)
 
 
 def next_spine(spine: bytes, digest: bytes) -> bytes:
@@ -76,15 +66,22 @@ class BlockDigest(NamedTuple):
     """Newlines from the start of the resource to the end of this block; 0 when they are not counted."""
 
 
-# Digests of successive blocks, and the newlines that the bytes at hand have in each, unless they are not counted.
-_Digested = tuple[list[bytes], list[int] | None]
+class _Digested(NamedTuple):
+    """What is known of bytes that start with a block."""
+
+    digests: list[bytes]
+    """Digests of their full blocks."""
+    newlines: list[int] | None
+    """Newlines in each of these, unless they are not counted."""
+    rest: xxh3_128 | None
+    """State of the bytes behind the full blocks, if there are any."""
 
 
 class HeadHasher:
     """The running head of a resource, fed in order with its bytes.
 
-    Each byte is hashed where it lies, once for its block and, where that is asked for, once for its chunk; nothing is
-    kept of the data. Not safe for concurrent use.
+    Each byte is hashed where it lies, once; where the hash of its chunk is asked for, too, once more if the chunk is
+    small or does not start with a block. Nothing is kept of the data. Not safe for concurrent use.
     """
 
     __slots__ = ("_blocks", "_counting", "_ends_with_newline", "_newlines", "_open", "_open_size", "_spine")
@@ -203,26 +200,33 @@ class HeadHasher:
         length = len(data)
         if self._open_size + length < BLOCK_SIZE:
             return self._extend_open_block(data, length)
-        return self._complete_blocks(data, length, self._digest_blocks(data, length))
+        if not self._open_size:
+            return self._take(data, self._digest(data, length))
+        missing = BLOCK_SIZE - self._open_size
+        view = memoryview(data)
+        piece = view[:missing]
+        self._open.update(piece)
+        digested = _Digested([self._open.digest()], [count_newlines(piece)] if self._counting else None, None)
+        completed = self._take(piece, digested)
+        if missing < length:
+            completed += self.update(view[missing:])
+        return completed
 
     def update_hashed(self, data: Buffer) -> tuple[bytes, Sequence[BlockDigest]]:
         """Take the bytes of a chunk, and return its hash with the blocks that it completed.
-
-        Large chunks are hashed for both in turn, so that the second time finds the bytes in the processor's cache.
 
         Raises:
             InvalidArgument: ``data`` is no contiguous bytes-like object.
         """
         data = flat(data)
         length = len(data)
-        if length < BLOCK_SIZE:
+        if self._open_size or length < BLOCK_SIZE:
             return chunk_hash(data), self.update(data)
-        chunk = xxh3_128()
-        digested = self._digest_blocks(data, length, chunk)
-        return _hash_of(chunk), self._complete_blocks(data, length, digested)
+        digested = self._digest(data, length)
+        return _hash_of(data, digested), self._take(data, digested)
 
     def update_verified(self, data: Buffer, hash: bytes) -> Sequence[BlockDigest]:
-        """Take the bytes of a chunk, if they have its hash, as :meth:`update` does; see :meth:`update_hashed`.
+        """Take the bytes of a chunk, if they have its hash, as :meth:`update` does.
 
         Raises:
             IntegrityError: They do not have it; the state is what it was.
@@ -230,14 +234,13 @@ class HeadHasher:
         """
         data = flat(data)
         length = len(data)
-        if length < BLOCK_SIZE:
+        if self._open_size or length < BLOCK_SIZE:
             verify_data(data, hash, self.size)
             return self.update(data)
-        chunk = xxh3_128()
-        digested = self._digest_blocks(data, length, chunk)
-        if _hash_of(chunk) != hash:
+        digested = self._digest(data, length)
+        if _hash_of(data, digested) != hash:
             raise mismatch(length, self.size)
-        return self._complete_blocks(data, length, digested)
+        return self._take(data, digested)
 
     def _extend_open_block(self, data: Buffer, length: int) -> Sequence[BlockDigest]:
         if length:
@@ -248,51 +251,24 @@ class HeadHasher:
                 self._newlines += count_newlines(data)
         return ()
 
-    def _digest_blocks(self, data: Buffer, length: int, chunk: xxh3_128 | None = None) -> _Digested:
-        """Return what is known of the blocks that ``data`` would complete; changes nothing but ``chunk``.
-
-        Args:
-            data: The next bytes, which reach to the end of a block at least.
-            length: Number of them.
-            chunk: Is fed with all of them.
-        """
+    def _digest(self, data: Buffer, length: int) -> _Digested:
+        """Return what is known of the next bytes, which start with a block; changes nothing."""
         view = memoryview(data)
-        position = BLOCK_SIZE - self._open_size
-        piece = view[:position]
-        if chunk is not None:
-            chunk.update(piece)
-        if self._open_size:
-            block = self._open.copy()
-            block.update(piece)
-            digests = [block.digest()]
-        elif chunk is not None:
-            # The chunk has had this block only, so far.
-            digests = [chunk.digest()]
-        else:
-            digests = [xxh3_128_digest(piece)]
-        counts = [count_newlines(piece)] if self._counting else None
-        while position < length:
-            group = view[position : position + _GROUP_SIZE]
-            position += _GROUP_SIZE
-            if chunk is not None:
-                chunk.update(group)
-            # The last one first: of those that the chunk was just fed with it is the one in the processor's cache.
-            starts = range(len(group) // BLOCK_SIZE * BLOCK_SIZE - BLOCK_SIZE, -1, -BLOCK_SIZE)
-            if counts is None:
-                found = [xxh3_128_digest(group[start : start + BLOCK_SIZE]) for start in starts]
-            else:
-                found, numbers = [], []
-                for start in starts:
-                    piece = group[start : start + BLOCK_SIZE]
-                    found.append(xxh3_128_digest(piece))
-                    numbers.append(count_newlines(piece))
-                counts += reversed(numbers)
-            digests += reversed(found)
-        return digests, counts
+        full = length - length % BLOCK_SIZE
+        rest = xxh3_128(view[full:]) if full < length else None
+        if not self._counting:
+            digests = [xxh3_128_digest(view[start : start + BLOCK_SIZE]) for start in range(0, full, BLOCK_SIZE)]
+            return _Digested(digests, None, rest)
+        digests, newlines = [], []
+        for start in range(0, full, BLOCK_SIZE):
+            block = view[start : start + BLOCK_SIZE]
+            digests.append(xxh3_128_digest(block))
+            newlines.append(count_newlines(block))
+        return _Digested(digests, newlines, rest)
 
-    def _complete_blocks(self, data: Buffer, length: int, digested: _Digested) -> list[BlockDigest]:
-        """Go behind the blocks that ``data`` completes, and take the rest of it into the open block."""
-        digests, counts = digested
+    def _take(self, data: Buffer, digested: _Digested) -> list[BlockDigest]:
+        """Go behind bytes that were digested, and return the blocks in them."""
+        digests, counts, rest = digested
         completed = []
         first = number = self._blocks
         spine, newlines = self._spine, self._newlines
@@ -302,20 +278,24 @@ class HeadHasher:
                 newlines += counts[number - first]
             completed.append(_new_tuple(BlockDigest, (number, digest, spine, newlines)))
             number += 1
-        position = len(digests) * BLOCK_SIZE - self._open_size
-        self._blocks, self._spine, self._newlines = number, spine, newlines
-        if self._open_size:
+        self._blocks, self._spine = number, spine
+        if rest is not None:
+            self._open = rest
+            self._open_size = len(data) % BLOCK_SIZE
+            if counts is not None:
+                newlines += count_newlines(memoryview(data)[-self._open_size :])
+        elif self._open_size:
             self._open.reset()
             self._open_size = 0
+        self._newlines = newlines
         self._ends_with_newline = data[-1] == NEWLINE
-        if position < length:
-            self._extend_open_block(memoryview(data)[position:], length - position)
         return completed
 
 
-def _hash_of(chunk: xxh3_128) -> bytes:
-    """Return the hash of a chunk of more than 240 bytes: from there on XXH3-64 is the lower half of XXH3-128."""
-    return chunk.digest()[-HASH_SIZE:]
+def _hash_of(chunk: Buffer, digested: _Digested) -> bytes:
+    """Return the hash of a chunk that starts with a block."""
+    digests, _, rest = digested
+    return chunk_hash(chunk, digests if rest is None else [*digests, rest.digest()])
 
 
 def head_of(data: Buffer) -> bytes:

@@ -1,7 +1,7 @@
 """The chunk chain on other people's messages: bytes and the hash of the chunk before, nothing else.
 
 Any message type that can hold two byte strings can carry a verified transfer. Each message holds the bytes of one chunk
-and the XXH3-64 of the chunk before it, 8 bytes, empty for the first. The transfer ends with one message of empty bytes
+and the hash of the chunk before it, 8 bytes, empty for the first. The transfer ends with one message of empty bytes
 that holds the hash of the last chunk; for empty content it is the only message and its hash is empty. A transfer
 without it was cut off.
 
@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 from tailrace_common_api import MEBIBYTE, IntegrityError
+from tailrace_impl_common._blocks import HASH_SIZE, chunk_hash
 from tailrace_impl_common._buffers import Buffer, flat
-from tailrace_impl_common._chain import HASH_SIZE, chunk_hash
 
 M = TypeVar("M")
 

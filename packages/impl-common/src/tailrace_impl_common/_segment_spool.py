@@ -22,8 +22,9 @@ from pathlib import Path
 from xxhash import xxh3_64_digest
 
 from tailrace_common_api import MEBIBYTE, IntegrityError, InvalidArgument
+from tailrace_impl_common._blocks import BLOCK_SIZE
 from tailrace_impl_common._buffers import Buffer
-from tailrace_impl_common._head import BLOCK_SIZE, HeadHasher
+from tailrace_impl_common._head import HeadHasher
 from tailrace_impl_common._waiting_bytes import PIECE_SIZE, WaitingBytes
 
 MIN_SPOOL_BYTES = MEBIBYTE

@@ -71,7 +71,7 @@ class Chunk(NamedTuple):
     data: Buffer
     """The bytes; at least one."""
     hash: bytes
-    """XXH3-64 of ``data``, 8 bytes."""
+    """Hash of ``data``, 8 bytes; see :func:`chunk_hash`."""
     previous: bytes
     """Hash of the previous chunk of this transfer; empty for its first."""
     checkpoint: Checkpoint | None = None

@@ -2,7 +2,8 @@
 
 No byte is served unchecked. A read takes in whole blocks and hashes each of them where it lies: full blocks must have
 the digests that the journal records, the open block the one of the announced state, which the caller takes before the
-read begins. What lies behind that state is not looked at: it may be changing.
+read begins. What lies behind that state is not looked at: it may be changing. The hash of what is read is made of these
+digests where it starts with a block, so that nothing is hashed twice.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 
 from tailrace_common_api import DamagedBlock
-from tailrace_impl_common import ReusableBuffers, block_digest
+from tailrace_impl_common import ReusableBuffers, block_digest, chunk_hash
 from tailrace_impl_server._filesystem_files import CheckedBlock, ResourceFiles
 from tailrace_impl_server._filesystem_recovery import recover
 from tailrace_impl_server._journal import (
@@ -23,7 +24,7 @@ from tailrace_impl_server._journal import (
 )
 from tailrace_impl_server._newline_search import NOTHING_BELOW, search_newline
 from tailrace_impl_server._positional_io import read_up_to
-from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer
+from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer, Piece
 
 # Linux only. Elsewhere nothing is known to be in memory, and all reads go through a thread.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
@@ -63,7 +64,7 @@ def announced_slot(files: ResourceFiles, end: int) -> Slot:
     return slot
 
 
-def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffers: ReusableBuffers) -> Buffer | None:
+def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffers: ReusableBuffers) -> Piece | None:
     """Return bytes from ``start``, at most up to ``end``, that are in memory; ``None`` when the disk is needed.
 
     Args:
@@ -80,7 +81,8 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffer
     known = files.checked
     if known is not None and known.start <= start < known.start + len(known.data):
         end = min(end, known.start + len(known.data))
-        return known.data[start - known.start : end - known.start]
+        data = known.data[start - known.start : end - known.start]
+        return Piece(data, chunk_hash(data))
     if _NOWAIT is None:
         raise ResidencyUnknownError
     first, below = _blocks_around(start, end, slot)
@@ -101,14 +103,14 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffer
         if first + count <= start:
             return None
         view = view[:count]
-    good = _check(view, first, records, slot)
+    good, digests = _check(view, first, records, slot)
     if first + good <= start:
         # In a thread, so that the lowest damaged block is told whatever is in memory.
         return None
-    return _part(files, view[:good], first, start, min(end, first + good))
+    return _part(files, view[:good], digests, first, start, min(end, first + good))
 
 
-def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buffer:
+def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Piece:
     """Return bytes ``[start, end)``, and let the system fetch as many behind them: most readers go on there.
 
     Raises:
@@ -118,13 +120,13 @@ def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Buff
     first, below = _blocks_around(start, end, slot)
     records = read_up_to(files.journal, _records_length(first, below), record_offset(first // BLOCK_SIZE))
     buffer = read_up_to(files.data, below - first, first)
-    good = _check(buffer, first, records, slot)
+    good, digests = _check(buffer, first, records, slot)
     if first + good < end:
         raise _damage(buffer, first, good, records)
     if _WILL_NEED is not None:
         # So that the next piece is found in memory, and needs no thread, while this one is on its way to the reader.
         os.posix_fadvise(files.data, below, end - start, _WILL_NEED)
-    return _part(files, buffer, first, start, end)
+    return _part(files, buffer, digests, first, start, end)
 
 
 def _blocks_around(start: int, end: int, slot: Slot) -> tuple[int, int]:
@@ -137,27 +139,35 @@ def _records_length(first: int, below: int) -> int:
     return (below // BLOCK_SIZE - first // BLOCK_SIZE) * RECORD_SIZE
 
 
-def _check(buffer: Buffer, first: int, records: Buffer, slot: Slot) -> int:
-    """Return how many bytes of ``buffer``, read at ``first``, are proven before the first that is not."""
+def _check(buffer: Buffer, first: int, records: Buffer, slot: Slot) -> tuple[int, list[bytes]]:
+    """Return how many bytes of ``buffer``, read at ``first``, are proven before the first that is not, and digests.
+
+    There is a digest for each block, and for what of the open one is announced.
+    """
     view = memoryview(buffer)
     number = first // BLOCK_SIZE
     full = slot.snapshot.size // BLOCK_SIZE
+    digests: list[bytes] = []
     position = record = 0
     while position < len(view):
         if number == full:
             open_block = view[position : position + slot.snapshot.size % BLOCK_SIZE]
-            return position + len(open_block) if block_digest(open_block) == slot.open_digest else position
+            if block_digest(open_block) == slot.open_digest:
+                digests.append(slot.open_digest)
+                position += len(open_block)
+            break
         block = view[position : position + BLOCK_SIZE]
         try:
             expected = unpack_record(bytes(records[record : record + RECORD_SIZE]), number).digest
         except JournalDamagedError:
-            return position
+            break
         if len(block) < BLOCK_SIZE or block_digest(block) != expected:
-            return position
+            break
+        digests.append(expected)
         position += BLOCK_SIZE
         record += RECORD_SIZE
         number += 1
-    return position
+    return position, digests
 
 
 def _damage(buffer: Buffer, first: int, good: int, records: Buffer) -> DamagedBlock:
@@ -176,16 +186,18 @@ def _damage(buffer: Buffer, first: int, good: int, records: Buffer) -> DamagedBl
     return DamagedBlock(offset=offset, problem="the stored bytes do not have their digest")
 
 
-def _part(files: ResourceFiles, buffer: Buffer, first: int, start: int, end: int) -> Buffer:
+def _part(files: ResourceFiles, buffer: Buffer, digests: list[bytes], first: int, start: int, end: int) -> Piece:
     """Return ``[start, end)`` of the checked ``buffer``, and keep the block in which it ends for who goes on there."""
     if end < first + len(buffer):
         last = end - first - (end - first) % BLOCK_SIZE
         files.checked = CheckedBlock(first + last, bytes(memoryview(buffer)[last : last + BLOCK_SIZE]))
     if start == first and end == first + len(buffer):
-        return buffer
-    part = memoryview(buffer)[start - first : end - first]
+        return Piece(buffer, chunk_hash(buffer, digests))
+    part: Buffer = memoryview(buffer)[start - first : end - first]
     # A view keeps all of the buffer alive: a small part is copied.
-    return part if len(part) * 2 > len(buffer) else bytes(part)
+    if len(part) * 2 <= len(buffer):
+        part = bytes(part)
+    return Piece(part, chunk_hash(part, digests[: len(part) // BLOCK_SIZE] if start == first else ()))
 
 
 def boundary_at(files: ResourceFiles, blocks: int) -> Boundary:

@@ -51,10 +51,10 @@ from tailrace_impl_server._writer_pool import WriterPool
 from tailrace_server_api import (
     BLOCK_SIZE,
     Boundary,
-    Buffer,
     Damage,
     Descriptor,
     Durability,
+    Piece,
     ResourceWriter,
     Snapshot,
     Storage,
@@ -392,7 +392,7 @@ class FilesystemStorage(Storage):
         cut_to(files, recovered.slot, sync=True)
         return self._store_next(files, recovered, epoch=recovered.slot.snapshot.epoch).snapshot
 
-    def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
+    def read_cached(self, id: str, start: int, end: int) -> Piece | None:
         if not self._residency_known or self._buffers is None:
             return None
         files = self._open_files(id)
@@ -408,7 +408,7 @@ class FilesystemStorage(Storage):
             self._residency_known = False
             return None
 
-    async def read(self, id: str, start: int, end: int) -> Buffer:
+    async def read(self, id: str, start: int, end: int) -> Piece:
         writer = self._writers.get(id)
         slot = None if writer is None else writer.committed
         try:
@@ -510,7 +510,7 @@ def _call_once(call: list[partial[_T]]) -> _T:
     return call.pop()()
 
 
-def _read(files: ResourceFiles, *, start: int, end: int, slot: Slot | None) -> Buffer:
+def _read(files: ResourceFiles, *, start: int, end: int, slot: Slot | None) -> Piece:
     return read_exactly(files, start, end, announced_slot(files, end) if slot is None else slot)
 
 

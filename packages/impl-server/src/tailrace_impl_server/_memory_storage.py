@@ -15,7 +15,7 @@ from tailrace_common_api import (
     StorageFailure,
     StorageFull,
 )
-from tailrace_impl_common import EMPTY_HEAD, HeadHasher, block_digest, make_head, next_spine, verify_data
+from tailrace_impl_common import EMPTY_HEAD, HeadHasher, block_digest, chunk_hash, make_head, next_spine, verify_data
 from tailrace_impl_server._filesystem_verify import DATA_DAMAGED
 from tailrace_impl_server._journal import EMPTY_SPINE, cut_reason
 from tailrace_server_api import (
@@ -29,6 +29,7 @@ from tailrace_server_api import (
     Ended,
     FencedOff,
     Outcome,
+    Piece,
     ResourceWriter,
     Snapshot,
     Storage,
@@ -111,7 +112,7 @@ class _Resource:
         del self.boundaries[size // BLOCK_SIZE + 1 :]
         self.hasher = self.committed.copy()
 
-    def read(self, start: int, end: int) -> bytes:
+    def read(self, start: int, end: int) -> Piece:
         parts = []
         while start < end:
             number, position = divmod(start, BLOCK_SIZE)
@@ -121,7 +122,8 @@ class _Resource:
                 raise DamagedBlock(offset=start - position, problem=f"the stored bytes end at {start}")
             parts.append(part)
             start += len(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = parts[0] if len(parts) == 1 else b"".join(parts)
+        return Piece(data, chunk_hash(data))
 
     def commit(self, state: ResourceState, reason: str | None = None) -> Committed:
         hasher = self.hasher
@@ -283,11 +285,11 @@ class MemoryStorage(Storage):
         resource.writer = MemoryWriter(resource)
         return resource.writer
 
-    def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
+    def read_cached(self, id: str, start: int, end: int) -> Piece | None:
         resource = self._resources.get(id)
         return None if resource is None else resource.read(start, end)
 
-    async def read(self, id: str, start: int, end: int) -> Buffer:
+    async def read(self, id: str, start: int, end: int) -> Piece:
         return self._find(id).read(start, end)
 
     async def boundary(self, id: str, offset: int) -> Boundary:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 
-from tailrace_impl_common import chunk_hash
 from tailrace_impl_server._shared_tail import SharedTail
-from tailrace_server_api import Buffer, Piece, Storage
+from tailrace_server_api import Piece, Storage
 
 _PieceKey = tuple[str, int, int]
 _PIECE_OVERHEAD = 512
@@ -78,10 +77,9 @@ class PieceSource:
         if found_end > start:
             piece = self.tail.join(start, found_end)
         else:
-            data = self._storage.read_cached(self._id, start, end)
-            if data is None:
+            piece = self._storage.read_cached(self._id, start, end)
+            if piece is None:
                 return None
-            piece = _hashed(data)
         self._keep(key, piece)
         return piece
 
@@ -105,7 +103,7 @@ class PieceSource:
         self._reading[start, end] = others
         piece = None
         try:
-            piece = _hashed(await self._storage.read(self._id, start, end))
+            piece = await self._storage.read(self._id, start, end)
             self._keep((self._id, start, end), piece)
             return piece
         finally:
@@ -118,7 +116,3 @@ class PieceSource:
     def _keep(self, key: _PieceKey, piece: Piece) -> None:
         if self.readers > 1:
             self._cache.put(key, piece)
-
-
-def _hashed(data: Buffer) -> Piece:
-    return Piece(data, chunk_hash(data))

@@ -10,7 +10,7 @@ offset  size  field, integers big-endian
 2       2     zero
 4       4     request number
 8       8     offset of the first byte in the resource
-16      8     XXH3-64 of the bytes
+16      8     hash of the bytes
 24      8     hash of the previous chunk; zero and ignored when first
 32      8     newlines below the end of the chunk; only with the checkpoint flag
 40      16    head at the end of the chunk; only with the checkpoint flag

@@ -12,7 +12,6 @@ from tailrace_server_api._catalog import Catalog, CatalogEntry, ContextEntry, Us
 from tailrace_server_api._events import EventBus, Listener
 from tailrace_server_api._hooks import ServerHooks, Veto
 from tailrace_server_api._manager import (
-    Piece,
     Progress,
     ResourceManager,
     ResourceReader,
@@ -53,6 +52,7 @@ from tailrace_server_api._storage import (
     Ended,
     FencedOff,
     Outcome,
+    Piece,
     ResourceWriter,
     Snapshot,
     Storage,

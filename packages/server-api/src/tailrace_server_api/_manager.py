@@ -20,18 +20,8 @@ from tailrace_common_api import (
 )
 from tailrace_server_api._access import Credentials
 from tailrace_server_api._record_service import RecordService
-from tailrace_server_api._storage import Buffer, Snapshot
+from tailrace_server_api._storage import Buffer, Piece, Snapshot
 from tailrace_server_api._telemetry import Telemetry
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Bytes of a resource, ready to be sent; shared by all who read them."""
-
-    data: Buffer
-    """At least one byte; never changed."""
-    hash: bytes
-    """XXH3-64 of ``data``, 8 bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +71,7 @@ class UploadIngest(ABC):
 
         Args:
             data: At least one byte, within the granted window; held by reference and not to be changed.
-            hash: XXH3-64 that ``data`` must have; checked where it is stored.
+            hash: What ``data`` must have as a chunk (see :class:`Piece`); checked where it is stored.
 
         Raises:
             LengthMismatch: The declared length is exceeded; the resource is FAILED.

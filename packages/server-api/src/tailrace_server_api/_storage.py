@@ -134,6 +134,20 @@ class Damage:
     """Whether it was made good, or cut off."""
 
 
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Bytes of a resource, ready to be sent; shared by all who read them."""
+
+    data: Buffer
+    """At least one byte; never changed."""
+    hash: bytes
+    """Hash of ``data`` as a chunk, 8 bytes.
+
+    It is XXH3-64 of up to 128 KiB; of more, XXH3-64 of the XXH3-128 digests of its parts of 128 KiB, the last one
+    shorter. A storage that checks digests of blocks has those of most parts at hand.
+    """
+
+
 class ResourceWriter(ABC):
     """The one open writer of a resource under one epoch.
 
@@ -162,7 +176,8 @@ class ResourceWriter(ABC):
 
         Args:
             data: At least one byte.
-            hash: XXH3-64 that ``data`` must have, 8 bytes; checked where the bytes are stored. ``None``: unchecked.
+            hash: What ``data`` must have as a chunk (see :class:`Piece`), 8 bytes; checked where the bytes are stored.
+                ``None``: unchecked.
         """
 
     @property
@@ -284,7 +299,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    def read_cached(self, id: str, start: int, end: int) -> Buffer | None:
+    def read_cached(self, id: str, start: int, end: int) -> Piece | None:
         """Return bytes ``[start, end)`` if that takes no waiting, else ``None``.
 
         Fewer bytes than asked for may be returned, at least one. The caller keeps within the announced size.
@@ -294,7 +309,7 @@ class Storage(ABC):
         """
 
     @abstractmethod
-    async def read(self, id: str, start: int, end: int) -> Buffer:
+    async def read(self, id: str, start: int, end: int) -> Piece:
         """Return bytes ``[start, end)``, ``start < end <= `` the announced size; exactly as many as asked for.
 
         The caller bounds the length; the result is not changed afterwards by anyone.

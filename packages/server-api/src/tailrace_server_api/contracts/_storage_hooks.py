@@ -19,6 +19,7 @@ from tailrace_server_api import (
     Committed,
     Descriptor,
     Outcome,
+    Piece,
     ResourceWriter,
     Snapshot,
     Storage,
@@ -83,7 +84,7 @@ class StorageHooks:
         raise NotImplementedError
 
     def chunk_hash(self, data: bytes) -> bytes:
-        """Return XXH3-64 of ``data``; 8 bytes."""
+        """Return the hash of ``data`` as a chunk, computed from its definition; 8 bytes."""
         raise NotImplementedError
 
     async def stored_bytes(self, storage: Storage, id: str) -> bytes:
@@ -101,6 +102,12 @@ class StorageHooks:
     async def damage_byte(self, storage: Storage, id: str, offset: int) -> None:
         """Damage a resource: change its stored byte at ``offset``, without telling the storage."""
         raise NotImplementedError
+
+    def bytes_of(self, piece: Piece) -> bytes:
+        """Return bytes that were read, which have their hash."""
+        data = bytes(piece.data)
+        assert piece.hash == self.chunk_hash(data)
+        return data
 
     @pytest_asyncio.fixture
     async def storage(self, tmp_path: Path) -> AsyncGenerator[Storage, None]:

@@ -56,7 +56,7 @@ class StorageWritingContract(StorageHooks):
             assert snapshot == writer.snapshot == await storage.load(descriptor.id)
             assert snapshot.version > version
             version = snapshot.version
-        assert bytes(await storage.read(descriptor.id, 0, len(data))) == data
+        assert self.bytes_of(await storage.read(descriptor.id, 0, len(data))) == data
         assert await self.stored_bytes(storage, descriptor.id) == data
 
     async def test_one_checkpoint_announces_many_chunks_of_every_kind_of_buffer(
@@ -177,7 +177,7 @@ class StorageWritingContract(StorageHooks):
         assert await writer.complete() == Ended(final)
         await writer.close()
         assert await storage.load(id) == final
-        assert bytes(await storage.read(id, 0, len(data))) == data
+        assert self.bytes_of(await storage.read(id, 0, len(data))) == data
 
     async def test_what_a_failure_drops_is_a_tail(self, storage: Storage, id: str) -> None:
         writer = await storage.open(id)
@@ -247,7 +247,7 @@ class StorageWritingContract(StorageHooks):
         last = await storage.open(id)
         last.append(data[last.snapshot.size :])
         self.check(committed(await last.complete()), data, ResourceState.COMPLETED)
-        assert bytes(await storage.read(id, 0, len(data))) == data
+        assert self.bytes_of(await storage.read(id, 0, len(data))) == data
 
     async def test_opens_at_the_same_time_each_get_their_own_epoch(self, storage: Storage, id: str) -> None:
         writers = await asyncio.gather(*(storage.open(id) for _ in range(5)))
@@ -292,6 +292,6 @@ class StorageWritingContract(StorageHooks):
                     await writer.checkpoint()
             self.check(committed(await writer.complete()), data, ResourceState.COMPLETED)
             await writer.close()
-            assert bytes(await storage.read(descriptor.id, 0, len(data))) == data
+            assert self.bytes_of(await storage.read(descriptor.id, 0, len(data))) == data
 
         await asyncio.gather(*(upload(number) for number in range(30)))

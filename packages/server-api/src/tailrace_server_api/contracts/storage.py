@@ -47,7 +47,7 @@ class StorageContract(StorageWritingContract, StorageReadingContract):
                 assert await self.stored_bytes(survivor, id) == data
                 continued.append(b"\nend")
                 self.check(committed(await continued.complete()), data + b"\nend", ResourceState.COMPLETED)
-                assert bytes(await survivor.read(id, 0, len(data) + 4)) == data + b"\nend"
+                assert self.bytes_of(await survivor.read(id, 0, len(data) + 4)) == data + b"\nend"
             writer = await storage.open(id)
 
     async def test_an_end_survives_a_kill(self, storage: Storage, tmp_path: Path) -> None:
@@ -61,7 +61,7 @@ class StorageContract(StorageWritingContract, StorageReadingContract):
         async with self.after_kill(storage, folder) as survivor:
             for id, final in finals.items():  # noqa: A001 - what it is.
                 assert await survivor.load(id) == final
-                assert bytes(await survivor.read(id, 0, 10)) == b"some\nbytes"
+                assert self.bytes_of(await survivor.read(id, 0, 10)) == b"some\nbytes"
                 with pytest.raises(AlreadyTerminal):
                     await survivor.open(id)
 
@@ -90,7 +90,7 @@ class StorageContract(StorageWritingContract, StorageReadingContract):
                 assert before.state is state
                 assert [damage async for damage in storage.verify(id, repair=repair)] == []
                 assert await storage.load(id) == before
-        assert bytes(await storage.read(id, 0, len(data))) == data
+        assert self.bytes_of(await storage.read(id, 0, len(data))) == data
 
     @pytest.mark.parametrize("offset", [0, BLOCK_SIZE, 2 * BLOCK_SIZE - 1, 2 * BLOCK_SIZE, 2 * BLOCK_SIZE + 4])
     async def test_damaged_bytes_are_found(self, storage: Storage, id: str, offset: int) -> None:
@@ -122,7 +122,7 @@ class StorageContract(StorageWritingContract, StorageReadingContract):
         assert after.version > before.version
         with pytest.raises(AlreadyTerminal):
             await storage.open(id)
-        assert bytes(await storage.read(id, BLOCK_SIZE, len(data))) == data[BLOCK_SIZE:]
+        assert self.bytes_of(await storage.read(id, BLOCK_SIZE, len(data))) == data[BLOCK_SIZE:]
 
     async def test_verifying_an_unknown_resource_is_refused(self, storage: Storage) -> None:
         with pytest.raises(NotFound):

@@ -5,8 +5,8 @@ Tailrace over gRPC: byte streams that are uploaded while they are produced, and 
 records between services.
 
 Sizes and offsets are in bytes and below 2^53, durations in seconds, points in time in seconds since the Unix epoch.
-Line numbers start at 0. Ranges are half-open: [start, end). Hashes of chunks are XXH3-64 (8 bytes), heads and other
-digests XXH3-128 (16 bytes), both in canonical big-endian order.
+Line numbers start at 0. Ranges are half-open: [start, end). Hashes of chunks have 8 bytes (XXH3-64), heads and other
+digests 16 (XXH3-128), both in canonical big-endian order.
 
 A call that fails ends with a gRPC status, a text, and one trailing metadata entry `tailrace-error-bin` that holds an
 encoded `Error`: the text is for people, the entry for programs.
