@@ -25,10 +25,11 @@ def tune_grpc() -> bool:
     By default a pool of threads does, which hands over to the one that waits, and that to the event loop. On two cores
     the hand-overs are a third of the latency of a line, and a fifth of the time of a download. To be called before gRPC
     is imported, never in a library: it changes the whole process. Who embeds the server or a client in an own program
-    can set the same by ``GRPC_EXPERIMENTS=-event_engine_client,-event_engine_listener,fuse_filters`` in its
-    environment. Whatever the environment says already is left as it is.
+    can set the same by ``GRPC_EXPERIMENTS=-event_engine_client,-event_engine_listener`` in its environment. Whatever
+    the environment says already is left as it is.
 
-    The last of them makes one filter of those that each call passes through, with state for one: 2 KiB less for a call.
+    With the release that it was tried with, ``fuse_filters`` makes one filter of those that each call passes through,
+    with state for one: 2 KiB less for a call.
 
     What fails is also no longer said by the core in its own words: this program says it, once.
     """
