@@ -413,6 +413,18 @@ async def test_pieces_are_hashed_in_order_when_the_end_comes_in_the_middle_of_on
     await uploader.ingest.release()
 
 
+async def test_for_a_declared_sha256_nothing_is_read_that_was_just_sent(bench: Bench) -> None:
+    manager = await bench.start()
+    bench.storage.cached = False
+    data = bytes(300_000)
+    uploader = Uploader(await manager.create(BINARY, sha256=hashlib.sha256(data).digest()))
+    for start in range(0, len(data), 100_000):
+        await uploader.send(data[start : start + 100_000])
+        await uploader.announced()
+    assert (await uploader.finish()).state is ResourceState.COMPLETED
+    assert bench.gates.calls["read"] == 0
+
+
 async def test_a_declared_sha256_covers_what_earlier_sessions_sent(bench: Bench) -> None:
     manager = await bench.start()
     uploader = Uploader(await manager.create(BINARY, sha256=hashlib.sha256(b"first, second").digest()))
