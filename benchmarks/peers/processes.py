@@ -67,7 +67,7 @@ def processes_of(pid: int) -> list[int]:
 
 
 class PeerProcess:
-    """A process of a peer, its malloc tuned as ours is; what it prints goes to a log of its own, shown when it fails."""
+    """A process of a peer, its malloc tuned as ours; what it prints goes to a log of its own, shown when it fails."""
 
     def __init__(
         self,
