@@ -34,7 +34,7 @@ class ClientSettings:
 
     chunk_size: int | None = None
     """Bytes of a full chunk, both ways; ``None`` for what suits transport and server, and never above what the server
-    announces."""
+    announces. For what is read, less than 1 KiB counts as 1 KiB."""
     download_window: int = 8 * MEBIBYTE
     """Bytes that a server may send ahead of the reader, per request; 0 leaves it to the transport, and so does more
     than the server allows."""

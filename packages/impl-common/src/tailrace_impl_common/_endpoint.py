@@ -18,7 +18,7 @@ class Endpoint:
     base: str
     """Public base URL, for references."""
     chunk_size: int
-    """Largest chunk to send to a reader, in bytes."""
+    """Largest chunk to send to a reader that does not say what suits it, in bytes."""
     telemetry: Telemetry = field(default_factory=Telemetry)
     """What is counted with."""
     budget: SendBudget = field(default_factory=SendBudget)

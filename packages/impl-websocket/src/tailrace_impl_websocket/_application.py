@@ -146,7 +146,7 @@ def create_application(
             is told of it.
         prefix: Path below which everything is served within the application; empty when the application that mounts
             this one strips it.
-        chunk_size: Bytes of a full chunk on the way to readers.
+        chunk_size: Bytes of a full chunk on the way to readers that do not say what suits them.
         keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
         max_connections: Most WebSockets, and most plain HTTP requests, at the same time.
         origins: Origins of the pages that may use the server, beside those of ``base`` and of the server itself;
