@@ -680,6 +680,20 @@ async def test_a_resource_tells_that_it_waits_and_stops_when_it_is_closed() -> N
     assert resource.interruption is None
 
 
+@pytest.mark.parametrize("closed", ["resource", "client"])
+async def test_interruptions_end_with_the_resource_and_with_the_client(closed: str) -> None:
+    client = client_of(PlayedConnection())
+    resource = client.open(ID)
+    told = [resource.interruptions() for _ in range(2)]
+    waiting = [asyncio.ensure_future(anext(interruptions, "the end")) for interruptions in told]
+    await asyncio.sleep(0)
+    # One of them is left.
+    waiting.pop().cancel()
+    await asyncio.sleep(0)
+    await (client if closed == "client" else resource).close()
+    assert await asyncio.gather(*waiting) == ["the end"]
+
+
 async def test_an_interruption_ends_when_the_conversation_goes_on() -> None:
     connection = PlayedConnection(
         PlayedStream(started(0, None), *chunks_of(0, 10), LOST), PlayedStream(started(10, None), *chunks_of(10, 20))

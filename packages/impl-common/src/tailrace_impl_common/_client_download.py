@@ -81,12 +81,13 @@ class ConnectedResource(RemoteResource):
 
     async def interruptions(self) -> AsyncGenerator[TailraceError | None, None]:
         known: TailraceError | None = None
-        while not self._closed and not self._link.closed:
-            if self.interruption is not known:
-                known = self.interruption
-                yield known
-            else:
-                await self._changed.wait()
+        with self._link.telling(self._changed):
+            while not self._closed and not self._link.closed:
+                if self.interruption is not known:
+                    known = self.interruption
+                    yield known
+                else:
+                    await self._changed.wait()
 
     async def statuses(self) -> AsyncGenerator[Status, None]:
         known: Status | None = None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tailrace_common_api import ClientSettings, ConnectionLost, InvalidArgument, NotFound, ProtocolError, TailraceError
@@ -47,11 +48,23 @@ class ServerLink:
         """Window to ask for, in bytes; 0 leaves it to the transport, which has one that every server takes."""
         self._untried = connection.ways - 1
         self._woken = Signal()
+        self._told: list[Signal] = []
 
     def close(self) -> None:
         """End every wait for another attempt; idempotent."""
         self.closed = True
         self.wake()
+        for signal in self._told:
+            signal.notify()
+
+    @contextmanager
+    def telling(self, signal: Signal) -> Generator[None, None, None]:
+        """Notify ``signal`` when the client is closed within the block."""
+        self._told.append(signal)
+        try:
+            yield
+        finally:
+            self._told.remove(signal)
 
     def wake(self) -> None:
         """Let everyone who waits for another attempt look whether it is still wanted."""
