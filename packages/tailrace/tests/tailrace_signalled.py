@@ -39,7 +39,7 @@ async def work(interruption: _running.Interruption) -> None:
         at("asked-and-told", signal.SIGINT, signal.SIGTERM)
         await asked.wait()
         # What is cancelled, is it here.
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
     try:
         if "waiting" in MOMENTS:
             # From elsewhere, while the loop has nothing to do.
