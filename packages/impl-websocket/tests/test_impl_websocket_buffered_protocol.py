@@ -248,7 +248,7 @@ async def test_sender_that_was_woken_and_cancelled_wakes_the_next() -> None:
     await connection.finish()
 
 
-@pytest.mark.parametrize("ending", ["lost", "closed by the client", "refused"])
+@pytest.mark.parametrize("ending", ["lost", "half closed", "closed by the client", "refused"])
 async def test_senders_that_wait_learn_of_the_end(ending: str) -> None:
     connection, _ = await accepted()
     protocol = connection.protocol
@@ -257,6 +257,8 @@ async def test_senders_that_wait_learn_of_the_end(ending: str) -> None:
     await turns()
     if ending == "lost":
         protocol.connection_lost(ConnectionResetError())
+    elif ending == "half closed":
+        protocol.eof_received()
     elif ending == "closed by the client":
         connection.feed(masked(CLOSE, b"\x03\xe8"))
     else:

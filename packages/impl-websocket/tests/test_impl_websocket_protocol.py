@@ -610,6 +610,43 @@ async def test_client_that_answers_no_ping_is_left(
             client.websocket.transport.abort()
 
 
+@pytest.mark.parametrize(
+    ("name", "module", "implementation"),
+    [
+        ("buffered", _buffered_protocol, _buffered_protocol.BufferedFrameProtocol),
+        ("websockets-sansio", _frame_protocol, _frame_protocol.FrameProtocol),
+    ],
+    ids=["buffered", "websockets-sansio"],
+)
+async def test_client_that_has_ended_its_side_and_reads_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, name: str, module: object, implementation: type[asyncio.Protocol]
+) -> None:
+    full, left = asyncio.Event(), asyncio.Event()
+    pause_writing, connection_lost = implementation.pause_writing, implementation.connection_lost
+
+    def filled(protocol: asyncio.Protocol) -> None:
+        pause_writing(protocol)
+        full.set()
+
+    def observed(protocol: asyncio.Protocol, exception: Exception | None) -> None:
+        connection_lost(protocol, exception)
+        left.set()
+
+    monkeypatch.setattr(module, "LINGER", 0.1)
+    async with running_server({"protocol": name}) as server:
+        resource = await server.upload(bytes(1024 * 1024))
+        monkeypatch.setattr(implementation, "pause_writing", filled)
+        monkeypatch.setattr(implementation, "connection_lost", observed)
+        async with raw(server.endpoint) as client:
+            client.websocket.transport.pause_reading()
+            for number in range(1, 30):
+                await client.say("read", number, id=resource)
+            await full.wait()
+            client.websocket.transport.write_eof()
+            await left.wait()
+            client.websocket.transport.abort()
+
+
 # The end of the server
 
 

@@ -141,7 +141,12 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
             self.transport.close()
 
     def eof_received(self) -> None:
-        """Let the connection end."""
+        """Let the connection end: nothing more comes."""
+        # The event loop waits until all that was written has left, which may never be: the keep-alive asks nobody any
+        # more. What is behind the end of the application is cut.
+        self._disconnect(CloseCode.ABNORMAL_CLOSURE)
+        self._ended = True
+        self._wake_all_senders()
 
     def shutdown(self) -> None:
         """End the connection because the server ends."""

@@ -43,6 +43,11 @@ class FrameProtocol(WebSocketsSansIOProtocol):
         if not self.disconnected:
             self.loop.call_later(LINGER, self.transport.abort)
 
+    def eof_received(self) -> None:
+        # The event loop waits until all that was written has left, which may never be: the keep-alive asks nobody any
+        # more. What is behind the end of the application is cut.
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": CloseCode.ABNORMAL_CLOSURE})
+
     def data_received(self, data: bytes) -> None:
         # What is still on its way behind an offence is taken and dropped: closing without that would reset the
         # connection, and the client would not see why.
