@@ -680,11 +680,12 @@ async def test_server_does_not_wait_for_a_client_that_never_reads() -> None:
 
 
 @pytest.mark.usefixtures("errors_are_logged")
-async def test_defects_are_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("part", ["open_reader", "authenticate"])
+async def test_defects_are_told_without_details(server: Running, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
     async def broken(*arguments: object, **named: object) -> None:
         raise RuntimeError("secret")
 
-    monkeypatch.setattr(type(server.manager), "open_reader", broken)
+    monkeypatch.setattr(type(server.manager), part, broken)
     async with raw(server.endpoint) as client:
         await client.say("get_status", 1, id=UNKNOWN)
         error = await client.error(1)
@@ -692,3 +693,14 @@ async def test_defects_are_told_without_details(server: Running, monkeypatch: py
         assert "secret" not in str(error)
         await client.say("ping")
         assert await client.receive() == {"type": "pong"}
+
+
+@pytest.mark.usefixtures("errors_are_logged")
+async def test_defect_of_a_connection_is_told(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with raw(server.endpoint) as client:
+        monkeypatch.setattr(type(server.manager), "admit", lambda _: 1 / 0)
+        await client.say("get_status", 1, id=UNKNOWN)
+        assert isinstance(await client.error(None), InternalError)
+        with pytest.raises(ConnectionClosed):
+            await client.receive()
+        assert client.websocket.close_code == 1011

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from tailrace_common_api import (
     ConnectionLost,
     GoingAway,
+    InternalError,
     MessageTooLarge,
     Overloaded,
     ProtocolError,
@@ -143,6 +144,9 @@ class ServerConnection:
         except asyncio.CancelledError:
             if not self._closed:
                 raise
+        except Exception:
+            logger.exception("a connection failed")
+            await self.end(InternalError("the connection failed; the server's log says why"))
         finally:
             self._closed = True
             tasks = tuple(self._tasks)
@@ -366,6 +370,9 @@ class ServerConnection:
         except asyncio.CancelledError:
             if not stream.dismissed or self._closed:
                 raise
+        except Exception:
+            logger.exception("a request failed")
+            failure = InternalError("the request failed; the server's log says why")
         finally:
             if self._streams.get(number) is stream:
                 del self._streams[number]
