@@ -204,14 +204,21 @@ async def test_a_call_without_a_request_is_refused(channel: grpc.aio.Channel) ->
     assert "called without a request" in str(await error_of(call))
 
 
-async def test_bad_messages_in_the_middle_end_their_call_alone(channel: grpc.aio.Channel) -> None:
+async def raw_upload_and_follower(channel: grpc.aio.Channel, *, window: int) -> tuple[Bidirectional, Bidirectional]:
+    """Open an upload and follow it; return both calls, each behind its first answer."""
     uploading = raw(channel, "/tailrace.v1.Uploads/Upload")
     opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
     await uploading.write(pb.UploadRequest(open=opening).SerializeToString())
     opened = pb.UploadResponse.FromString(await answer_of(uploading)).opened
     following = raw(channel, "/tailrace.v1.Resources/Follow")
-    await following.write(pb.FollowRequest(open=pb.OpenFollow(id=opened.status.id, window=1)).SerializeToString())
-    await following.read()
+    follow = pb.OpenFollow(id=opened.status.id, window=window)
+    await following.write(pb.FollowRequest(open=follow).SerializeToString())
+    await answer_of(following)
+    return uploading, following
+
+
+async def test_bad_messages_in_the_middle_end_their_call_alone(channel: grpc.aio.Channel) -> None:
+    uploading, following = await raw_upload_and_follower(channel, window=1)
     await following.write(b"\xff")
     assert isinstance(await error_of(following), ProtocolError)
     await uploading.write(b"\xff")
@@ -219,17 +226,10 @@ async def test_bad_messages_in_the_middle_end_their_call_alone(channel: grpc.aio
 
 
 async def test_a_follower_is_listened_to_when_what_it_has_granted_runs_short(channel: grpc.aio.Channel) -> None:
-    uploading = raw(channel, "/tailrace.v1.Uploads/Upload")
-    opening = pb.OpenUpload(metadata=pb.Metadata(name="a"))
-    await uploading.write(pb.UploadRequest(open=opening).SerializeToString())
-    opened = pb.UploadResponse.FromString(await answer_of(uploading)).opened
-    following = raw(channel, "/tailrace.v1.Resources/Follow")
-    follow = pb.OpenFollow(id=opened.status.id, window=1 << 20)
-    await following.write(pb.FollowRequest(open=follow).SerializeToString())
-    await answer_of(following)
+    uploading, following = await raw_upload_and_follower(channel, window=1 << 20)
     await following.write(b"\xff")
     offset, previous = 0, b""
-    # Three of four chunks leave less than half of the window.
+    # The third one leaves less than half of the window.
     for data in (bytes(250_000), bytes(250_000), bytes(250_000)):
         chunk = pb.Chunk(offset=offset, hash=chunk_hash(data), previous=previous, data=data)
         await uploading.write(pb.UploadRequest(chunk=chunk).SerializeToString())
@@ -377,6 +377,10 @@ async def test_who_comes_while_the_server_drains_is_told_to_come_back(
             assert error.retry_after > 0
             health = await health_of(known).Check(health_pb2.HealthCheckRequest(service=""))
             assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
+            watching = health_of(known).Watch(health_pb2.HealthCheckRequest(service=""))
+            assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+            # It would use up the grace.
+            assert await watching.code() is grpc.StatusCode.UNAVAILABLE
     answer.set()
     # What ran before gets its answer.
     assert not (await running).statuses

@@ -41,6 +41,9 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802 - the name of the method in the service
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
+        if self._dismissed:
+            await _say_goodbye(context)
+            return
         if len(self._watching) >= _MOST_WATCHING:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already")
         task = asyncio.current_task()
@@ -57,7 +60,7 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
             self._watching.discard(task)
 
     def dismiss(self) -> None:
-        """Report NOT_SERVING from here on, and end every call that watches."""
+        """Report NOT_SERVING from here on, and end every call that watches, or comes to watch."""
         self._dismissed = True
         for task in self._watching:
             task.cancel()
