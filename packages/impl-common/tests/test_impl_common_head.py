@@ -12,10 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tailrace_common_api import IntegrityError, InvalidArgument
-from tailrace_impl_common._blocks import chunk_hash
+from tailrace_impl_common._blocks import BLOCK_SIZE, chunk_hash
 from tailrace_impl_common._buffers import Buffer
 from tailrace_impl_common._head import (
-    BLOCK_SIZE,
     EMPTY_HEAD,
     EMPTY_SPINE,
     BlockDigest,

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from tailrace_common_api import InvalidArgument, LineRangeNotSatisfiable
 from tailrace_impl_common import _lines
+from tailrace_impl_common._blocks import BLOCK_SIZE
 from tailrace_impl_common._buffers import Buffer
-from tailrace_impl_common._head import BLOCK_SIZE, BlockDigest, HeadHasher
+from tailrace_impl_common._head import BlockDigest, HeadHasher
 from tailrace_impl_common._lines import (
     count_newlines,
     find_newline,
