@@ -367,7 +367,7 @@ async def test_who_comes_while_the_server_drains_is_told_to_come_back(
     monkeypatch.setattr(manager, "list", wait)
     running = asyncio.ensure_future(resources_of(channel).List(pb.ListRequest(limit=1)))
     await asked.wait()
-    closing = asyncio.ensure_future(server.close(30.0))
+    closing, again = [asyncio.ensure_future(server.close(grace)) for grace in (30.0, 0.0)]
     await asyncio.sleep(0)
     # Over a new connection, too.
     async with grpc.aio.insecure_channel(server.urls["grpc"].removeprefix("grpc://")) as other:
@@ -379,12 +379,14 @@ async def test_who_comes_while_the_server_drains_is_told_to_come_back(
             assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
             watching = health_of(known).Watch(health_pb2.HealthCheckRequest(service=""))
             assert (await watching.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-            # It would use up the grace.
             assert await watching.code() is grpc.StatusCode.UNAVAILABLE
+    # Whoever closes it has it closed behind that, and the grace is that of the first.
+    assert not again.done()
     answer.set()
     # What ran before gets its answer.
     assert not (await running).statuses
     await closing
+    await again
     _, refused = await asyncio.to_thread(manager.telemetry.exposition)
     assert b'tailrace_refused_total{code="going_away",transport="grpc"} 2.0' in refused
 

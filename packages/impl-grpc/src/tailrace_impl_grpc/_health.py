@@ -41,9 +41,6 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
     async def Watch(  # noqa: N802 - the name of the method in the service
         self, request: health_pb2.HealthCheckRequest, context: _Context
     ) -> None:
-        if self._dismissed:
-            await _say_goodbye(context)
-            return
         if len(self._watching) >= _MOST_WATCHING:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already")
         task = asyncio.current_task()
@@ -73,6 +70,10 @@ class HealthServicer(health_pb2_grpc.HealthServicer):
         return health_pb2.HealthCheckResponse.NOT_SERVING
 
     async def _report(self, service: str, context: _Context) -> None:
+        if self._dismissed:
+            # It would use up the grace.
+            await _say_goodbye(context)
+            return
         known: int | None = None
         while True:
             status = self._status(service)

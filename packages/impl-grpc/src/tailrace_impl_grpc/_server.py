@@ -73,7 +73,7 @@ class GrpcServer(TransportServer):
         self._endpoint: Endpoint | None = None
         self._peers: Peers | None = None
         self._urls: Mapping[str, str] = {}
-        self._closing = False
+        self._closing: asyncio.Future[None] | None = None
         self._certificates = False
         self._shared = shared_message()
 
@@ -127,10 +127,13 @@ class GrpcServer(TransportServer):
         return self._urls
 
     async def close(self, grace: float) -> None:
-        server = self._server
-        if server is None or self._closing:
+        if self._server is None:
             return
-        self._closing = True
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close(self._server, grace))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, server: grpc.aio.Server, grace: float) -> None:
         self._health.dismiss()
         for call in self._running.values():
             call.dismiss()
@@ -259,7 +262,7 @@ class GrpcServer(TransportServer):
         assert self._endpoint is not None
         assert self._peers is not None
         with counted_refusals(self._endpoint, peer):
-            if self._closing:
+            if self._closing is not None:
                 raise GoingAway(retry_after=_RETRY_AFTER)
             self._manager.admit()
             self._peers.begin(peer)
