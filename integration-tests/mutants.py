@@ -3,7 +3,8 @@
     python integration-tests/mutants.py [NAME…]
 
 For each saboteur the citing tests run with the defect in the code, until one of them fails. It has not been caught when
-all of them pass, when there are none, or when the defect was never met. Exit code 0 when all were caught.
+all of them pass, when there are none, or when the defect was never met. Exit code 0 when all were caught, 2 for a name
+that no saboteur has.
 """
 
 from __future__ import annotations
@@ -68,6 +69,10 @@ def try_saboteur(saboteur: Saboteur) -> tuple[bool, str]:
 
 def main(names: list[str]) -> int:
     """Try all saboteurs, or those that are named."""
+    unknown = sorted(set(names) - {saboteur.name for saboteur in SABOTEURS})
+    if unknown:
+        print(f"there is no saboteur {', '.join(unknown)}")
+        return 2
     chosen = [saboteur for saboteur in SABOTEURS if not names or saboteur.name in names]
     missed = 0
     started = time.monotonic()
