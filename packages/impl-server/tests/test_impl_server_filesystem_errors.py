@@ -17,7 +17,7 @@ from tailrace_common_api import (
     StorageFailure,
     StorageFull,
 )
-from tailrace_impl_common import chunk_hash, head_of
+from tailrace_impl_common import HeadHasher, chunk_hash, head_of
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
 from tailrace_server_api import BLOCK_SIZE, Durability
 
@@ -98,6 +98,29 @@ async def test_what_is_behind_a_chunk_without_its_hash_is_not_stored(
     assert (final.size, final.head) == (len(proven), head_of(proven))
     await writer.close()
     assert [damage async for damage in storage.verify(ID)] == []
+
+
+@pytest.mark.parametrize("size", [10, 3 * BLOCK_SIZE])
+async def test_nothing_is_stored_behind_a_chunk_that_could_not_be_hashed(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    writer = await writer_of(storage)
+    writer.append(b"announced")
+    await writer.checkpoint()
+
+    def no_memory(self: HeadHasher, data: bytes, hash: bytes) -> None:  # noqa: A002 - as it is.
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(HeadHasher, "update_verified", no_memory)
+        writer.append(b"x" * size, hash=chunk_hash(b"x" * size))
+        with pytest.raises(StorageFailure):
+            await writer.flush()
+    writer.append(b"a hole before it")
+    for _ in range(2):
+        with pytest.raises(StorageFailure):
+            await writer.checkpoint()
+    assert (await storage.load(ID)).size == len(b"announced")
 
 
 @pytest.mark.parametrize("refused", [b"refused", b"refused" * BLOCK_SIZE])

@@ -14,6 +14,7 @@ from tailrace_common_api import (
     NotFound,
     StorageFailure,
 )
+from tailrace_impl_common import chunk_hash
 from tailrace_impl_server import _filesystem_reader, _filesystem_storage, _positional_io
 from tailrace_impl_server._filesystem_files import FileCache, ResourceFiles
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
@@ -82,6 +83,35 @@ async def test_bytes_that_are_not_in_memory_are_not_waited_for(
     assert storage.read_cached(ID, 0, 6) is None
     assert asked == [8, 8]
     assert (await storage.read(ID, 0, 6)).data == b"recent"
+
+
+@pytest.mark.parametrize("resident", [1, 2, 5, 7, 8, 20])
+@pytest.mark.parametrize("start", [0, 1, BLOCK_SIZE, 3 * BLOCK_SIZE - 1])
+async def test_a_piece_keeps_little_more_than_its_size_in_memory(
+    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch, resident: int, start: int
+) -> None:
+    data = b"".join(bytes([number]) * BLOCK_SIZE for number in range(20))
+    writer = await writer_of(storage)
+    writer.append(data)
+    await writer.complete()
+    await writer.close()
+    preadv = os.preadv
+
+    def in_part(fd: int, buffers: list[bytearray], offset: int, flags: int) -> int:
+        return preadv(fd, [memoryview(buffers[0])[: resident * BLOCK_SIZE + 5]], offset, flags)
+
+    # So that the files are open.
+    await storage.read(ID, len(data) - 1, len(data))
+    if storage.read_cached(ID, 10 * BLOCK_SIZE, 11 * BLOCK_SIZE) is None:
+        pytest.skip("this filesystem cannot say what is in memory")
+    monkeypatch.setattr(os, "preadv", in_part)
+    piece = storage.read_cached(ID, start, 16 * BLOCK_SIZE)
+    monkeypatch.undo()
+    assert piece is not None
+    assert piece.data == data[start : start + len(piece.data)]
+    assert piece.hash == chunk_hash(piece.data)
+    held = memoryview(piece.data).obj if isinstance(piece.data, memoryview) else piece.data
+    assert memoryview(held).nbytes <= 2 * max(len(piece.data), BLOCK_SIZE)
 
 
 async def test_few_files_stay_open_however_many_are_read(

@@ -138,6 +138,13 @@ def test_the_piece_cache_counts_what_a_small_piece_costs() -> None:
     assert sum(cache.get(("id", number, number + 1)) is not None for number in range(1000)) < 200
 
 
+def test_the_piece_cache_counts_what_a_view_keeps() -> None:
+    cache = PieceCache(100_000)
+    for number in range(1000):
+        cache.put(("id", number, number + 1), Piece(memoryview(bytes(30_000))[:10], bytes(8)))
+    assert sum(cache.get(("id", number, number + 1)) is not None for number in range(1000)) == 3
+
+
 async def test_a_thousand_followers_of_many_lines_cost_one_join() -> None:
     tail = tail_of(1 << 20)
     for number in range(100):

@@ -9,6 +9,7 @@ digests where it starts with a block, so that nothing is hashed twice.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 from tailrace_common_api import DamagedBlock
 from tailrace_impl_common import ReusableBuffers, block_digest, chunk_hash
@@ -25,6 +26,10 @@ from tailrace_impl_server._journal import (
 from tailrace_impl_server._newline_search import NOTHING_BELOW, search_newline
 from tailrace_impl_server._positional_io import read_up_to
 from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer, Piece
+
+_AT_ONCE = 7 * BLOCK_SIZE
+"""Bytes that are read at once where it takes no waiting. They are hashed and sent from the second level of the processor's
+cache, of which many have a MiB, and which holds other things, too."""
 
 # Linux only. Elsewhere nothing is known to be in memory, and all reads go through a thread.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)
@@ -67,6 +72,8 @@ def announced_slot(files: ResourceFiles, end: int) -> Slot:
 def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffers: ReusableBuffers) -> Piece | None:
     """Return bytes from ``start``, at most up to ``end``, that are in memory; ``None`` when the disk is needed.
 
+    Of much that is asked for, it is as much as is best read at once, up to where a block ends.
+
     Args:
         files: The open files.
         start: First byte.
@@ -85,8 +92,10 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffer
         return Piece(data, chunk_hash(data))
     if _NOWAIT is None:
         raise ResidencyUnknownError
+    end = min(end, start - start % BLOCK_SIZE + _AT_ONCE)
     first, below = _blocks_around(start, end, slot)
-    view = memoryview(buffers.take(below - first))[: below - first]
+    buffer = buffers.take(below - first)
+    view = memoryview(buffer)[: below - first]
     records = bytearray(_records_length(first, below))
     try:
         if records and os.preadv(files.journal, [records], record_offset(first // BLOCK_SIZE), _NOWAIT) < len(records):
@@ -107,7 +116,7 @@ def read_resident(files: ResourceFiles, start: int, end: int, slot: Slot, buffer
     if first + good <= start:
         # In a thread, so that the lowest damaged block is told whatever is in memory.
         return None
-    return _part(files, view[:good], digests, first, start, min(end, first + good))
+    return _part(files, view[:good], len(buffer), digests, first, start, min(end, first + good))
 
 
 def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Piece:
@@ -126,7 +135,7 @@ def read_exactly(files: ResourceFiles, start: int, end: int, slot: Slot) -> Piec
     if _WILL_NEED is not None:
         # So that the next piece is found in memory, and needs no thread, while this one is on its way to the reader.
         os.posix_fadvise(files.data, below, end - start, _WILL_NEED)
-    return _part(files, buffer, digests, first, start, end)
+    return _part(files, buffer, len(buffer), digests, first, start, end)
 
 
 def _blocks_around(start: int, end: int, slot: Slot) -> tuple[int, int]:
@@ -186,18 +195,30 @@ def _damage(buffer: Buffer, first: int, good: int, records: Buffer) -> DamagedBl
     return DamagedBlock(offset=offset, problem="the stored bytes do not have their digest")
 
 
-def _part(files: ResourceFiles, buffer: Buffer, digests: list[bytes], first: int, start: int, end: int) -> Piece:
-    """Return ``[start, end)`` of the checked ``buffer``, and keep the block in which it ends for who goes on there."""
-    if end < first + len(buffer):
+def _part(
+    files: ResourceFiles, checked: Buffer, held: int, digests: list[bytes], first: int, start: int, end: int
+) -> Piece:
+    """Return ``[start, end)`` of checked bytes, and keep the block in which it ends for who goes on there.
+
+    Args:
+        files: The open files.
+        checked: What was read at ``first`` and found to be good.
+        held: Size of what a view of it keeps in memory.
+        digests: Digests of its blocks.
+        first: Where it begins, which is where a block does.
+        start: First byte.
+        end: End.
+    """
+    if end < first + len(checked):
         last = end - first - (end - first) % BLOCK_SIZE
-        files.checked = CheckedBlock(first + last, bytes(memoryview(buffer)[last : last + BLOCK_SIZE]))
-    if start == first and end == first + len(buffer):
-        return Piece(buffer, chunk_hash(buffer, digests))
-    part: Buffer = memoryview(buffer)[start - first : end - first]
-    # A view keeps all of the buffer alive: a small part is copied.
-    if len(part) * 2 <= len(buffer):
-        part = bytes(part)
-    return Piece(part, chunk_hash(part, digests[: len(part) // BLOCK_SIZE] if start == first else ()))
+        files.checked = CheckedBlock(first + last, bytes(memoryview(checked)[last : last + BLOCK_SIZE]))
+    whole = start == first and end == first + len(checked)
+    part = checked if whole else memoryview(checked)[start - first : end - first]
+    known: Sequence[bytes] = ()
+    if start == first:
+        known = digests if whole else digests[: len(part) // BLOCK_SIZE]
+    # A view keeps all of the buffer: a small part is copied.
+    return Piece(part if 2 * len(part) >= held else bytes(part), chunk_hash(part, known))
 
 
 def boundary_at(files: ResourceFiles, blocks: int) -> Boundary:

@@ -1,9 +1,10 @@
 """The writer of the filesystem storage.
 
 The event loop hands chunks and commands over through one queue, in order; whoever holds the writer's strand works the
-queue off: a thread of the pool, or the loop itself for half a MiB when nothing else is pending and the disk has been
-quick. Nothing but the queue is shared: ``_hasher``, ``_records``, ``_committed`` and ``_error`` belong to the holder of
-the strand, the other attributes to the loop, and flags that one side sets and the other reads are single assignments.
+queue off: a thread of the pool, or the loop itself for a chunk of usual size when nothing else is pending and the disk
+has been quick. Nothing but the queue is shared: ``_hasher``, ``_records``, ``_committed`` and ``_error`` belong to the
+holder of the strand, the other attributes to the loop, and flags that one side sets and the other reads are single
+assignments.
 
 Order on disk: data, then records, then the slot. With durability ``fsync`` the data is on disk before the journal is
 written, and the journal before the size is announced; at the end of a resource, in every mode, data and records are
@@ -52,7 +53,7 @@ _SLICE = 4 * 1024 * 1024
 _WAITING_BYTES = 64 * 1024
 """Most bytes that wait for a flush or a checkpoint to be written."""
 _INLINE_BYTES = 1024 * 1024 + _WAITING_BYTES
-"""Most bytes that the event loop writes itself, the largest chunk of any transport behind what may wait: to memory that
+"""Most bytes that the event loop writes itself, the largest chunk by default behind what may wait: to memory that
 takes less than waking a thread, and finds what was received in the processor's cache, three times in a row."""
 _INLINE_SECONDS = 0.001
 """Time that an inline write may take before the next ones go to a thread."""
@@ -337,12 +338,26 @@ class FilesystemWriter(ResourceWriter):
         self._store(batch)
 
     def _store(self, batch: list[tuple[Buffer, bytes | None]]) -> None:
-        """Check, write and hash chunks; the first error is kept and ends all storing."""
+        """Check, hash and write chunks; the first error is kept and ends all storing."""
         if not batch:
             return
         if self._error is not None or self._dropping or self._files is None or self._committed.snapshot.state.terminal:
             self._lost = True
             return
+        try:
+            self._error = self._store_proven(batch, self._files)
+        except OSError as error:
+            self._error = storage_error(error, "store bytes")
+        except Exception as error:  # noqa: BLE001 - nothing may be stored behind bytes that are missing.
+            _log.exception("a writer failed unexpectedly")
+            self._error = StorageFailure(f"storing failed: {error!r}")
+
+    def _store_proven(self, batch: list[tuple[Buffer, bytes | None]], files: ResourceFiles) -> IntegrityError | None:
+        """Store chunks up to the first that does not have its hash, and return the error for that one.
+
+        Raises:
+            OSError: They cannot be written.
+        """
         offset = end = self._stored
         # One pass over joined bytes costs less than several calls for each of many lines.
         joined = len(batch) > 1 and sum(len(data) for data, _ in batch) <= len(batch) * _SMALL
@@ -367,31 +382,22 @@ class FilesystemWriter(ResourceWriter):
             if joined:
                 proven = [b"".join(proven)]
                 completed += self._hasher.update(proven[0])
-            try:
-                write_all(self._files.data, proven, offset)
-            except OSError as error:
-                self._error = storage_error(error, "store bytes")
-                return
-            except Exception as error:  # noqa: BLE001 - nothing may be stored behind bytes that are missing.
-                _log.exception("a writer failed unexpectedly")
-                self._error = StorageFailure(f"storing failed: {error!r}")
-                return
+            write_all(files.data, proven, offset)
             # The bytes were hashed before writing took what else is in the processor's cache. Where writing has failed
             # the hasher is ahead of what is stored, and nobody asks it any more: nothing is committed behind such an
             # error but the end of what was committed before.
             self._records += completed
             self._stored = end
             if not self._sync and end - self._begun >= _WRITE_BACK_LEAST:
-                self._begin_write_back(end)
-        self._error = mismatch
+                self._begin_write_back(files, end)
+        return mismatch
 
-    def _begin_write_back(self, end: int) -> None:
+    def _begin_write_back(self, files: ResourceFiles, end: int) -> None:
         """Have what is stored brought to disk while more arrives, in steps that grow with the resource."""
-        assert self._files is not None
         if end - self._begun < min(end // 8, _WRITE_BACK_MOST):
             return
         end -= end % _WRITE_BACK_GRID
-        if self._write_back.begin(self._files, self._begun, end):
+        if self._write_back.begin(files, self._begun, end):
             self._begun = end
 
     def _execute(self, command: _Command) -> None:

@@ -52,7 +52,9 @@ class _Budget:
             StorageFull: There is no room for them.
         """
         if size > self._left:
-            raise StorageFull(f"cannot store {size} bytes: {self._left} of {self._limit} bytes of memory are left")
+            raise StorageFull(
+                f"the server cannot store {size} bytes: {self._left} of {self._limit} bytes of memory are left"
+            )
         self._left -= size
 
     def give_back(self, size: int) -> None:

@@ -13,6 +13,12 @@ _PIECE_OVERHEAD = 512
 """Bytes of memory that a piece costs beside its data: joined lines are small, and there are many of them."""
 
 
+def _memory_of(piece: Piece) -> int:
+    """Return the bytes of memory that a piece keeps: a view keeps all of what it is a view of."""
+    data = piece.data
+    return _PIECE_OVERHEAD + (memoryview(data.obj).nbytes if isinstance(data, memoryview) else len(data))
+
+
 class PieceCache:
     """Pieces that were joined or read a moment ago, by (id, start, end), the least recently used dropped first.
 
@@ -34,14 +40,14 @@ class PieceCache:
 
     def put(self, key: _PieceKey, piece: Piece) -> None:
         """Keep a piece."""
-        size = len(piece.data) + _PIECE_OVERHEAD
+        size = _memory_of(piece)
         if size > self._limit or key in self._pieces:
             return
         self._pieces[key] = piece
         self._used += size
         while self._used > self._limit:
             _, dropped = self._pieces.popitem(last=False)
-            self._used -= len(dropped.data) + _PIECE_OVERHEAD
+            self._used -= _memory_of(dropped)
 
     def clear(self) -> None:
         """Forget everything."""
