@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from impl_websocket_messages import chunks, client_messages, limits, server_messages, statuses
+from impl_websocket_peer import STATUS
 
 from tailrace_common_api import (
     MAX_OFFSET,
     Checkpoint,
+    FromOffset,
     InvalidArgument,
+    LastBytes,
+    LastLines,
+    ListFilter,
     MessageTooLarge,
     Metadata,
     Page,
@@ -25,11 +31,15 @@ from tailrace_impl_common.messages import (
     Chunk,
     ClientMessage,
     Follow,
+    GetHeads,
     GetStatus,
     Limits,
+    List,
     Listed,
+    Locate,
     OpenUpload,
     Read,
+    ReadLines,
     Request,
     ServerMessage,
     Status,
@@ -290,6 +300,42 @@ def test_values_that_the_model_refuses_are_invalid_arguments(fields: dict[str, o
     error = caught.value.error
     assert isinstance(error, InvalidArgument)
     assert error.field == field
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        (Read(id=ID, start=-(2**70), end=2**70), Read(id=ID, start=-(2**63), end=2**63 - 1)),
+        (Read(id=ID, suffix=2**63), Read(id=ID, suffix=2**63 - 1)),
+        (Follow(id=ID, start=FromOffset(2**70)), Follow(id=ID, start=FromOffset(2**63 - 1))),
+        (Follow(id=ID, start=LastBytes(2**70)), Follow(id=ID, start=LastBytes(2**63 - 1))),
+        (Follow(id=ID, start=LastLines(-(2**70))), Follow(id=ID, start=LastLines(-(2**63)))),
+        (ReadLines(id=ID, first=2**70, count=2**70), ReadLines(id=ID, first=2**63 - 1, count=2**63 - 1)),
+        (ReadLines(id=ID, last=2**70), ReadLines(id=ID, last=2**63 - 1)),
+        (Locate(id=ID, line=2**70), Locate(id=ID, line=2**63 - 1)),
+        (Locate(id=ID, offset=-(2**70)), Locate(id=ID, offset=-(2**63))),
+        (GetHeads(id=ID, sizes=(1, 2**70)), GetHeads(id=ID, sizes=(1, 2**63 - 1))),
+        (List(filter=ListFilter(), limit=2**70), List(filter=ListFilter(), limit=2**63 - 1)),
+    ],
+)
+def test_places_outside_the_wire_stay_outside_every_resource(message: ClientMessage, expected: ClientMessage) -> None:
+    assert decode_from_client(encode_from_client(12, message)).message == expected
+
+
+@pytest.mark.parametrize("limit", [math.nan, math.inf])
+def test_what_json_cannot_say_is_refused_before_it_is_sent(limit: float) -> None:
+    with pytest.raises(InvalidArgument, match=r"List: .* not JSON compliant"):
+        encode_from_client(12, List(filter=ListFilter(created_before=limit), limit=1))
+
+
+@pytest.mark.parametrize("wrong", [{"state": "PAUSED"}, {"metadata": {"name": "a\nb"}}, {"visibility": "secret"}])
+def test_values_that_the_model_refuses_are_mistakes_of_a_server(wrong: dict[str, object]) -> None:
+    fields = json.loads(encode_from_server(12, STATUS))
+    fields["status"].update(wrong)
+    with pytest.raises(Malformed) as caught:
+        decode_from_server(json.dumps(fields))
+    assert caught.value.request == 12
+    assert isinstance(caught.value.error, ProtocolError)
 
 
 @pytest.mark.parametrize(

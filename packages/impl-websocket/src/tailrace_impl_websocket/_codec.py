@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
-from tailrace_common_api import MEBIBYTE, MessageTooLarge, ProtocolError, TailraceError, Unsupported
+from tailrace_common_api import MEBIBYTE, InvalidArgument, MessageTooLarge, ProtocolError, TailraceError, Unsupported
 from tailrace_impl_common.messages import (
     DOWNLOAD_REQUESTS,
     UNARY_REQUESTS,
@@ -188,14 +188,18 @@ def encode_from_client(
 
     Raises:
         MessageTooLarge: It does not fit into a control message.
-        InvalidArgument: A value of a message about records cannot be said in JSON.
+        InvalidArgument: A value in it cannot be said in JSON.
     """
     if type(message) is Window and request is not None and not trace:
         return _window_text(request, message)
     name, fields = _client_fields(message)
     if trace:
         fields["trace"] = _only_trace(trace) or None
-    return _bounded(_to_text(name, request, fields))
+    try:
+        text = _to_text(name, request, fields)
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(field=type(message).__name__, problem=str(error)) from None
+    return _bounded(text)
 
 
 def _client_fields(message: ClientMessage | Cancel | Authenticate | Ping) -> tuple[str, dict[str, object]]:
@@ -323,6 +327,10 @@ def decode_from_server(text: str) -> FromServer:
         raise Malformed(request, Unsupported(f"unknown message type {name[:40]!a}"))
     try:
         return FromServer(request, reader(fields))
+    except InvalidArgument as error:
+        # Not one of who asked.
+        problem = ProtocolError(f"the server sent a value that cannot be accepted: {error}")
+        raise Malformed(request, problem) from None
     except TailraceError as error:
         raise Malformed(request, error) from None
 

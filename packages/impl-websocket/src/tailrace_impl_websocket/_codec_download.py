@@ -16,6 +16,8 @@ from tailrace_impl_common.messages import (
 )
 from tailrace_impl_websocket._codec_values import (
     limits_to_json,
+    optional_place,
+    place,
     read_limits,
     read_start,
     read_status,
@@ -33,9 +35,9 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
             return "read", {
                 "id": message.id,
                 "token": message.token,
-                "start": message.start,
-                "end": message.end,
-                "suffix": message.suffix,
+                "start": place(message.start),
+                "end": optional_place(message.end),
+                "suffix": optional_place(message.suffix),
                 "window": message.window,
                 "chunk_size": message.chunk_size,
             }
@@ -51,9 +53,9 @@ def download_request_to_json(message: Read | Follow | ReadLines | Window) -> tup
             return "read_lines", {
                 "id": message.id,
                 "token": message.token,
-                "first": message.first,
-                "count": message.count,
-                "last": message.last,
+                "first": place(message.first),
+                "count": optional_place(message.count),
+                "last": optional_place(message.last),
                 "window": message.window,
                 "chunk_size": message.chunk_size,
             }

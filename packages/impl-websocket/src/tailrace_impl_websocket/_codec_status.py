@@ -20,7 +20,7 @@ from tailrace_impl_common.messages import (
     Watch,
     Watched,
 )
-from tailrace_impl_websocket._codec_values import read_state, read_status, status_to_json
+from tailrace_impl_websocket._codec_values import optional_place, place, read_state, read_status, status_to_json
 from tailrace_impl_websocket._fields import Fields
 
 
@@ -33,13 +33,13 @@ def status_request_to_json(
         case GetStatus():
             return "get_status", {"id": message.id, "token": message.token}
         case GetHeads():
-            return "get_heads", {"id": message.id, "token": message.token, "sizes": list(message.sizes)}
+            return "get_heads", {"id": message.id, "token": message.token, "sizes": list(map(place, message.sizes))}
         case Locate():
             return "locate", {
                 "id": message.id,
                 "token": message.token,
-                "line": message.line,
-                "offset": message.offset,
+                "line": optional_place(message.line),
+                "offset": optional_place(message.offset),
             }
         case List():
             return "list", {
@@ -48,7 +48,7 @@ def status_request_to_json(
                 "state": None if message.filter.state is None else message.filter.state.value,
                 "created_from": message.filter.created_from,
                 "created_before": message.filter.created_before,
-                "limit": message.limit,
+                "limit": place(message.limit),
                 "page_token": message.page_token,
             }
         case Delete():

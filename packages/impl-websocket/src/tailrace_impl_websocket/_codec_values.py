@@ -20,6 +20,21 @@ from tailrace_common_api import (
 )
 from tailrace_impl_websocket._fields import Fields
 
+_SMALLEST_INT, _LARGEST_INT = -(2**63), 2**63 - 1
+
+
+def place(value: int) -> int:
+    """Return an offset, line or count of a request as the nearest number that fits on the wire.
+
+    What does not fit is far outside every resource, and so is the number that is sent: the server says so.
+    """
+    return min(max(value, _SMALLEST_INT), _LARGEST_INT)
+
+
+def optional_place(value: int | None) -> int | None:
+    """Do the same as :func:`place` for what may be missing."""
+    return None if value is None else place(value)
+
 
 def metadata_to_json(metadata: Metadata) -> dict[str, object]:
     return {
@@ -150,7 +165,7 @@ _START_FIELDS: dict[type[FromOffset | LastBytes | LastLines], str] = {
 
 def start_to_json(start: Start) -> dict[str, object]:
     value = start.offset if isinstance(start, FromOffset) else start.count
-    return {_START_FIELDS[type(start)]: value}
+    return {_START_FIELDS[type(start)]: place(value)}
 
 
 def read_start(fields: Fields) -> Start:
