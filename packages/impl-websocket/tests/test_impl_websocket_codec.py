@@ -46,6 +46,7 @@ from tailrace_impl_common.messages import (
     Watch,
     Window,
 )
+from tailrace_impl_common.record_messages import OpenBulk
 from tailrace_impl_websocket import _codec
 from tailrace_impl_websocket._binary_frame import data_size, frame_request
 from tailrace_impl_websocket._chunk_frame import (
@@ -199,7 +200,7 @@ def test_texts_that_are_sent_often_are_those_that_the_encoder_makes(
     request_: int, message: Window | Checkpoint
 ) -> None:
     name, fields = _codec._server_fields(message)
-    expected = _codec._to_text(name, request_, fields)
+    expected = _codec._to_json(name, request_, fields)
     assert encode_from_server(request_, message) == expected
     if isinstance(message, Window):
         assert encode_from_client(request_, message) == expected
@@ -326,6 +327,19 @@ def test_places_outside_the_wire_stay_outside_every_resource(message: ClientMess
 def test_what_json_cannot_say_is_refused_before_it_is_sent(limit: float) -> None:
     with pytest.raises(InvalidArgument, match=r"List: .* not JSON compliant"):
         encode_from_client(12, List(filter=ListFilter(created_before=limit), limit=1))
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        OpenUpload(metadata=Metadata(name="a"), idempotency_key="\ud800"),
+        GetStatus(id=ID, token="\ud800"),
+        OpenBulk(collection="a", content_type="\udfff"),
+    ],
+)
+def test_values_without_utf8_are_not_sent_as_others(message: ClientMessage) -> None:
+    with pytest.raises(InvalidArgument, match="half of a surrogate pair"):
+        encode_from_client(12, message)
 
 
 @pytest.mark.parametrize("wrong", [{"state": "PAUSED"}, {"metadata": {"name": "a\nb"}}, {"visibility": "secret"}])

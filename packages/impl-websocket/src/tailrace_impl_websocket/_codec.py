@@ -196,10 +196,14 @@ def encode_from_client(
     if trace:
         fields["trace"] = _only_trace(trace) or None
     try:
-        text = _to_text(name, request, fields)
+        text = _to_json(name, request, fields)
     except (TypeError, ValueError) as error:
         raise InvalidArgument(field=type(message).__name__, problem=str(error)) from None
-    return _bounded(text)
+    clean = _clean(text)
+    if clean != text and not isinstance(message, Abort | Settle):
+        # What is for people to read is sent as far as it can be; a key or a name would be another one.
+        raise InvalidArgument(field=type(message).__name__, problem="holds half of a surrogate pair")
+    return _bounded(clean)
 
 
 def _client_fields(message: ClientMessage | Cancel | Authenticate | Ping) -> tuple[str, dict[str, object]]:
@@ -273,7 +277,7 @@ def encode_from_server(request: int | None, message: ServerMessage | Hello | Pon
     if type(message) is Checkpoint and request is not None:
         return _checkpoint_text(request, message)
     name, fields = _server_fields(message)
-    text = _to_text(name, request, fields)
+    text = _clean(_to_json(name, request, fields))
     # An error repeats at most what a request held, and must arrive.
     return text if isinstance(message, Failure) else _bounded(text)
 
@@ -340,23 +344,26 @@ def decode_from_server(text: str) -> FromServer:
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def _to_text(name: str, request: int | None, fields: Mapping[str, object]) -> str:
+def _to_json(name: str, request: int | None, fields: Mapping[str, object]) -> str:
     values: dict[str, object] = {"type": name}
     if request is not None:
         values["request"] = request
     values.update((key, value) for key, value in fields.items() if value is not None)
-    text = _ENCODER.encode(values)
-    # Halves of surrogate pairs (names of files in error texts) have no UTF-8.
+    return _ENCODER.encode(values)
+
+
+def _clean(text: str) -> str:
+    """Return a text without halves of surrogate pairs (names of files in error texts), which have no UTF-8."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _window_text(request: int, window: Window) -> str:
-    """Return what :func:`_to_text` would: this is sent for every few chunks, and shares their time."""
+    """Return what the encoder would: this is sent for every few chunks, and shares their time."""
     return f'{{"type":"window","request":{request},"until":{window.until}}}'
 
 
 def _checkpoint_text(request: int, checkpoint: Checkpoint) -> str:
-    """Return what :func:`_to_text` would, for the other message that is sent for every few chunks."""
+    """Return what the encoder would, for the other message that is sent for every few chunks."""
     size, newlines, head = checkpoint.size, checkpoint.newlines, checkpoint.head.hex()
     return f'{{"type":"checkpoint","request":{request},"size":{size},"newlines":{newlines},"head":"{head}"}}'
 
