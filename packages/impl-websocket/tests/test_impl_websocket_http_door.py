@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,13 @@ from typing import Any
 import httpx
 import pytest
 from impl_websocket_server import Raw, Running, frame, head, raw, running_server
+from starlette.types import Message
 
 from tailrace_common_api import MAX_OFFSET, error_from_wire
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_websocket._http_bodies import Bodies
+from tailrace_impl_websocket._http_door import _copy
+from tailrace_server_api import RequestTelemetry
 
 DATA = b"zero\none\r\ntwo\n\nfour"
 UNKNOWN = "0" * 32
@@ -350,6 +353,23 @@ async def test_headers_of_a_follower_do_not_wait_for_the_first_byte(server: Runn
         await upload.write(b"late")
         await upload.finish()
         assert await response.aread() == b"late"
+
+
+async def test_follower_that_waits_holds_nothing_of_what_it_was_sent() -> None:
+    buffer, sent = bytearray(b"abc"), bytearray()
+
+    async def pieces() -> AsyncGenerator[memoryview, None]:
+        for _ in range(3):
+            yield memoryview(buffer)
+            # A follower waits here; an error where anybody looks at the buffer.
+            buffer.append(0)
+            buffer.pop()
+
+    async def send(message: Message) -> None:
+        sent.extend(message["body"])
+
+    await _copy(pieces(), send, RequestTelemetry())
+    assert sent == b"abc" * 3
 
 
 async def test_follow_of_a_completed_resource_is_all_of_it(server: Running) -> None:

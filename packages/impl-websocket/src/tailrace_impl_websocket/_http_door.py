@@ -177,6 +177,8 @@ async def _copy(pieces: AsyncGenerator[Buffer, None], send: Send, telemetry: Req
         async for piece in pieces:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
             telemetry.sent(len(piece))
+            # A buffer lives as long as the slowest reader holds it; those who wait for the next one hold none.
+            del piece
             # A server that takes everything at once must not keep other tasks from running.
             await asyncio.sleep(0)
     await send({"type": "http.response.body", "body": b""})
