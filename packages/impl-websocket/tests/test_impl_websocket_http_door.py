@@ -12,7 +12,7 @@ import pytest
 from impl_websocket_server import Raw, Running, frame, head, raw, running_server
 from starlette.types import Message
 
-from tailrace_common_api import MAX_OFFSET, error_from_wire
+from tailrace_common_api import MAX_OFFSET, GoingAway, error_from_wire
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_websocket._http_bodies import Bodies
 from tailrace_impl_websocket._http_door import _copy
@@ -353,6 +353,22 @@ async def test_headers_of_a_follower_do_not_wait_for_the_first_byte(server: Runn
         await upload.write(b"late")
         await upload.finish()
         assert await response.aread() == b"late"
+
+
+async def test_follower_that_begins_behind_the_end_of_the_server_is_cut_off() -> None:
+    bodies, error, stays = Bodies(1), GoingAway(retry_after=1.0), asyncio.Event()
+    bodies.admit()
+    # It was let in, and has not begun.
+    assert bodies.go_away(error) == set()
+
+    async def follow() -> None:
+        await stays.wait()
+
+    async def receive() -> Message:
+        await stays.wait()
+        return {"type": "http.disconnect"}
+
+    assert await bodies.send({}, receive, follow(), endless=True, begun=lambda: False) is error
 
 
 async def test_follower_that_waits_holds_nothing_of_what_it_was_sent() -> None:

@@ -74,6 +74,9 @@ class Bodies:
         body = asyncio.create_task(work)
         departure = asyncio.create_task(_disconnected(receive))
         self._running[body] = endless
+        if endless and self._going_away is not None:
+            # It was let in before, and nobody would cut it off.
+            body.cancel()
         try:
             await asyncio.wait((body, departure), return_when=asyncio.FIRST_COMPLETED)
             if departure.done() and not body.done():
