@@ -100,6 +100,23 @@ async def test_messages_in_two_parts_arrive_as_one(size: int, header: bytes, com
             assert await queue.next() == "between"
 
 
+@pytest.mark.parametrize("compression", [None, "deflate"])
+@pytest.mark.usefixtures("errors_are_logged")
+async def test_defect_of_who_takes_messages_is_logged_and_ends_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, compression: str | None
+) -> None:
+    def defect(queue: Queue, text: str) -> None:
+        raise LookupError("defect")
+
+    async with echoed(compression) as (client, queue):
+        monkeypatch.setattr(Queue, "text_received", defect)
+        await client.send_text("between")
+        assert await queue.next() is None
+        assert [record.exc_info[0] for record in caplog.records if record.exc_info] == [LookupError]
+        # That was the end, for which everyone asks here.
+        queue.disconnected()
+
+
 async def test_each_frame_has_a_mask_of_its_own(masks: list[bytes]) -> None:
     async with echoed() as (client, queue):
         masks.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection
@@ -14,6 +15,8 @@ from tailrace_impl_common.messages import Buffer
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol, ClientFrames, MessageReceiver
 from tailrace_impl_websocket._frame_reader import Payload
+
+logger = logging.getLogger(__name__)
 
 MAX_MESSAGE_SIZE = 2 * MAX_FRAME_SIZE
 """Largest message of a server, in bytes: above the largest frame of the binding, so that a frame that is too large
@@ -124,6 +127,8 @@ class LibraryFrames:
                 del message
         except ConnectionClosed:
             pass
+        except Exception:
+            logger.exception("what a server sent could not be taken")
         finally:
             # Whatever ends this, nobody may wait for more.
             receiver.disconnected()
