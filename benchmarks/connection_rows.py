@@ -21,6 +21,8 @@ from tailrace_impl_common import ConnectedClient
 KIBIBYTE = 1024
 _BIG_MESSAGES = 4
 _AT_ONCE = 50
+_REST = 5.0
+"""Seconds after which a server with nothing to do has given back what malloc kept."""
 
 
 @asynccontextmanager
@@ -150,6 +152,7 @@ def idle(run: Run, transport: str) -> Sample:
 
             # What the first connections make the server load is not theirs.
             await connect(_AT_ONCE)
+            await asyncio.sleep(_REST)
             sizes["start"] = resident(server.pid)
             clients = await connect(number)
             sizes["connected"] = resident(server.pid)
@@ -157,10 +160,13 @@ def idle(run: Run, transport: str) -> Sample:
             await session.write(workloads.LINE)
             tasks = [asyncio.create_task(follow(client, session.reference, n)) for n, client in enumerate(clients)]
             await wait_for(len(workloads.LINE))
+            await asyncio.sleep(_REST)
             sizes["following"] = resident(server.pid)
             for _ in range(_BIG_MESSAGES):
                 await session.write(random_message())
             await wait_for(len(workloads.LINE) + _BIG_MESSAGES * len(random_message()))
+            sizes["at_first"] = resident(server.pid)
+            await asyncio.sleep(_REST)
             sizes["after"] = resident(server.pid)
             await session.finish()
             await asyncio.gather(*tasks)
@@ -170,10 +176,16 @@ def idle(run: Run, transport: str) -> Sample:
         sizes = run.wait(hold(server))
     per = {
         name: (sizes[name] - sizes[before]) / number / KIBIBYTE
-        for name, before in (("connected", "start"), ("following", "start"), ("after", "following"))
+        for name, before in (
+            ("connected", "start"),
+            ("following", "start"),
+            ("at_first", "following"),
+            ("after", "following"),
+        )
     }
     more = {
         "of_it_the_connection_KiB": per["connected"],
         f"more_after_{_BIG_MESSAGES}_MiB_to_each_KiB": per["after"],
+        "before_a_rest_KiB": per["at_first"],
     }
     return meter.sample(per["following"], count=number, more=more)

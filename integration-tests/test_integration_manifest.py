@@ -95,3 +95,18 @@ def test_each_group_and_each_trap_has_a_saboteur(citations: list[Citation]) -> N
     groups = {requirement.id.split("-")[0] for requirement in REQUIREMENTS if requirement.built}
     assert groups - {each.split("-")[0] for saboteur in SABOTEURS for each in saboteur.ids} == set()
     assert {saboteur.trap for saboteur in SABOTEURS if saboteur.trap is not None} == TRAPS.keys()
+
+
+def test_each_saboteur_fits_the_code() -> None:
+    """One that does not is not tried, of which whoever changed the code would learn from `make mutants` only."""
+    script = """
+from saboteurs import SABOTEURS
+for saboteur in SABOTEURS:
+    try:
+        saboteur.put_back()
+    except Exception as error:
+        print(saboteur.name, repr(error))
+"""
+    # In a process of its own, which is good for nothing afterwards.
+    run = subprocess.run([sys.executable, "-c", script], cwd=HERE, capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout) == (0, ""), run.stderr

@@ -10,6 +10,7 @@ import click
 
 from tailrace._collector import keep_what_is_loaded, pause_collector
 from tailrace._logging import configure_logging
+from tailrace._malloc import give_back_at_rest
 from tailrace._messages import say
 from tailrace._running import Interruption, run_async
 from tailrace._settings import Settings, load_settings
@@ -56,6 +57,7 @@ def serve(
 
 async def _serve(settings: Settings, as_json: bool, interruption: Interruption) -> None:
     from tailrace._serving import serve_resources
+    from tailrace_impl_common import cancel_and_wait
 
     stop = asyncio.Event()
     # The first signal ends the server in order, the second one at once.
@@ -67,7 +69,11 @@ async def _serve(settings: Settings, as_json: bool, interruption: Interruption) 
         else:
             say(f"gRPC on {_of(urls, 'grpc')}")
             say(f"WebSocket on {_of(urls, 'ws')}, HTTP on {_of(urls, 'http')}")
-        await stop.wait()
+        giving_back = asyncio.create_task(give_back_at_rest())
+        try:
+            await stop.wait()
+        finally:
+            await cancel_and_wait(giving_back)
 
 
 def _of(urls: Mapping[str, str], scheme: str) -> str:
