@@ -32,7 +32,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_websocket import WebSocketServer, _buffered_protocol, _frame_protocol, _server_streams
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
-from tailrace_server_api import TransportServerSettings
+from tailrace_server_api import Credentials, ResourceManager, ResourceService, TransportServerSettings
 
 UNKNOWN = "0" * 32
 
@@ -382,6 +382,31 @@ async def test_number_in_use_ends_a_watch(server: Running) -> None:
         await client.say("watch", 1, id=resource)
         assert isinstance(await client.error(1), ProtocolError)
         await works(client)
+
+
+async def test_callers_who_are_still_looked_at_count_among_the_connections(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, answer = asyncio.Event(), asyncio.Event()
+    async with running_server(max_connections=1) as server:
+        real = type(server.manager).authenticate
+
+        async def authenticate(manager: ResourceManager, credentials: Credentials) -> ResourceService:
+            asked.set()
+            await answer.wait()
+            return await real(manager, credentials)
+
+        async def connect() -> None:
+            anonymous = [Subprotocol("tailrace.v1"), Subprotocol("tailrace.anonymous")]
+            async with connect_websocket(server.endpoint, subprotocols=anonymous, proxy=None) as websocket:
+                assert json.loads(await websocket.recv())["type"] == "hello"
+
+        monkeypatch.setattr(type(server.manager), "authenticate", authenticate)
+        first = asyncio.ensure_future(connect())
+        await asked.wait()
+        with pytest.raises(InvalidStatus) as caught:
+            await connect()
+        assert caught.value.response.status_code == 503
+        answer.set()
+        await first
 
 
 async def test_requests_on_one_connection_are_bounded() -> None:

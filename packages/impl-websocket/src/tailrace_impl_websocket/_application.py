@@ -47,6 +47,8 @@ class Endpoints:
         self._door = HttpDoor(context, self._bodies)
         self._query_door = QueryDoor(context, self._bodies)
         self._connections: dict[ServerConnection, asyncio.Future[None]] = {}
+        self._entering = 0
+        """Connections whose callers are still being looked at."""
         self._going_away: GoingAway | None = None
 
     def application(self, prefix: str) -> Starlette:
@@ -72,7 +74,11 @@ class Endpoints:
             with counted_refusals(endpoint, credentials.peer):
                 self._admit(scope)
                 if credentials.token is not None or ((token := offered_token(scope)) is None and says_anonymous(scope)):
-                    await self._context.manager.authenticate(credentials)
+                    self._entering += 1
+                    try:
+                        await self._context.manager.authenticate(credentials)
+                    finally:
+                        self._entering -= 1
                     token = None
         except TailraceError as error:
             await deny(scope, send, error)
@@ -90,7 +96,7 @@ class Endpoints:
     def _admit(self, scope: Scope) -> None:
         if self._going_away is not None:
             raise self._going_away
-        if len(self._connections) >= self._context.max_connections:
+        if len(self._connections) + self._entering >= self._context.max_connections:
             raise Overloaded(what="connections", retry_after=_RETRY_AFTER)
         self._context.manager.admit()
         if not offers_subprotocol(scope):
