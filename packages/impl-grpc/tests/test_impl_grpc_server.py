@@ -320,6 +320,9 @@ async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Chan
     await following.read()
     watching = resources_of(channel).Watch(pb.WatchRequest(id=opened.status.id))
     await watching.read()
+    asking = reflection_of(channel).ServerReflectionInfo()
+    await asking.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+    await asking.read()
     closing = asyncio.ensure_future(server.close(30.0))
     for call in (uploading, following, watching):
         error = await error_of(call)

@@ -57,6 +57,8 @@ _REQUEST_TIMEOUT = 10.0
 """Time from the beginning of a call to its first message, in seconds."""
 _LAST_CHANCE = 5.0
 """Time behind the grace for calls that were told to end, until the server goes without them, in seconds."""
+_LAST_STATUSES = 1.0
+"""Longest time for the statuses of calls that have ended to leave, in seconds."""
 
 ResultT = TypeVar("ResultT")
 
@@ -142,7 +144,9 @@ class GrpcServer(TransportServer):
         if self._running:
             # Who comes meanwhile is still told why it is refused.
             await asyncio.wait(set(self._running), timeout=grace)
-        stopping = asyncio.ensure_future(server.stop(max(0.0, deadline - loop.time())))
+        # Statuses may be on their way. Nobody waits for who still asks about the server itself, which only a client ends.
+        rest = min(max(0.0, deadline - loop.time()), _LAST_STATUSES)
+        stopping = asyncio.ensure_future(server.stop(rest))
         await asyncio.wait((stopping, *self._running), timeout=max(0.0, deadline - loop.time()) + _LAST_CHANCE)
         await self._end_leftovers()
         # It waits for the calls, too.
