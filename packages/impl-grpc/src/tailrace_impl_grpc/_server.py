@@ -144,7 +144,7 @@ class GrpcServer(TransportServer):
         if self._running:
             # Who comes meanwhile is still told why it is refused.
             await asyncio.wait(set(self._running), timeout=grace)
-        # Statuses may be on their way. Who still asks about the server itself, which only a client ends, is not waited for.
+        # Statuses may be on their way. Calls that ask about the server itself, which only clients end, are cut.
         rest = min(max(0.0, deadline - loop.time()), _LAST_STATUSES)
         stopping = asyncio.ensure_future(server.stop(rest))
         await asyncio.wait((stopping, *self._running), timeout=max(0.0, deadline - loop.time()) + _LAST_CHANCE)
