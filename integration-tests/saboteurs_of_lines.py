@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from sabotage import executed, put, saboteur
@@ -83,9 +82,10 @@ def answers_come_in_one_piece() -> None:
 
     real: Callable[..., None] = _DownloadConversation.__init__
 
-    def init(self: Any, *arguments: Any, endpoint: Any, **more: Any) -> None:
+    def init(self: Any, *arguments: Any, **more: Any) -> None:
         executed()
-        real(self, *arguments, endpoint=replace(endpoint, chunk_size=endpoint.chunk_size * 1000), **more)
+        real(self, *arguments, **more)
+        self._chunk_size *= 1000
 
     _DownloadConversation.__init__ = init  # type: ignore[method-assign]  # the defect
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import math
 from contextlib import suppress
 
 import pytest
@@ -321,12 +320,6 @@ def test_values_that_the_model_refuses_are_invalid_arguments(fields: dict[str, o
 )
 def test_places_outside_the_wire_stay_outside_every_resource(message: ClientMessage, expected: ClientMessage) -> None:
     assert decode_from_client(encode_from_client(12, message)).message == expected
-
-
-@pytest.mark.parametrize("limit", [math.nan, math.inf])
-def test_what_json_cannot_say_is_refused_before_it_is_sent(limit: float) -> None:
-    with pytest.raises(InvalidArgument, match=r"List: .* not JSON compliant"):
-        encode_from_client(12, List(filter=ListFilter(created_before=limit), limit=1))
 
 
 @pytest.mark.parametrize(

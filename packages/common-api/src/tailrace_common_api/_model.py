@@ -9,6 +9,7 @@ import enum
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from math import isfinite
 
 from tailrace_common_api._errors import InvalidArgument
 
@@ -261,7 +262,7 @@ class ListFilter:
     """What a listing selects; unset fields select everything.
 
     Raises:
-        InvalidArgument: The labels break a rule of those of :class:`Metadata`.
+        InvalidArgument: The labels break a rule of those of :class:`Metadata`, or a time is no finite number.
     """
 
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -277,6 +278,9 @@ class ListFilter:
 
     def __post_init__(self) -> None:
         _check_labels("labels", self.labels)
+        for name, time in (("created_from", self.created_from), ("created_before", self.created_before)):
+            if time is not None and not isfinite(time):
+                raise InvalidArgument(field=name, problem=f"{time} is no point in time")
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,8 +28,8 @@ from tailrace_impl_server._positional_io import read_up_to
 from tailrace_server_api import BLOCK_SIZE, Boundary, Buffer, Piece
 
 _AT_ONCE = 7 * BLOCK_SIZE
-"""Bytes that are read at once where it takes no waiting. They are hashed and sent from the second level of the processor's
-cache, of which many have a MiB, and which holds other things, too."""
+"""Bytes that are read at once where it takes no waiting. They are hashed and sent from the second level of the
+processor's cache, of which many have a MiB, and which holds other things, too."""
 
 # Linux only. Elsewhere nothing is known to be in memory, and all reads go through a thread.
 _NOWAIT: int | None = getattr(os, "RWF_NOWAIT", None)

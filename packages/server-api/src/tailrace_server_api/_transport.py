@@ -21,7 +21,7 @@ class TransportServerSettings:
     public_base: str | None = None
     """URL, path prefix included, under which clients reach this transport; ``None`` for the bound address."""
     chunk_size: int | None = None
-    """Bytes of a full chunk on the way to readers that do not say what suits them; ``None`` for the transport's best."""
+    """Bytes of a full chunk on the way to readers that do not say their own; ``None`` for the transport's best."""
     keepalive_interval: float = 20.0
     """Time between signs of life on an idle connection, in seconds."""
     keepalive_timeout: float = 20.0
