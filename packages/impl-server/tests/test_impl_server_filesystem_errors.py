@@ -108,7 +108,7 @@ async def test_nothing_is_stored_behind_a_chunk_that_could_not_be_hashed(
     writer.append(b"announced")
     await writer.checkpoint()
 
-    def no_memory(self: HeadHasher, data: bytes, hash: bytes) -> None:  # noqa: A002 - as it is.
+    def no_memory(self: HeadHasher, data: bytes, hash: bytes) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
