@@ -9,6 +9,7 @@ because asking does not wait for the disk and so takes no error away from whoeve
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
@@ -19,6 +20,9 @@ _MOST_WAITING = 64
 """Requests that may stand in line; a disk that is behind needs no more of them."""
 _BEGIN = 2
 """`SYNC_FILE_RANGE_WRITE`: begin; neither wait for what has begun before nor for the end."""
+_NAP = 0.002
+"""Seconds for which the thread looks for no more requests after some: who makes one meanwhile need not wake it, which is
+as dear as writing half a megabyte, and dearer in a virtual machine."""
 
 
 def load_sync_file_range() -> Callable[[int, int, int, int], object] | None:
@@ -93,3 +97,5 @@ class WriteBack:
                 call(files.data, start, end - start, _BEGIN)
             # An idle thread must not keep closed files open.
             del files, request
+            if self._line.empty():
+                time.sleep(_NAP)
