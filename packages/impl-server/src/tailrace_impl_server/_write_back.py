@@ -21,8 +21,8 @@ _MOST_WAITING = 64
 _BEGIN = 2
 """`SYNC_FILE_RANGE_WRITE`: begin; neither wait for what has begun before nor for the end."""
 _NAP = 0.002
-"""Seconds for which the thread looks for no more requests after some: who makes one meanwhile need not wake it, which is
-as dear as writing half a megabyte, and dearer in a virtual machine."""
+"""Seconds for which the thread looks for no more requests after some: who makes one meanwhile need not wake it, which
+is as dear as writing half a megabyte."""
 
 
 def load_sync_file_range() -> Callable[[int, int, int, int], object] | None:
