@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, Verdict
+from tailrace_impl_server._concurrent_queue import ConcurrentQueue
 from tailrace_server_api import Claim, Depth, RecordQueue, RecordSink
 
 
@@ -59,6 +60,8 @@ class MemoryQueue(RecordQueue):
         self.failures: list[Exception] = []
         """Raised by the next claims, one each."""
         self.settle_failures: list[Exception] = []
+        self.steps = 0, 0
+        """How often other tasks have their turn before a claim, and before answers."""
         self.poison: int | None = None
         """Answers to this record break every call that has one."""
         self.before_claim, self.after_claim, self.before_settle, self.before_release = Gate(), Gate(), Gate(), Gate()
@@ -114,6 +117,8 @@ class MemoryQueue(RecordQueue):
     async def claim(self, claims: Sequence[Claim]) -> Sequence[Sequence[QueuedRecord]]:
         self.claims.append(tuple(claims))
         await self.before_claim.pass_through()
+        for _ in range(self.steps[0]):
+            await asyncio.sleep(0)
         if self.failures:
             raise self.failures.pop(0)
         given: list[list[QueuedRecord]] = [[] for _ in claims]
@@ -144,6 +149,8 @@ class MemoryQueue(RecordQueue):
     async def settle(self, settlements: Sequence[Settlement]) -> Sequence[bool]:
         self.settled.append(tuple(settlements))
         await self.before_settle.pass_through()
+        for _ in range(self.steps[1]):
+            await asyncio.sleep(0)
         if self.settle_failures:
             raise self.settle_failures.pop(0)
         if any(settlement.id == self.poison for settlement in settlements):
@@ -189,6 +196,10 @@ class MemoryQueue(RecordQueue):
         ready = len(self._ready())
         leased = sum(entry.leased_until is not None for entry in self.entries.values())
         return Depth(ready, len(self.entries) - ready - leased, leased, len(self.dead))
+
+
+class ConcurrentMemoryQueue(MemoryQueue, ConcurrentQueue):
+    """Claims while it takes answers."""
 
 
 def storage_failure() -> StorageFailure:

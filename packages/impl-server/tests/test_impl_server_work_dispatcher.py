@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from impl_server_memory_queue import MemoryQueue, storage_failure
+from impl_server_memory_queue import ConcurrentMemoryQueue, MemoryQueue, storage_failure
 
 from tailrace_common_api import (
     GoingAway,
@@ -476,6 +476,8 @@ _STEP = st.one_of(
     st.tuples(st.just("credit"), st.integers(0, 2), st.integers(0, 4), st.sampled_from([0, 60, 150, PLENTY])),
     st.tuples(st.just("answer"), st.integers(0, 2), st.integers(0, 9), st.sampled_from([*Verdict])),
     st.tuples(st.just("expire"), st.just(0), st.just(0), st.just(0)),
+    st.tuples(st.just("slow"), st.integers(0, 4), st.integers(0, 4), st.just(0)),
+    st.tuples(st.just("refuse"), st.just(0), st.just(0), st.just(0)),
     st.tuples(st.just("leave"), st.integers(0, 2), st.booleans(), st.just(0)),
     st.tuples(st.just("run"), st.integers(1, 12), st.just(0), st.just(0)),
 )
@@ -512,19 +514,23 @@ class Worker:
             assert sum(self.held.values()) <= max(size for _, size in allowed) or len(self.held) == 1
 
     async def answer(self, place: tuple[int, int], verdict: Verdict) -> None:
-        await self.session.settle([Settlement(*place, verdict)])
+        try:
+            await self.session.settle([Settlement(*place, verdict)])
+        except StorageFailure:
+            return
         if verdict is not Verdict.EXTEND:
             self.held.pop(place, None)
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.lists(_STEP, max_size=40))
-def test_credit_holds_and_nothing_is_lost_whatever_happens(steps: list[tuple[str, int, int, object]]) -> None:
-    asyncio.run(play(steps))
+@given(st.sampled_from([MemoryQueue, ConcurrentMemoryQueue]), st.lists(_STEP, max_size=40))
+def test_credit_holds_and_nothing_is_lost_whatever_happens(
+    kind: type[MemoryQueue], steps: list[tuple[str, int, int, object]]
+) -> None:
+    asyncio.run(play(kind(), steps))
 
 
-async def play(steps: list[tuple[str, int, int, object]]) -> None:
-    queue = MemoryQueue()
+async def play(queue: MemoryQueue, steps: list[tuple[str, int, int, object]]) -> None:
     dispatcher = WorkDispatcher("tasks", Queue(queue=queue), ServerSettings())
     await dispatcher.start()
     workers = [Worker(dispatcher) for _ in range(3)]
@@ -546,6 +552,10 @@ async def play(steps: list[tuple[str, int, int, object]]) -> None:
                     answering.append(asyncio.create_task(workers[first].answer(place, third)))
             case "expire":
                 queue.advance(31)
+            case "slow":
+                queue.steps = first, second
+            case "refuse":
+                queue.settle_failures.append(storage_failure())
             case "leave":
                 worker = workers[first]
                 worker.task.cancel()
@@ -559,6 +569,7 @@ async def play(steps: list[tuple[str, int, int, object]]) -> None:
             if worker.task.done():
                 worker.task.result()
     await asyncio.gather(*answering)
+    queue.settle_failures.clear()
     for worker in workers:
         worker.task.cancel()
         await asyncio.wait((worker.task,))

@@ -12,12 +12,13 @@ import asyncpg
 
 from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, Verdict
 from tailrace_impl_server import _postgres_queue_statements as statements
+from tailrace_impl_server._concurrent_queue import ConcurrentQueue
 from tailrace_impl_server._postgres import Connection, PostgresDatabase
 from tailrace_impl_server._postgres_bulks import MAKING_TABLES
 from tailrace_impl_server._postgres_ready_search import ReadySearch, Scan
 from tailrace_impl_server._postgres_sink import PostgresSink
 from tailrace_impl_server._queue_rules import DEAD_SUFFIX, DEFAULT_LEASE, Answers, Assignment, Candidate
-from tailrace_server_api import Claim, Depth, RecordQueue, RecordSink
+from tailrace_server_api import Claim, Depth, RecordSink
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -30,7 +31,7 @@ _COUNTS = 500
 """Changes of the number of records after which they are summed."""
 
 
-class PostgresQueue(RecordQueue):
+class PostgresQueue(ConcurrentQueue):
     """A queue in the table that all queues of a database share.
 
     Claims skip what other servers are claiming at the same time, and only the time of the database counts. Cancelling a

@@ -4,6 +4,8 @@ One task claims for all consumers together, whenever one of them may be given mo
 It knows of work by hints, by what is due, and by a slow look now and then. What it claims is with a consumer from the
 moment of the claim on, so that between claim and delivery nothing is in nobody's hands.
 
+Where the queue does both at once, a claim counts on the answers that are being taken: see :class:`DispatchedSession`.
+
 Another task finds out which consumers are stalled. That is a question to the database, so it is asked seldom, and not
 at all while everyone has credit; a claim that could have been given more answers it, too.
 """
@@ -190,6 +192,12 @@ class WorkDispatcher:
             self.wake()
         return counted
 
+    def give_back(self, records: Sequence[QueuedRecord]) -> None:
+        """Give back what was claimed and finds no consumer; others can have it, and its attempt does not count."""
+        self._settlements.give_back([(record.id, record.attempt) for record in records]).add_done_callback(
+            lambda _: self.wake()
+        )
+
     def remove(self, session: DispatchedSession, deliveries: Sequence[Delivered]) -> asyncio.Future[None]:
         """Take a consumer out, and give back what it leaves."""
         self._sessions.pop(session.consumer, None)
@@ -252,7 +260,7 @@ class WorkDispatcher:
         for session in willing:
             del self._willing[session.consumer]
             looked += 1
-            claim = session.claim(left, share)
+            claim = session.begin_claim(left, share)
             if claim is not None:
                 claims.append(claim)
                 left -= claim.records
@@ -264,7 +272,7 @@ class WorkDispatcher:
         for claim, records in zip(claims, await self._claimed(claims), strict=True):
             consumer = self._sessions.get(claim.consumer)
             if consumer is None:
-                self._give(records)
+                self.give_back(records)
                 continue
             if records:
                 consumer.hand(records)
@@ -299,7 +307,7 @@ class WorkDispatcher:
         except asyncio.CancelledError:
             await asyncio.wait((claiming,))
             if claiming.exception() is None:
-                self._give([record for records in claiming.result() for record in records])
+                self.give_back([record for records in claiming.result() for record in records])
             raise
         except BaseException:
             for claim in claims:
@@ -312,11 +320,6 @@ class WorkDispatcher:
                 if (session := self._sessions.get(claim.consumer)) is not None:
                     # Credit that was changed meanwhile is in force from here on.
                     session.notify()
-
-    def _give(self, records: Sequence[QueuedRecord]) -> None:
-        self._settlements.give_back([(record.id, record.attempt) for record in records]).add_done_callback(
-            lambda _: self.wake()
-        )
 
     # Who is stalled.
 
