@@ -51,6 +51,23 @@ def bytes_of_deliveries_are_not_counted() -> None:
     let_clients_take_everything()
 
 
+@saboteur("REC-8", cell="grpc-postgresql")
+def answers_give_credit_back_twice() -> None:
+    """What was counted on while it was being taken is still counted on behind that."""
+    from tailrace_impl_server import _work_session
+
+    def stop_counting_on(self: Any, answering: Any) -> None:
+        if not answering:
+            return
+        executed()
+        self._claimed_for = None
+        self._handed += self._ahead
+        self._ahead = []
+
+    put(_work_session.DispatchedSession, "_stop_counting_on", stop_counting_on)
+    let_clients_take_everything()
+
+
 @saboteur("REC-9", cell="grpc-sqlite")
 def consumers_that_leave_give_nothing_back() -> None:
     from tailrace_impl_server import _work_session
