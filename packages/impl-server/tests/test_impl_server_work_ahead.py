@@ -31,6 +31,9 @@ async def dispatcher(queue: MemoryQueue) -> AsyncIterator[WorkDispatcher]:
     dispatcher = WorkDispatcher("tasks", Queue(queue=queue), ServerSettings())
     await dispatcher.start()
     yield dispatcher
+    # A test that fails must not hang besides.
+    for gate in (queue.before_claim, queue.after_claim, queue.before_settle):
+        gate.open()
     await dispatcher.close()
 
 
