@@ -295,6 +295,30 @@ async def test_a_consumer_that_goes_during_the_claim_keeps_nothing_either(
     assert await handed(consumer(dispatcher, 1)) == [(2, 2)]
 
 
+@pytest.mark.parametrize("closing", [True, False])
+async def test_a_claim_does_not_bring_back_what_its_consumer_leaves(
+    dispatcher: WorkDispatcher, queue: MemoryQueue, closing: bool
+) -> None:
+    queue.put(2)
+    session = consumer(dispatcher, 2)
+    held = await take(session, 2)
+    queue.before_claim.shut()
+    answering = await being_taken(queue, session, held[1])
+    await queue.before_claim.reached.wait()
+    queue.before_settle.open()
+    await answering
+    going = [asyncio.create_task(session.leave())]
+    await settle_down()
+    if closing:
+        going.append(asyncio.create_task(dispatcher.close()))
+        await settle_down()
+    assert queue.released == []
+    queue.before_claim.open()
+    await asyncio.gather(*going)
+    assert queue.released == [(1, 1)]
+    assert queue.entries[1].attempt == 1
+
+
 # Credit.
 
 

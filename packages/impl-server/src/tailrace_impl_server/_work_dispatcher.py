@@ -84,6 +84,10 @@ class WorkDispatcher:
         self._any_stalled = False
         self._claiming: frozenset[str] = frozenset()
         """Consumers of the claim that runs."""
+        self._claimed_all: asyncio.Future[None] | None = None
+        """Done when that claim has ended."""
+        self._leaving: set[asyncio.Future[None]] = set()
+        """What consumers have left, and waits for a claim to end."""
         self._tasks: list[asyncio.Task[None]] = []
         self._closed = False
 
@@ -106,6 +110,7 @@ class WorkDispatcher:
         """Stop handing out, and take the answers that are there; idempotent."""
         self.go_away()
         await cancel_and_wait(*self._tasks)
+        await asyncio.gather(*self._leaving)
         await self._settlements.close()
 
     @property
@@ -202,9 +207,19 @@ class WorkDispatcher:
         """Take a consumer out, and give back what it leaves."""
         self._sessions.pop(session.consumer, None)
         self._willing.pop(session.consumer, None)
-        given = self._settlements.give_back(deliveries)
+        if deliveries and self._claimed_all is not None and self.claims_for(session.consumer):
+            # Else the claim could bring it back to who has left it.
+            given: asyncio.Future[None] = asyncio.ensure_future(self._give_back_behind(self._claimed_all, deliveries))
+            self._leaving.add(given)
+            given.add_done_callback(self._leaving.discard)
+        else:
+            given = self._settlements.give_back(deliveries)
         given.add_done_callback(lambda _: self.wake())
         return given
+
+    async def _give_back_behind(self, claimed: asyncio.Future[None], deliveries: Sequence[Delivered]) -> None:
+        await asyncio.wait((claimed,))
+        await self._settlements.give_back(deliveries)
 
     # Handing out.
 
@@ -300,6 +315,7 @@ class WorkDispatcher:
 
     async def _claimed(self, claims: Sequence[Claim]) -> Sequence[Sequence[QueuedRecord]]:
         self._claiming = frozenset(claim.consumer for claim in claims)
+        ended = self._claimed_all = asyncio.get_running_loop().create_future()
         claiming = asyncio.ensure_future(self._queue.queue.claim(claims))
         try:
             # What is claimed has to find its consumer, or its way back.
@@ -316,6 +332,8 @@ class WorkDispatcher:
             raise
         finally:
             self._claiming = frozenset()
+            self._claimed_all = None
+            ended.set_result(None)
             for claim in claims:
                 if (session := self._sessions.get(claim.consumer)) is not None:
                     # Credit that was changed meanwhile is in force from here on.
