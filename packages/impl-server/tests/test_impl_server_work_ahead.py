@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Sequence
 
 import asyncpg
 import pytest
+from impl_server_consumers import SIZE, ack, consumer, settle_down, take
 from impl_server_memory_queue import ConcurrentMemoryQueue, MemoryQueue, storage_failure
 
 from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, TailraceError, Verdict
@@ -15,10 +16,6 @@ from tailrace_impl_server._work_dispatcher import WorkDispatcher
 from tailrace_impl_server._work_session import DispatchedSession
 from tailrace_server_api import CreditState, Handed, Queue, WorkSession
 from tailrace_server_api.contracts.queue import feed
-
-PLENTY = 1 << 30
-SIZE = 18
-"""What a record of ten bytes counts for."""
 
 
 @pytest.fixture
@@ -37,37 +34,11 @@ async def dispatcher(queue: MemoryQueue) -> AsyncIterator[WorkDispatcher]:
     await dispatcher.close()
 
 
-def consumer(dispatcher: WorkDispatcher, records: int, size: int = PLENTY) -> WorkSession:
-    session = dispatcher.open()
-    session.set_credit(0, records=records, bytes=size)
-    return session
-
-
 async def handed(session: WorkSession) -> list[tuple[int, int]]:
     """Return numbers and attempts of what is handed over next, whatever is told before."""
     while not isinstance(told := await session.next(), Handed):
         pass
     return [(record.id, record.attempt) for record in told.records]
-
-
-async def take(session: WorkSession, count: int) -> list[QueuedRecord]:
-    taken: list[QueuedRecord] = []
-    while len(taken) < count:
-        if isinstance(told := await session.next(), Handed):
-            taken += told.records
-    assert len(taken) == count
-    return taken
-
-
-async def settle_down() -> None:
-    """Let everything run that can."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def ack(session: WorkSession, *records: QueuedRecord) -> None:
-    answers = [Settlement(record.id, record.attempt, Verdict.ACKNOWLEDGE) for record in records]
-    assert all(await session.settle(answers))
 
 
 async def being_taken(queue: MemoryQueue, session: WorkSession, *records: QueuedRecord) -> asyncio.Task[None]:

@@ -7,12 +7,12 @@ from collections.abc import AsyncIterator
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from impl_server_consumers import PLENTY, SIZE, ack, consumer, settle_down, take
 from impl_server_memory_queue import ConcurrentMemoryQueue, MemoryQueue, storage_failure
 
 from tailrace_common_api import (
     GoingAway,
     InvalidArgument,
-    QueuedRecord,
     Settlement,
     StorageFailure,
     Verdict,
@@ -20,10 +20,6 @@ from tailrace_common_api import (
 from tailrace_impl_server import ServerSettings
 from tailrace_impl_server._work_dispatcher import WorkDispatcher
 from tailrace_server_api import CreditState, Handed, Queue, WorkSession
-
-PLENTY = 1 << 30
-SIZE = 18
-"""What a record of ten bytes counts for."""
 
 
 @pytest.fixture
@@ -39,38 +35,10 @@ async def dispatcher(queue: MemoryQueue) -> AsyncIterator[WorkDispatcher]:
     await dispatcher.close()
 
 
-def consumer(dispatcher: WorkDispatcher, records: int, size: int = PLENTY) -> WorkSession:
-    session = dispatcher.open()
-    session.set_credit(0, records=records, bytes=size)
-    return session
-
-
-async def take(session: WorkSession, count: int) -> list[QueuedRecord]:
-    """Take records until there are ``count``."""
-    taken: list[QueuedRecord] = []
-    while len(taken) < count:
-        told = await session.next()
-        if isinstance(told, Handed):
-            taken.extend(told.records)
-    assert len(taken) == count
-    return taken
-
-
 async def state(session: WorkSession) -> CreditState:
     told = await session.next()
     assert isinstance(told, CreditState)
     return told
-
-
-async def settle_down() -> None:
-    """Let everything run that can."""
-    for _ in range(50):
-        await asyncio.sleep(0)
-
-
-async def ack(session: WorkSession, *records: QueuedRecord) -> None:
-    answers = [Settlement(record.id, record.attempt, Verdict.ACKNOWLEDGE) for record in records]
-    assert all(await session.settle(answers))
 
 
 async def test_credit_is_kept_and_comes_back_with_answers(dispatcher: WorkDispatcher, queue: MemoryQueue) -> None:
