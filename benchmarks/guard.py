@@ -20,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Coroutine
@@ -188,8 +189,12 @@ def count_all(cases: list[Case]) -> dict[str, float]:
 
 
 def platform_key() -> str:
-    """Return what counts depend on by their nature: the interpreter, and the kind of processor."""
-    return f"{platform.python_implementation()} {'.'.join(platform.python_version_tuple()[:2])} {platform.machine()}"
+    """Return what counts depend on by their nature: the interpreter, how it was compiled, and the kind of processor."""
+    version = ".".join(platform.python_version_tuple()[:2])
+    # Debian's needs a sixth fewer than one that is compiled from the same source without further ado.
+    flags = (sysconfig.get_config_var("PY_CORE_CFLAGS") or "").split()
+    optimized = [flag for flag in flags if flag.startswith("-O")][-1:]
+    return " ".join([platform.python_implementation(), version, platform.machine(), *optimized])
 
 
 def compare(counted: dict[str, float], recorded: dict[str, float]) -> list[str]:
