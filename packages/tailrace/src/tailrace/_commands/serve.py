@@ -64,13 +64,13 @@ async def _serve(settings: Settings, as_json: bool, interruption: Interruption) 
     interruption.handlers.append(stop.set)
     async with serve_resources(settings, grace=settings.serve.grace) as urls:
         keep_what_is_loaded()
-        if as_json:
-            say(json_line({"event": "ready", **urls}))
-        else:
-            say(f"gRPC on {_of(urls, 'grpc')}")
-            say(f"WebSocket on {_of(urls, 'ws')}, HTTP on {_of(urls, 'http')}")
         giving_back = asyncio.create_task(give_back_at_rest())
         try:
+            if as_json:
+                say(json_line({"event": "ready", **urls}))
+            else:
+                say(f"gRPC on {_of(urls, 'grpc')}")
+                say(f"WebSocket on {_of(urls, 'ws')}, HTTP on {_of(urls, 'http')}")
             await stop.wait()
         finally:
             await cancel_and_wait(giving_back)
