@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import logging
 import sqlite3
 import threading
 from collections.abc import AsyncGenerator
@@ -45,7 +46,9 @@ class TestPostgresDatabase:
             async with database.connection() as connection:
                 await connection.execute("SELECT * FROM nothing")
 
-    async def test_a_transaction_that_is_left_open_is_undone(self, database: PostgresDatabase) -> None:
+    async def test_a_transaction_that_is_left_open_is_undone(
+        self, database: PostgresDatabase, caplog: pytest.LogCaptureFixture
+    ) -> None:
         async with database.connection() as connection:
             await connection.execute("CREATE TABLE things (id int)")
             await connection.execute("BEGIN")
@@ -53,6 +56,7 @@ class TestPostgresDatabase:
         async with database.connection() as connection:
             assert not connection.is_in_transaction()
             assert await connection.fetchval("SELECT count(*) FROM things") == 0
+        assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
     async def test_a_connection_that_was_cut_is_replaced(self, database: PostgresDatabase) -> None:
         with pytest.raises(StorageFailure):

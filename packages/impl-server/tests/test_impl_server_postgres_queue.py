@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
@@ -9,6 +10,7 @@ import pytest
 from postgres_server import PostgresServer
 
 from tailrace_common_api import QueuedRecord, Settlement, StorageFailure, Verdict
+from tailrace_impl_server import _postgres_queue_statements
 from tailrace_impl_server._postgres import PostgresDatabase
 from tailrace_impl_server._postgres_queue import PostgresQueue
 from tailrace_server_api import Claim, Depth
@@ -24,6 +26,29 @@ async def server(url: str, *, lease: float = 60.0) -> AsyncIterator[PostgresQueu
         yield queue
     finally:
         await queue.close()
+
+
+async def test_a_claim_that_is_cancelled_while_its_transaction_begins_leaves_none(
+    postgres_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with server(postgres_url) as queue, asyncio.timeout(30):
+        await feed(queue, [b"1"])
+        with monkeypatch.context() as patched:
+            patched.setattr(_postgres_queue_statements, "BEGIN", "BEGIN; SELECT pg_sleep(600)")
+            claiming = asyncio.create_task(take(queue))
+            async with queue._database.connection() as connection:
+                beginning = (
+                    "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'BEGIN; SELECT pg_sleep%'"
+                    " AND state = 'active' AND datname = current_database()"
+                )
+                while not await connection.fetchval(beginning):  # noqa: ASYNC110 - the database tells nobody.
+                    await asyncio.sleep(0.01)
+            claiming.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await claiming
+        assert data(await take(queue)) == [b"1"]
+    # The driver reports a transaction that nobody has ended nowhere else.
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 class TestSeveralServers:

@@ -214,6 +214,9 @@ class PostgresDatabase:
                 with self._pulse.used(connection):
                     yield connection
             finally:
+                if not connection.is_closed() and connection.is_in_transaction():
+                    # The driver would complain of it in the log, and end the transaction in its own time.
+                    connection.terminate()
                 try:
                     await pool.release(connection, timeout=_ANSWER_SECONDS)
                 except _DRIVER_ERRORS as error:
@@ -292,6 +295,4 @@ logging.getLogger("asyncpg.pool").addFilter(without_traceback)
 
 
 async def _reset(connection: asyncpg.Connection) -> None:
-    """Make a connection that comes back usable for others, without asking the server where nothing was left."""
-    if connection.is_in_transaction():
-        connection.terminate()
+    """Leave a connection that comes back as it is: one with a transaction was ended, and nothing else is ever set."""

@@ -137,11 +137,12 @@ class PostgresQueue(ConcurrentQueue):
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Connection]:
         async with self._database.connection() as connection:
-            await connection.execute(statements.BEGIN)
             try:
+                await connection.execute(statements.BEGIN)
                 yield connection
             except BaseException:
-                # Without it the connection would be ended, and one more made.
+                # Without it the connection would be ended, and one more made. A beginning that was cancelled may have
+                # begun.
                 if not connection.is_closed():
                     await connection.execute("ROLLBACK")
                 raise
