@@ -7,6 +7,7 @@ import ctypes
 import os
 import sys
 import time
+from pathlib import Path
 
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
@@ -25,6 +26,10 @@ _INTERVAL = 2.0
 """Seconds between two looks at whether the process has come to rest."""
 _REST = 0.02
 """Share of a processor's time below which it has."""
+_WORTH = 64 * _MEBIBYTE
+"""Growth from which on memory is given back at once: less of it is soon needed again, and dear when it comes anew."""
+_LONG_REST = 30
+"""Intervals of rest after which it is given back whatever the growth."""
 
 _tuned = False
 
@@ -60,24 +65,36 @@ def tune_malloc() -> bool:
 
 
 async def give_back_at_rest() -> None:
-    """Give what malloc keeps back to the system, each time that the process comes to rest; runs until cancelled.
+    """Give what malloc keeps back to the system when the process comes to rest; runs until cancelled.
 
-    That is within some seconds of the last work, not on the way: half a gigabyte takes some ten milliseconds, for which
-    nothing else gets memory. Returns at once where malloc was not tuned, since nothing is kept then.
+    That is some seconds after the last work where it has grown by much, and a minute after it where not; never on the
+    way: half a gigabyte takes some ten milliseconds, for which nothing else gets memory. Returns at once where malloc
+    was not tuned, since nothing is kept then.
     """
     if not _tuned:
         return
     trim = ctypes.CDLL(None).malloc_trim
     trim.argtypes = (ctypes.c_size_t,)
     trim.restype = ctypes.c_int
+    least = _resident()
     worked = False
+    rested = 0
     before = time.process_time()
     while True:
         await asyncio.sleep(_INTERVAL)
         now = time.process_time()
         if now - before > _REST * _INTERVAL:
             worked = True
+            rested = 0
         elif worked:
-            worked = False
-            await asyncio.to_thread(trim, 0)
+            rested += 1
+            if rested >= _LONG_REST or _resident() - least > _WORTH:
+                await asyncio.to_thread(trim, 0)
+                least = _resident()
+                worked = False
         before = now
+
+
+def _resident() -> int:
+    """Return how many bytes of the process are in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
