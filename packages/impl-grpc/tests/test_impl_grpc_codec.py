@@ -35,6 +35,7 @@ from impl_grpc_messages import (
 )
 
 from tailrace_common_api import (
+    MAX_OFFSET,
     InvalidArgument,
     ListFilter,
     MessageTooLarge,
@@ -219,6 +220,18 @@ def test_values_outside_the_wire_are_the_callers_fault() -> None:
         _codec.READ.encode_request(Read(id="\ud800"))
     with pytest.raises(InvalidArgument, match=r"Chunk: .* not within 64 bits"):
         _codec.UPLOAD.encode_request(Chunk(2**64, b"x", b"h" * 8, b""))
+
+
+def test_a_declared_length_is_that_of_a_resource() -> None:
+    for length in (0, MAX_OFFSET):
+        wire = pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"), length=length)).SerializeToString()
+        request = _codec.UPLOAD.decode_request(wire)
+        assert isinstance(request, OpenUpload)
+        assert request.length == length
+    for length in (MAX_OFFSET + 1, 2**64 - 1):
+        wire = pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"), length=length)).SerializeToString()
+        with pytest.raises(ProtocolError, match="'length' is above"):
+            _codec.UPLOAD.decode_request(wire)
 
 
 def test_places_outside_the_wire_stay_outside_every_resource() -> None:

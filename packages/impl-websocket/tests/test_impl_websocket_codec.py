@@ -259,6 +259,8 @@ def test_unknown_fields_are_ignored() -> None:
         {"type": "open_upload", "metadata": []},
         {"type": "open_upload", "metadata": {"name": "x", "content_type": "text/plain", "lines": 1}},
         {"type": "open_upload", "metadata": {"name": "x", "content_type": "a/b"}, "sha256": "00"},
+        {"type": "open_upload", "metadata": {"name": "x", "content_type": "a/b"}, "length": MAX_OFFSET + 1},
+        {"type": "open_upload", "metadata": {"name": "x", "content_type": "a/b"}, "length": 2**64},
         {"type": "reopen_upload", "id": ID},
         {"type": "create_context", "attributes": {"a": 1}},
         {"type": "watch_context", "id": ID, "after": -1},

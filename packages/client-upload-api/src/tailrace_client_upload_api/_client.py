@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Self
 
 from tailrace_common_api import (
+    MAX_OFFSET,
     Checkpoint,
     InvalidArgument,
     Limits,
@@ -77,7 +78,7 @@ class UploadRequest:
     visibility: Visibility = Visibility.LIVE
     """Who sees it before it is complete."""
     length: int | None = None
-    """Declared length in bytes; ``None`` when it is not known, which is the normal case."""
+    """Declared length in bytes, at most 2^53 - 1; ``None`` when it is not known, which is the normal case."""
     sha256: bytes | None = None
     """Declared SHA-256 of the content, 32 bytes; ``None`` for none."""
     idempotency_key: str | None = None
@@ -91,6 +92,9 @@ class UploadRequest:
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 0:
             raise InvalidArgument(field="length", problem="negative")
+        if self.length is not None and self.length > MAX_OFFSET:
+            # It would not get through every transport, and each would say so in its own way.
+            raise InvalidArgument(field="length", problem=f"above {MAX_OFFSET}, the largest size of a resource")
         if self.sha256 is not None and len(self.sha256) != 32:
             raise InvalidArgument(field="sha256", problem=f"{len(self.sha256)} bytes; a SHA-256 has 32")
         if self.idempotency_key is not None and not 1 <= len(self.idempotency_key) <= 255:

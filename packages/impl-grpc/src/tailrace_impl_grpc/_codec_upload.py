@@ -18,6 +18,7 @@ from tailrace_impl_common.messages import (
 from tailrace_impl_grpc._chunk_frame import CHUNK_TAG, frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec_values import (
     MAX_DATA_MESSAGE,
+    check_count,
     check_head,
     checked_chunk,
     checkpoint_from_proto,
@@ -81,7 +82,7 @@ def decode_upload_request(data: bytes) -> ClientMessage:
             return OpenUpload(
                 metadata=metadata_from_proto(opening.metadata),
                 visibility=visibility_from_proto(opening.visibility),
-                length=opening.length if opening.HasField("length") else None,
+                length=check_count("length", opening.length) if opening.HasField("length") else None,
                 sha256=opening.sha256 if opening.HasField("sha256") else None,
                 idempotency_key=opening.idempotency_key if opening.HasField("idempotency_key") else None,
             )

@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError, Message
 
 from tailrace_common_api import (
     HEAD_SIZE,
+    MAX_OFFSET,
     MEBIBYTE,
     BulkRefused,
     Checkpoint,
@@ -118,6 +119,17 @@ def check_head(head: bytes) -> bytes:
     if len(head) != HEAD_SIZE:
         raise ProtocolError(f"head of {len(head)} bytes; a head has {HEAD_SIZE}")
     return head
+
+
+def check_count(name: str, value: int) -> int:
+    """Return ``value`` if it is no larger than any offset.
+
+    Raises:
+        ProtocolError: It is.
+    """
+    if value > MAX_OFFSET:
+        raise ProtocolError(f"field {name!r} is above {MAX_OFFSET}")
+    return value
 
 
 def place(value: int) -> int:
