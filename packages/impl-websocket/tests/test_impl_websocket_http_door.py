@@ -356,7 +356,7 @@ async def test_headers_of_a_follower_do_not_wait_for_the_first_byte(server: Runn
 
 
 async def test_follower_that_begins_behind_the_end_of_the_server_is_cut_off() -> None:
-    bodies, error, stays = Bodies(1), GoingAway(retry_after=1.0), asyncio.Event()
+    bodies, error, stays = Bodies(), GoingAway(retry_after=1.0), asyncio.Event()
     bodies.admit()
     # It was let in, and has not begun.
     assert bodies.go_away(error) == set()

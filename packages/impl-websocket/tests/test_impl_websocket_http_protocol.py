@@ -7,8 +7,10 @@ import contextlib
 import json
 from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from impl_websocket_server import head, raw, running_server
+from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from tailrace_common_api import Metadata
@@ -122,6 +124,49 @@ async def test_more_connections_than_allowed_are_told_so() -> None:
         # There is room again.
         async with raw(server.endpoint) as client:
             assert (await client.open_upload(1))["type"] == "opened"
+
+
+async def test_websockets_and_requests_over_http_are_bounded_together() -> None:
+    async with (
+        running_server(max_connections=2) as server,
+        httpx.AsyncClient(base_url=server.http, trust_env=False) as client,
+        raw(server.endpoint),
+    ):
+        upload = await server.manager.create(Metadata(name="growing"))
+        async with client.stream("GET", f"/r/{upload.id}?follow") as following:
+            assert following.status_code == 200
+            refused = await client.get(f"/r/{upload.id}")
+            assert (refused.status_code, refused.json()["code"]) == (503, "overloaded")
+            with pytest.raises(InvalidStatus) as caught:
+                async with raw(server.endpoint):
+                    pass
+            assert caught.value.response.status_code == 503
+            assert json.loads(caught.value.response.body)["code"] == "overloaded"
+            # Who asks how the server is gets an answer all the same.
+            assert (await client.get("/healthz")).status_code == 200
+            await upload.finish(size=0, head=bytes.fromhex(head(b"")))
+            assert await following.aread() == b""
+        # There is room again as soon as the client has its answer, for either.
+        for _ in range(20):
+            assert (await client.get(f"/r/{upload.id}")).status_code == 200
+        async with raw(server.endpoint):
+            pass
+
+
+async def test_requests_that_are_refused_take_no_room() -> None:
+    async with (
+        running_server(max_connections=1) as server,
+        httpx.AsyncClient(base_url=server.http, trust_env=False) as client,
+    ):
+        for path, status in (("/r/nobody", 404), ("/r/x?lines=y", 400), ("/query/nobody", 404)) * 3:
+            assert (await client.get(path)).status_code == status
+        for _ in range(3):
+            with pytest.raises(InvalidStatus) as caught:
+                async with connect(server.endpoint, proxy=None):
+                    pass
+            assert json.loads(caught.value.response.body)["code"] == "unsupported"
+        async with raw(server.endpoint):
+            pass
 
 
 async def test_far_too_many_connections_are_cut() -> None:

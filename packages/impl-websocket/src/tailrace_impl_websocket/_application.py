@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 
-from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, Overloaded, TailraceError, Unsupported
+from tailrace_common_api import MEBIBYTE, GoingAway, NotFound, TailraceError, Unsupported
 from tailrace_impl_common import Endpoint, counted_refusals, where_waits
 from tailrace_impl_websocket._codec import PATH, SUBPROTOCOL
 from tailrace_impl_websocket._credentials import credentials_of, offered_token, says_anonymous
@@ -21,6 +21,7 @@ from tailrace_impl_websocket._http_door import HttpDoor
 from tailrace_impl_websocket._http_query import QueryDoor
 from tailrace_impl_websocket._operations import Operations
 from tailrace_impl_websocket._origins import OriginGuard, Origins, parse_origins
+from tailrace_impl_websocket._places import Place, Places
 from tailrace_impl_websocket._refusal import deny, send_error
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
 from tailrace_server_api import ResourceManager
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 BEST_CHUNK_SIZE = MEBIBYTE
 """Size of chunks that suits WebSocket and HTTP best, in bytes."""
-_RETRY_AFTER = 1.0
-"""What clients are told of a server that is full, in seconds."""
 _GOING_AWAY_RETRY = 0.1
 """What clients are told of a server that goes away, in seconds: most come back at once."""
 _LAST_WAIT = 5.0
@@ -43,12 +42,11 @@ class Endpoints:
     def __init__(self, context: ServerContext) -> None:
         """Serve the manager of ``context``."""
         self._context = context
-        self._bodies = Bodies(context.max_connections)
-        self._door = HttpDoor(context, self._bodies)
-        self._query_door = QueryDoor(context, self._bodies)
+        self._places = Places(context.max_connections)
+        self._bodies = Bodies()
+        self._door = HttpDoor(context, self._places, self._bodies)
+        self._query_door = QueryDoor(context, self._places, self._bodies)
         self._connections: dict[ServerConnection, asyncio.Future[None]] = {}
-        self._entering = 0
-        """Connections whose callers are still being looked at."""
         self._going_away: GoingAway | None = None
 
     def application(self, prefix: str) -> Starlette:
@@ -70,34 +68,34 @@ class Endpoints:
         """Serve one WebSocket to its end."""
         await receive()
         endpoint, credentials = self._context.endpoint, credentials_of(scope)
-        try:
-            with counted_refusals(endpoint, credentials.peer):
-                self._admit(scope)
-                if credentials.token is not None or ((token := offered_token(scope)) is None and says_anonymous(scope)):
-                    self._entering += 1
-                    try:
+        with self._places.place() as place:
+            try:
+                with counted_refusals(endpoint, credentials.peer):
+                    self._admit(scope, place)
+                    if credentials.token is not None or (
+                        (token := offered_token(scope)) is None and says_anonymous(scope)
+                    ):
                         await self._context.manager.authenticate(credentials)
-                    finally:
-                        self._entering -= 1
-                    token = None
-        except TailraceError as error:
-            await deny(scope, send, error)
-            return
-        connection = ServerConnection(self._context, credentials, scope, receive, send, offered=token)
-        ended = asyncio.get_running_loop().create_future()
-        self._connections[connection] = ended
-        try:
-            with endpoint.telemetry.connection(endpoint.transport):
-                await connection.run()
-        finally:
-            del self._connections[connection]
-            ended.set_result(None)
+                        token = None
+            except TailraceError as error:
+                # Who is refused may come again with something else.
+                place.leave()
+                await deny(scope, send, error)
+                return
+            connection = ServerConnection(self._context, credentials, scope, receive, send, offered=token)
+            ended = asyncio.get_running_loop().create_future()
+            self._connections[connection] = ended
+            try:
+                with endpoint.telemetry.connection(endpoint.transport):
+                    await connection.run()
+            finally:
+                del self._connections[connection]
+                ended.set_result(None)
 
-    def _admit(self, scope: Scope) -> None:
+    def _admit(self, scope: Scope, place: Place) -> None:
         if self._going_away is not None:
             raise self._going_away
-        if len(self._connections) + self._entering >= self._context.max_connections:
-            raise Overloaded(what="connections", retry_after=_RETRY_AFTER)
+        place.take()
         self._context.manager.admit()
         if not offers_subprotocol(scope):
             raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
@@ -154,7 +152,7 @@ def create_application(
             this one strips it.
         chunk_size: Bytes of a full chunk on the way to readers that do not say what suits them.
         keepalive_interval: Seconds after which clients that cannot send protocol pings are asked to send their own.
-        max_connections: Most WebSockets, and most plain HTTP requests, at the same time.
+        max_connections: Most WebSockets and plain HTTP requests at the same time, together.
         origins: Origins of the pages that may use the server, beside those of ``base`` and of the server itself;
             ``*`` for all.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from starlette.types import Receive, Scope
 
-from tailrace_common_api import ConnectionLost, GoingAway, Overloaded, TailraceError
+from tailrace_common_api import ConnectionLost, GoingAway, TailraceError
 from tailrace_impl_common import cancel_and_wait
 
 logger = logging.getLogger(__name__)
@@ -26,23 +26,19 @@ class ResponseAborted(Exception):
 class Bodies:
     """All bodies that are being sent by one server."""
 
-    def __init__(self, max_bodies: int) -> None:
-        """Let in at most ``max_bodies`` at the same time."""
-        self._most = max_bodies
+    def __init__(self) -> None:
+        """Start with none."""
         self._going_away: GoingAway | None = None
         self._running: dict[asyncio.Task[None], bool] = {}
 
     def admit(self) -> None:
-        """Check that there is room for another one.
+        """Check that another one may begin.
 
         Raises:
             GoingAway: The server shuts down.
-            Overloaded: There is none.
         """
         if self._going_away is not None:
             raise self._going_away
-        if len(self._running) >= self._most:
-            raise Overloaded(what="requests", retry_after=1.0)
 
     def go_away(self, error: GoingAway) -> set[asyncio.Task[None]]:
         """Refuse new bodies, cut off those that have no end of their own, and return those that still run."""

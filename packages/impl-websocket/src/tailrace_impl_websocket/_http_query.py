@@ -33,6 +33,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import counted_refusals, log_failure, traced
 from tailrace_impl_websocket._credentials import credentials_of
 from tailrace_impl_websocket._http_bodies import Bodies, ResponseAborted
+from tailrace_impl_websocket._places import Places
 from tailrace_impl_websocket._refusal import send_error, send_start
 from tailrace_impl_websocket._server_streams import ServerContext
 from tailrace_server_api import RequestTelemetry, ResourceService
@@ -49,28 +50,32 @@ _LINE_ENDS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 class QueryDoor:
     """The ASGI application behind ``/query/{name}``."""
 
-    def __init__(self, context: ServerContext, bodies: Bodies) -> None:
-        """Query the sources of the manager of ``context``; ``bodies`` counts what is answered."""
+    def __init__(self, context: ServerContext, places: Places, bodies: Bodies) -> None:
+        """Query the manager of ``context``; each request takes one of ``places``, each answer is of ``bodies``."""
         self._context = context
         self._endpoint = replace(context.endpoint, transport="http")
+        self._places = places
         self._bodies = bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        try:
-            if scope["method"] != "GET":
-                await send_error(send, Unsupported("only GET is supported here"), http_status=405, allow="GET")
+        with self._places.place() as place:
+            send = place.until_answered(send)
+            try:
+                if scope["method"] != "GET":
+                    await send_error(send, Unsupported("only GET is supported here"), http_status=405, allow="GET")
+                    return
+                credentials = credentials_of(scope)
+                with counted_refusals(self._endpoint, credentials.peer):
+                    self._bodies.admit()
+                    place.take()
+                    self._context.manager.admit()
+                    service = await self._context.manager.authenticate(credentials)
+                arguments = _arguments(scope["query_string"])
+            except TailraceError as error:
+                await send_error(send, error)
                 return
-            credentials = credentials_of(scope)
-            with counted_refusals(self._endpoint, credentials.peer):
-                self._bodies.admit()
-                self._context.manager.admit()
-                service = await self._context.manager.authenticate(credentials)
-            arguments = _arguments(scope["query_string"])
-        except TailraceError as error:
-            await send_error(send, error)
-            return
-        await self._serve(scope, receive, send, arguments, service)
+            await self._serve(scope, receive, send, arguments, service)
 
     async def _serve(
         self, scope: Scope, receive: Receive, send: Send, arguments: dict[str, str], service: ResourceService

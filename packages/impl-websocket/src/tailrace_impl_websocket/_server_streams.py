@@ -72,7 +72,7 @@ class ServerContext:
     keepalive_interval: float
     """Announced to clients that cannot send protocol pings, in seconds."""
     max_connections: int
-    """Most connections and plain HTTP requests at the same time."""
+    """Most WebSockets and plain HTTP requests at the same time, together."""
     origins: Origins
     """Whose pages may use the server."""
     shared_frame: SharedFrame = field(default_factory=SharedFrame)
