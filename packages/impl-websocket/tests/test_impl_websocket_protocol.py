@@ -693,6 +693,50 @@ async def test_clients_are_told_that_the_server_goes_away() -> None:
             await connect_websocket(server.endpoint, proxy=None)
 
 
+@pytest.mark.parametrize("protocol", ["buffered", "websockets-sansio"])
+@pytest.mark.parametrize("stubborn", [False, True], ids=["ends", "finishes"])
+async def test_callers_who_are_still_looked_at_are_told_that_the_server_goes_away(
+    monkeypatch: pytest.MonkeyPatch, protocol: str, stubborn: bool
+) -> None:
+    asked = asyncio.Event()
+    async with running_server({"protocol": protocol}) as server:
+        real = type(server.manager).authenticate
+
+        async def authenticate(manager: ResourceManager, credentials: Credentials) -> ResourceService:
+            asked.set()
+            try:
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                if not stubborn:
+                    raise
+            return await real(manager, credentials)
+
+        monkeypatch.setattr(type(server.manager), "authenticate", authenticate)
+        anonymous = [Subprotocol("tailrace.v1"), Subprotocol("tailrace.anonymous")]
+        connecting = asyncio.ensure_future(connect_websocket(server.endpoint, subprotocols=anonymous, proxy=None))
+        await asked.wait()
+        # Whatever the grace is.
+        await server.transport.close(0.0)
+        with pytest.raises(InvalidStatus) as caught:
+            await connecting
+        response = caught.value.response
+        assert response.status_code == 503
+        assert json.loads(response.body)["code"] == GoingAway.code
+        assert "Retry-After" in response.headers
+
+
+@pytest.mark.usefixtures("errors_are_logged")
+async def test_a_timeout_of_an_authenticator_is_its_own(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def authenticate(manager: ResourceManager, credentials: Credentials) -> ResourceService:
+        raise TimeoutError
+
+    monkeypatch.setattr(type(server.manager), "authenticate", authenticate)
+    anonymous = [Subprotocol("tailrace.v1"), Subprotocol("tailrace.anonymous")]
+    with pytest.raises(InvalidStatus) as caught:
+        await connect_websocket(server.endpoint, subprotocols=anonymous, proxy=None)
+    assert caught.value.response.status_code == 500
+
+
 async def test_server_does_not_wait_for_a_client_that_never_reads() -> None:
     async with running_server(keepalive_interval=60.0) as server:
         resource = await server.upload(bytes(1024 * 1024))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
@@ -24,7 +25,7 @@ from tailrace_impl_websocket._origins import OriginGuard, Origins, parse_origins
 from tailrace_impl_websocket._places import Place, Places
 from tailrace_impl_websocket._refusal import deny, send_error
 from tailrace_impl_websocket._server_streams import ServerConnection, ServerContext, offers_subprotocol
-from tailrace_server_api import ResourceManager
+from tailrace_server_api import Credentials, ResourceManager
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ class Endpoints:
         self._door = HttpDoor(context, self._places, self._bodies)
         self._query_door = QueryDoor(context, self._places, self._bodies)
         self._connections: dict[ServerConnection, asyncio.Future[None]] = {}
+        # Whose callers are still being looked at, by what ends that.
+        self._entering: dict[asyncio.Timeout, asyncio.Task[Any]] = {}
         self._going_away: GoingAway | None = None
 
     def application(self, prefix: str) -> Starlette:
@@ -75,7 +78,7 @@ class Endpoints:
                     if credentials.token is not None or (
                         (token := offered_token(scope)) is None and says_anonymous(scope)
                     ):
-                        await self._context.manager.authenticate(credentials)
+                        await self._authenticate(credentials)
                         token = None
             except TailraceError as error:
                 # Who is refused may come again with something else.
@@ -100,9 +103,35 @@ class Endpoints:
         if not offers_subprotocol(scope):
             raise Unsupported(f"the WebSocket subprotocol {SUBPROTOCOL} is not offered")
 
+    async def _authenticate(self, credentials: Credentials) -> None:
+        """Look at a caller.
+
+        Raises:
+            GoingAway: The server shuts down meanwhile.
+            TailraceError: The caller is refused.
+        """
+        task, patience = asyncio.current_task(), asyncio.timeout(None)
+        assert task is not None
+        try:
+            async with patience:
+                self._entering[patience] = task
+                try:
+                    await self._context.manager.authenticate(credentials)
+                finally:
+                    del self._entering[patience]
+        except TimeoutError:
+            # An authenticator may have one of its own.
+            if not patience.expired():
+                raise
+        if self._going_away is not None:
+            raise self._going_away
+
     async def close(self, grace: float) -> None:
         """Refuse what is new, tell streaming conversations, and end what is left after ``grace`` seconds."""
         self._going_away = GoingAway(retry_after=_GOING_AWAY_RETRY)
+        entering = tuple(self._entering.values())
+        for patience in self._entering:
+            patience.reschedule(asyncio.get_running_loop().time())
         running: set[asyncio.Task[None]] = self._bodies.go_away(self._going_away)
         for connection in self._connections:
             running |= connection.go_away(self._going_away)
@@ -110,12 +139,13 @@ class Endpoints:
             await asyncio.wait(running, timeout=grace)
         for task in self._bodies.go_away(self._going_away):
             task.cancel()
-        ended = tuple(self._connections.values())
+        ended: tuple[asyncio.Future[Any], ...] = (*self._connections.values(), *entering)
         await asyncio.gather(*(connection.end(self._going_away) for connection in tuple(self._connections)))
         if ended:
             _, left = await asyncio.wait(ended, timeout=_LAST_WAIT)
             if left:
                 tasks = [task for connection in self._connections for task in connection.running]
+                tasks += self._entering.values()
                 logger.warning("%d connections do not end: %s", len(left), ", ".join(map(where_waits, tasks)))
 
 
