@@ -7,7 +7,7 @@ under :meth:`Run.meter` and returns a :class:`Sample`. A module of rows is impor
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -84,6 +84,8 @@ class Sample:
     """GB/s of the raw socket directly before."""
     floor: float = 0.0
     """What was reached by hand directly before, where somebody does this by hand."""
+    beside: dict[str, float] = field(default_factory=dict)
+    """Figures of other rows directly before, by their ids: of those that are measured beside this one."""
 
 
 @dataclass(frozen=True)
@@ -271,6 +273,8 @@ class Case:
     """Id of the row whose figure is the attainable limit; one of the machine is measured directly before, too."""
     patience: float | None = None
     """Seconds; a row that takes longer is measured once."""
+    beside: tuple[str, ...] = ()
+    """Ids of rows that this one is compared with, and which are measured directly before it once more."""
 
 
 CASES: dict[str, Case] = {}
@@ -287,13 +291,16 @@ def case(
     slow: bool = False,
     floor: str | None = None,
     patience: float | None = None,
+    beside: Iterable[str] = (),
 ) -> Callable[[Measure], Measure]:
     """Register a function as a row; see :class:`Case`."""
 
     def register(measure: Measure) -> Measure:
         if id in CASES:
             raise ValueError(f"there are two rows {id}")
-        CASES[id] = Case(id, title, group, unit, measure, lower_is_better, slow, floor, patience)
+        CASES[id] = Case(
+            id, title, group, unit, measure, lower_is_better, slow, floor, patience=patience, beside=tuple(beside)
+        )
         return measure
 
     return register

@@ -79,8 +79,8 @@ def value(id: str) -> Measured:
 
 
 def ratio(id: str, other: str) -> Measured:
-    """The ratio of a row to another of the same round."""
-    return lambda report: report.ratios_to(id, [other])
+    """The ratio of a row to another, directly before that or in the same round."""
+    return lambda report: report.factors(id, report.results[other]) if other in report.results else []
 
 
 def server_time(sample: Sample) -> float:

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds; a row of a peer that takes longer is measured once in a run."""
+_SIDE_BY_SIDE = ("upload", "download", "plain_download")
+"""What takes less time than the machine keeps its pace: ours is measured directly before, once more."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ def register() -> dict[str, str]:
                     group=PEERS + comparison.group,
                     unit=unit,
                     lower_is_better=what == "latencies",
-                    slow=True,
+                    slow=what not in ("download", "plain_download"),
                     patience=PATIENCE,
+                    beside=comparison.ours.values() if what in _SIDE_BY_SIDE else (),
                 )(partial(_measure, make, what))
     return missing
 

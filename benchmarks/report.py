@@ -90,8 +90,10 @@ class Report:
         return [value / floor for value, floor in pairs if floor]
 
     def factors(self, id: str, other: Result) -> list[float]:
-        """Return how far a row is ahead of another one, each of the same round: above 1 it is."""
-        return self.ratios_to(other.id, [id]) if other.lower_is_better else self.ratios_to(id, [other.id])
+        """Return how far a row is ahead of another one, directly before that or in the same round: above 1 it is."""
+        values = self.values(id)
+        pairs = [(sample.beside.get(id) or values.get(sample.round), sample.value) for sample in other.samples]
+        return [theirs / ours if other.lower_is_better else ours / theirs for ours, theirs in pairs if ours]
 
     def ratios_to_raw(self, id: str) -> list[float]:
         """Return the ratios of a row in GB/s to the raw socket directly before each measurement."""

@@ -61,9 +61,10 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
         if case.patience is not None and result.samples and result.samples[0].seconds > case.patience:
             continue
         begin = time.perf_counter()
-        limit = size / raw.seconds(size) / GIGABYTE
         by_hand = None if case.floor is None else CASES[case.floor]
         try:
+            beside = {other: CASES[other].measure(run).value for other in case.beside}
+            limit = size / raw.seconds(size) / GIGABYTE
             floor = by_hand.measure(run).value if by_hand is not None and by_hand.group == LIMITS else 0.0
             sample = case.measure(run)
         except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
@@ -71,7 +72,7 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
             print(f"{case.id}: {result.problem}", file=sys.stderr)
             traceback.print_exc()
             continue
-        sample.round, sample.raw, sample.floor = number, limit, floor
+        sample.round, sample.raw, sample.floor, sample.beside = number, limit, floor, beside
         result.samples.append(sample)
         took = time.perf_counter() - begin
         print(f"round {number + 1}: {case.id}: {sample.value:.3f} {case.unit} ({took:.1f} s)", file=sys.stderr)

@@ -79,6 +79,18 @@ def test_ratios_are_of_the_rounds_of_one_run_also_where_one_has_fewer() -> None:
     assert [run.values("grpc.upload_warm") for run in whole.each_run()] == [{0: 1.0, 1: 2.0}, {3: 3.0, 4: 3.0, 5: 3.0}]
 
 
+def test_a_row_is_compared_with_what_was_measured_directly_before_it() -> None:
+    report = _report({"ws.download": [4.0, 4.0, 4.0], "peer.other.download": [8.0, 2.0, 4.0]})
+    other = report.results["peer.other.download"]
+    assert report.factors("ws.download", other) == [0.5, 2.0, 1.0]
+    other.samples[0].beside = {"ws.download": 6.0}
+    assert report.factors("ws.download", other) == [0.75, 2.0, 1.0]
+    other.lower_is_better = True
+    assert report.factors("ws.download", other) == [8 / 6, 0.5, 1.0]
+    assert report.factors("grpc.download", other) == []
+    assert type(report).from_json(json.loads(report.to_text())).results["peer.other.download"].samples == other.samples
+
+
 def test_the_share_of_what_is_reached_by_hand_is_that_directly_before_or_else_of_the_same_round() -> None:
     report = _report({"ws.download": [3.0, 3.0, 3.0], "floor.download": [4.0, 4.0, 4.0]})
     row = report.results["ws.download"]
