@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,7 +13,7 @@ import pytest
 from impl_websocket_server import Raw, Running, frame, head, raw, running_server
 from starlette.types import Message
 
-from tailrace_common_api import MAX_OFFSET, GoingAway, error_from_wire
+from tailrace_common_api import MAX_OFFSET, GoingAway, Metadata, error_from_wire
 from tailrace_impl_common import chunk_hash
 from tailrace_impl_websocket._http_bodies import Bodies
 from tailrace_impl_websocket._http_door import _copy
@@ -457,6 +458,28 @@ async def test_client_that_leaves_ends_its_reader(server: Running, monkeypatch: 
         await closed.wait()
 
 
+async def test_client_that_leaves_ends_all_that_it_has_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+    send_body = Bodies.send
+
+    async def observed(*arguments: Any, **named: Any) -> None:
+        try:
+            await send_body(*arguments, **named)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Bodies, "send", observed)
+    async with running_server() as server:
+        upload = await server.manager.create(Metadata(name="silent"))
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.http.rpartition(":")[2]))
+        # At once: the second one waits for the end of the first.
+        writer.write(f"GET /r/{upload.id}?follow HTTP/1.1\r\nHost: x\r\n\r\n".encode() * 2)
+        await reader.readuntil(b"\r\n\r\n")
+        assert not ended.is_set()
+        writer.transport.abort()
+        await ended.wait()
+
+
 async def test_reader_that_stops_holds_nothing_up(server: Running) -> None:
     data = bytes(1024 * 1024)
     async with growing(server) as upload:
@@ -481,6 +504,31 @@ async def test_closing_server_cuts_followers_off() -> None:
 
         with pytest.raises(httpx.RemoteProtocolError):
             await follow()
+
+
+@pytest.mark.parametrize(
+    ("query", "requests"),
+    [("", 1), ("?follow", 1), ("", 2), ("?follow", 2)],
+    ids=["read", "follow", "reads", "follows"],
+)
+async def test_closing_server_cuts_readers_that_do_not_read(query: str, requests: int) -> None:
+    piece, pieces = bytes(1024 * 1024), 16
+    async with running_server() as server, growing(server) as upload:
+        for _ in range(pieces):
+            await upload.write(piece)
+        if not query:
+            await upload.finish()
+        # It takes no more than a little, and the system as much as it likes, which is less than there is.
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(server.http.rpartition(":")[2]), limit=1024)
+        writer.write(f"GET /r/{upload.id}{query} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * requests)
+        await reader.readuntil(b"\r\n\r\n")
+        await server.transport.close(0.1)
+        received = 0
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(len(piece)):
+                received += len(data)
+        assert received < pieces * len(piece)
+        writer.close()
 
 
 # What is not there

@@ -6,7 +6,7 @@ import asyncio
 import json
 import socket
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from tailrace_common_api import DeadlineExceeded, MessageTooLarge, TailraceError
 from tailrace_impl_websocket._http_bodies import ABORT_EXTENSION
@@ -45,6 +45,8 @@ class HttpProtocol(HttpToolsProtocol):
     _received = 0
     _awaiting_headers = True
     _refused = False
+    _overtaken: tuple[RequestResponseCycle, ...] = ()
+    """Requests that are not answered yet, behind which others have arrived."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
@@ -59,6 +61,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
+        for cycle in self._overtaken:
+            # The base tells the last request alone, and the others would wait for ever.
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -90,7 +97,10 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_clock()
         self._awaiting_headers = False
         self._received = 0
+        before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
+        if before is not None and before is not self.cycle and not before.response_complete:
+            self._overtaken = (*(cycle for cycle in self._overtaken if not cycle.response_complete), before)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
