@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections import deque
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -45,8 +46,8 @@ class HttpProtocol(HttpToolsProtocol):
     _received = 0
     _awaiting_headers = True
     _refused = False
-    _overtaken: tuple[RequestResponseCycle, ...] = ()
-    """Requests that are not answered yet, behind which others have arrived."""
+    _overtaken: deque[RequestResponseCycle] | None = None
+    """Requests behind which others have arrived before they were answered, in that order; ``None`` for none so far."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base
         super().connection_made(transport)
@@ -61,7 +62,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_clock()
-        for cycle in self._overtaken:
+        for cycle in self._overtaken or ():
             # The base tells the last request alone, and the others would wait for ever.
             if not cycle.response_complete:
                 cycle.disconnected = True
@@ -100,7 +101,11 @@ class HttpProtocol(HttpToolsProtocol):
         before: RequestResponseCycle | None = self.cycle
         super().on_headers_complete()
         if before is not None and before is not self.cycle and not before.response_complete:
-            self._overtaken = (*(cycle for cycle in self._overtaken if not cycle.response_complete), before)
+            if self._overtaken is None:
+                self._overtaken = deque()
+            while self._overtaken and self._overtaken[0].response_complete:
+                self._overtaken.popleft()
+            self._overtaken.append(before)
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
