@@ -180,7 +180,7 @@ class HandUpload(Conversation):
         return finished
 
 
-async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60.0) -> None:
     """Wait for what nothing announces: asks again and again until ``condition`` is true.
 
     Raises:

@@ -145,7 +145,7 @@ async def nothing_leaks(server: FaultyServer, before: Report) -> None:
         return not left
 
     try:
-        await eventually(is_clean, 10.0)
+        await eventually(is_clean)
     except TimeoutError:
         raise AssertionError(f"the server still holds {left}") from None
 

@@ -1,7 +1,8 @@
 """Clients that mean harm, in a process of their own: ``python hostile_clients.py GRPC WS HTTP ID SCALE``.
 
-They go on until standard input ends, and then print how often each was turned away, by the code of the error: JSON on
-one line. What ended without any error that can be told apart is counted as ``untyped``.
+They print a line ``refused`` when each of :data:`TYPED` has been turned away, however long that takes. They go on until
+standard input ends, and then print how often each was turned away, by the code of the error: JSON on one line. What
+ended without any error that can be told apart is counted as ``untyped``.
 """
 
 from __future__ import annotations
@@ -32,13 +33,22 @@ from tailrace_impl_websocket import connect as connect_ws
 MEBIBYTE = 1024 * 1024
 _SETTINGS = ClientSettings(reconnect_timeout=0)
 
+TYPED = frozenset(
+    {"endless over gRPC", "endless over WebSocket", "long headers", "garbage over WebSocket", "garbage over gRPC"}
+)
+"""Attacks that end with an error which can be told apart."""
+
 refused: dict[str, Counter[str]] = {}
 """Codes of refusals, by attack."""
 
 
 def note(attack: str, code: str) -> None:
     """Count a refusal."""
-    refused.setdefault(attack, Counter())[code] += 1
+    if attack not in refused:
+        refused[attack] = Counter()
+        if attack in TYPED and refused.keys() >= TYPED:
+            print("refused", flush=True)
+    refused[attack][code] += 1
 
 
 async def upload_for_ever(client: ConnectedClient, attack: str) -> None:

@@ -81,8 +81,7 @@ class PostgresServer:
             )
             with (self._data / "postgresql.conf").open("a") as file:
                 file.write(_SETTINGS + f"unix_socket_directories = '{self._folder}'\nfsync = {self._fsync}\n")
-            self.port = _free_port()
-            self.start()
+            self._start_anywhere()
         except BaseException:
             self.close()
             raise
@@ -147,6 +146,16 @@ class PostgresServer:
             )
             if ready.returncode == 0:
                 return
+
+    def _start_anywhere(self) -> None:
+        """Start the server on a port that nobody has taken between its choice and its use."""
+        for _ in range(5):
+            self.port = _free_port()
+            with suppress(RuntimeError):
+                self.start()
+                return
+        self.port = _free_port()
+        self.start()
 
     def crash(self) -> None:
         """Kill every process of the server, as a loss of power does (what the disk cache holds apart)."""

@@ -54,7 +54,7 @@ def _toml(value: Any) -> str:
 
 async def eventually(count: Callable[[], Awaitable[int]], wanted: int) -> None:
     """Wait until a count in a database is what is wanted."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         # There is nothing else to wait for: what is counted is not this process's.
         while await count() != wanted:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
@@ -112,7 +112,7 @@ class RecordDatabase(ABC):
             "queues": {
                 "tasks": database,
                 "quick": {**database, "lease": 0.5},
-                "few": {**database, "lease": 0.2, "max_attempts": 2},
+                "few": {**database, "max_attempts": 2},
             },
         }
         for table, ends in more.items():

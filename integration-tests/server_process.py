@@ -16,8 +16,8 @@ from typing import IO
 from cells import Transport
 
 COMMAND = (sys.executable, "-m", "tailrace")
-DEADLINE = 30.0
-"""Longest time for anything to happen in another process, in seconds."""
+DEADLINE = 100.0
+"""Longest time for anything to happen in another process or behind plain HTTP, in seconds."""
 
 
 def environment(folder: Path, **more: str) -> dict[str, str]:
@@ -97,7 +97,10 @@ class ServerProcess:
                 bufsize=0,
             )
         assert self._process.stdout is not None
-        ready = json.loads(read_line(self._process.stdout, self._process))
+        try:
+            ready = json.loads(read_line(self._process.stdout, self._process))
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it has logged:\n{self.log[-5000:]}") from None
         assert ready.pop("event") == "ready"
         self.urls = ready
 

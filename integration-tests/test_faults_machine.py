@@ -237,7 +237,7 @@ def _open_gate(gate: Path, until: threading.Event) -> None:
 @pytest.mark.parametrize("jump", [2 * HOURS, -2 * HOURS, 24 * 400 * HOURS])
 @proves("UPL-9", "RES-1", "RES-3")
 async def test_a_clock_that_jumps_ends_nothing(tmp_path: Path, cell: Cell, jump: int) -> None:
-    server = FaultyServer(tmp_path / "data", tmp_path, {"upload_grace": 30.0, "checkpoint_interval": 0.0})
+    server = FaultyServer(tmp_path / "data", tmp_path, {"upload_grace": 600.0, "checkpoint_interval": 0.0})
     try:
         await asyncio.to_thread(server.start_faulty, Injection(control=str(server.control)))
         async with connected(server, cell) as client:

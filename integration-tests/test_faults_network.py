@@ -109,7 +109,7 @@ async def patiently(proxy: TcpProxy, work: Coroutine[Any, Any, ResultT]) -> Resu
 @pytest.mark.cells(PROCESS_CELLS)
 @BOTH_DIRECTIONS
 @EVERY_HARM
-@pytest.mark.timeout(3600 if SOAK else 120)
+@pytest.mark.timeout(3600 if SOAK else 400)
 @proves("UPL-9", "RES-5")
 async def test_an_upload_survives_harm_to_any_message(
     new_server: NewServer, cell: Cell, harm: Harm, direction: Direction, caplog: pytest.LogCaptureFixture
@@ -149,7 +149,7 @@ async def test_an_upload_survives_harm_to_any_message(
 @pytest.mark.cells(PROCESS_CELLS)
 @BOTH_DIRECTIONS
 @EVERY_HARM
-@pytest.mark.timeout(3600 if SOAK else 120)
+@pytest.mark.timeout(3600 if SOAK else 400)
 @proves("DWN-5", "RES-5")
 async def test_a_reader_survives_harm_to_any_message(
     new_server: NewServer, cell: Cell, harm: Harm, direction: Direction, caplog: pytest.LogCaptureFixture
@@ -186,7 +186,7 @@ async def test_a_reader_survives_harm_to_any_message(
 
 
 @pytest.mark.cells(PROCESS_CELLS)
-@pytest.mark.timeout(3600 if SOAK else 120)
+@pytest.mark.timeout(3600 if SOAK else 400)
 @proves("UPL-9", "DWN-5", "RES-5")
 async def test_both_directions_survive_cuts_after_any_number_of_bytes(new_server: NewServer, cell: Cell) -> None:
     server = await new_server(checkpoint_interval=0.0)

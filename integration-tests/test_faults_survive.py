@@ -12,7 +12,7 @@ from survive import MEBIBYTE, survive
 
 
 @pytest.mark.cells(PROCESS_CELLS)
-@pytest.mark.timeout(1800 if SOAK else 120)
+@pytest.mark.timeout(1800 if SOAK else 400)
 @proves("UPL-9", "DWN-5", "RES-5", "USE-6")
 async def test_a_stream_survives_kills_and_cuts(cell: Cell, tmp_path: Path) -> None:
     size = (2048 if SOAK else 20) * MEBIBYTE

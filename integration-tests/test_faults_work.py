@@ -22,7 +22,7 @@ from tcp_proxy import TcpProxy
 from tailrace_common_api import LeaseLost, TailraceError
 from tailrace_impl_common import ConnectedClient
 
-pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS), pytest.mark.timeout(600 if SOAK else 60)]
+pytestmark = [pytest.mark.record_cells(WIRED_RECORD_CELLS), pytest.mark.timeout(600 if SOAK else 240)]
 
 
 @pytest.fixture
@@ -78,7 +78,7 @@ async def test_no_acknowledged_record_comes_again_through_kills(server: FaultySe
             await asyncio.to_thread(server.start)
             proxy.aim(server.url(record_cell.transport))
 
-        async with connected(proxy.url, record_cell.transport) as client, asyncio.timeout(40 + 3 * kills):
+        async with connected(proxy.url, record_cell.transport) as client, asyncio.timeout(120 + 3 * kills):
             # What a consumer has to say may also be that something came again.
             while await left(client) and not any(task.done() for task in consumers):
                 await asyncio.wait(consumers, timeout=0.05)
@@ -109,11 +109,15 @@ async def test_records_of_a_killed_worker_come_again_after_the_lease(
             await eventually(in_flight, 2)
             worker.kill()
         attempts: dict[int, int] = {}
+        done = 0
         async with client.work("quick", credit=1) as consumer:
             async for delivery in consumer:
-                attempts[delivery.json()["n"]] = delivery.attempt
-                await delivery.ack()
-                if len(attempts) == 4:
+                attempts.setdefault(delivery.json()["n"], delivery.attempt)
+                # A record that a busy machine does not answer within its lease comes once more.
+                with suppress(LeaseLost):
+                    await delivery.ack()
+                    done += 1
+                if done == 4:
                     break
     assert [attempts[number] for number in range(4)] == [2, 2, 1, 1]
 

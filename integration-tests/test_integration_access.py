@@ -19,6 +19,7 @@ from conversations import Conversation, eventually
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from httpx import AsyncClient
 from manifest import proves
+from server_process import DEADLINE
 from servers import LocalServer, NewServer
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -372,7 +373,7 @@ async def test_who_shows_nothing_is_not_waited_for_for_ever(
 async def test_http_takes_a_token(cell: Cell, guarded: LocalServer, tokens: TokenFile, admin: str) -> None:
     made = await _upload(guarded.connect(cell.transport, token=admin))
     base = guarded.url(Transport.WEBSOCKET, "http")
-    async with AsyncClient(base_url=base, trust_env=False) as http:
+    async with AsyncClient(base_url=base, trust_env=False, timeout=DEADLINE) as http:
         for path in (f"/r/{made}", "/r/" + "0" * 32, "/metrics"):
             refused = await http.get(path)
             assert (refused.status_code, refused.headers["www-authenticate"]) == (401, "Bearer")
@@ -407,7 +408,7 @@ async def test_only_pages_of_known_origins_are_let_in(cell: Cell, new_server: Ne
     made = await _upload(server.connect(cell.transport))
     base, url = server.url(Transport.WEBSOCKET, "http"), server.url(Transport.WEBSOCKET) + "/v1/connect"
     subprotocols: list[Any] = [SUBPROTOCOL]
-    async with AsyncClient(base_url=base, trust_env=False) as http:
+    async with AsyncClient(base_url=base, trust_env=False, timeout=DEADLINE) as http:
         for origin in ("https://app.example", "http://localhost:8000", base):
             async with connect_websocket(
                 url, subprotocols=subprotocols, additional_headers={"Origin": origin}, proxy=None

@@ -328,7 +328,7 @@ async def test_a_cut_connection_leaves_nothing(
 async def test_an_idle_bulk_ends_and_leaves_nothing(
     new_record_server: NewServer, record_cell: RecordCell, record_database: RecordDatabase
 ) -> None:
-    server = await new_record_server(bulk_idle=0.2, group_seconds=0.01)
+    server = await new_record_server(bulk_idle=2.0, group_seconds=0.01)
 
     async def pausing() -> AsyncGenerator[Any, None]:
         yield contact(0)
@@ -364,7 +364,7 @@ async def test_readers_see_nothing_or_all(record_client: ConnectedClient, record
 async def test_what_a_server_leaves_staged_is_swept(
     new_record_server: NewServer, record_cell: RecordCell, record_database: RecordDatabase
 ) -> None:
-    server = await new_record_server(group_seconds=0.01, staging_retention=1.0, sweep_interval=0.1)
+    server = await new_record_server(group_seconds=0.01, staging_retention=3.0, sweep_interval=0.1)
     client = server.connect(record_cell.transport)
     bulk = client.bulk("contacts")
     await bulk.open()

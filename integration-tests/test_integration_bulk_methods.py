@@ -118,7 +118,7 @@ async def test_a_method_of_ones_own_names_what_is_wrong(method: Method, record_d
 async def test_a_method_of_ones_own_leaves_nothing_without_a_half_close(
     method: Method, record_database: RecordDatabase, how: str
 ) -> None:
-    call = method(timeout=None if how == "cancel" else 1.0)
+    call = method(timeout=None if how == "cancel" else 4.0)
     for number in range(10):
         await call.write(message(number))
     await eventually(record_database.staged, 10)

@@ -18,6 +18,7 @@ from blocking import BlockingClient, running_server
 from cells import LASTING_CELLS, WEBSOCKET_CELLS, Cell, Crossing
 from conversations import Conversation, eventually
 from manifest import proves
+from server_process import DEADLINE
 from servers import LocalServer, NewServer
 from wiretap import Wiretap
 
@@ -679,7 +680,7 @@ async def test_http_reads_all_ranges_and_lines(server: LocalServer, client: Conn
     async with client.upload("log.txt", content_type="text/plain; charset=utf-8", lines=True) as upload:
         await upload.write(text)
     size = len(text)
-    async with httpx.AsyncClient(base_url=server.url(cell.transport, "http")) as http:
+    async with httpx.AsyncClient(base_url=server.url(cell.transport, "http"), timeout=DEADLINE) as http:
         path = f"/r/{upload.id}"
         whole = await http.get(path)
         assert (whole.status_code, whole.content) == (200, text)
@@ -732,7 +733,7 @@ async def test_http_follows_a_growing_resource(server: LocalServer, client: Conn
     await upload.open()
     await upload.write(b"history;")
     await upload.flush()
-    async with httpx.AsyncClient(base_url=server.url(cell.transport, "http")) as http:
+    async with httpx.AsyncClient(base_url=server.url(cell.transport, "http"), timeout=DEADLINE) as http:
         path = f"/r/{upload.id}"
         growing = await http.get(path)
         assert growing.content == b"history;"

@@ -286,7 +286,7 @@ async def _recover_one(disk: Disk, folder: Path, expectations: Expectations, dur
 
 
 @proves("CHK-2", "CHK-3", "RES-5")
-@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.timeout(3600 if SOAK else 400)
 async def test_nothing_that_was_announced_is_lost_with_the_power(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,7 +298,7 @@ async def test_nothing_that_was_announced_is_lost_with_the_power(
 
 
 @proves("CHK-3")
-@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.timeout(3600 if SOAK else 400)
 async def test_without_syncing_a_proven_prefix_and_every_end_are_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,7 +312,7 @@ async def test_without_syncing_a_proven_prefix_and_every_end_are_left(
 
 
 @proves("CHK-2")
-@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.timeout(3600 if SOAK else 400)
 @pytest.mark.parametrize("lying", [False, True], ids=["os", "lying disk"])
 async def test_a_loss_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, lying: bool

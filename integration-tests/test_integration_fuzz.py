@@ -165,7 +165,13 @@ async def _fuzz_websocket(url: str, seed: int, count: Count) -> None:
     chance = random.Random(seed)
     while count.left > 0:
         async with connect_websocket(
-            f"{url}/v1/connect", subprotocols=[Subprotocol("tailrace.v1")], compression=None, max_size=None, proxy=None
+            f"{url}/v1/connect",
+            subprotocols=[Subprotocol("tailrace.v1")],
+            compression=None,
+            max_size=None,
+            proxy=None,
+            open_timeout=60,
+            ping_timeout=60,
         ) as websocket:
             try:
                 for number in itertools.count(1):
@@ -252,7 +258,7 @@ async def _status_of(call: object, method: Method, status: CallStatus) -> grpc.a
 
 
 @proves("CON-2", "CON-4")
-@pytest.mark.timeout(3600 if SOAK else 240)
+@pytest.mark.timeout(3600 if SOAK else 400)
 @pytest.mark.parametrize("transport", [Transport.GRPC, Transport.WEBSOCKET], ids=lambda transport: transport.value)
 async def test_random_and_mutated_frames_are_refused_with_typed_errors(transport: Transport, tmp_path: Path) -> None:
     server = ServerProcess(tmp_path / "data", tmp_path, OPTIONS)

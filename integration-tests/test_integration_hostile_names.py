@@ -8,6 +8,7 @@ import pytest
 from cells import WEBSOCKET_CELLS, Cell, Transport
 from httpx import AsyncClient
 from manifest import proves
+from server_process import DEADLINE
 from servers import LocalServer
 
 from tailrace_common_api import InvalidArgument, InvalidReference, Metadata, NotFound, TailraceError
@@ -86,7 +87,7 @@ async def test_hostile_headers_and_paths_are_answered_in_one_line(
     base = server.url(Transport.WEBSOCKET, "http")
     async with client.upload('a"; filename="../../evil.sh') as upload:
         await upload.write(b"x")
-    async with AsyncClient(base_url=base, trust_env=False) as http:
+    async with AsyncClient(base_url=base, trust_env=False, timeout=DEADLINE) as http:
         for path in ("/r/..%2f..%2fetc%2fpasswd", "/r/%1b%5b31m", "/r/a%0d%0aSet-Cookie:x", "/r/%00", "/%0aforged"):
             answer = await http.get(path, headers=headers)
             assert answer.status_code in (400, 404)

@@ -137,7 +137,7 @@ class World:
             for _ in range(steps):
                 (step,) = self.random.choices(steps_of, weights)
                 self.trail.append(step.__name__)
-                async with asyncio.timeout(30):
+                async with asyncio.timeout(60):
                     await step()
                 self.done[step.__name__] += 1
         finally:
@@ -442,7 +442,7 @@ def _copy_as_it_is(source: Path, target: Path) -> None:
 
 
 @proves("RES-5", "UPL-9", "UPL-10", "UPL-12", "CHK-3", "DWN-4")
-@pytest.mark.timeout(1800 if SOAK else 240)
+@pytest.mark.timeout(1800 if SOAK else 400)
 @pytest.mark.parametrize("codec", Codec, ids=lambda codec: codec.value)
 @pytest.mark.parametrize("seed", SEEDS)
 async def test_interleavings_keep_what_was_announced(seed: int, codec: Codec, tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
-from server_process import ServerProcess, spawn
+from server_process import DEADLINE, ServerProcess, spawn
 from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
 
@@ -47,7 +47,7 @@ from tailrace_impl_websocket import connect as connect_websocket
 NewProcess = Callable[..., ServerProcess]
 
 # Long enough for who lives on a busy machine to answer in.
-IMPATIENT: dict[str, Any] = {"keepalive_interval": 0.2, "keepalive_timeout": 1.0}
+IMPATIENT: dict[str, Any] = {"keepalive_interval": 0.2, "keepalive_timeout": 2.0}
 NEVER: dict[str, Any] = {"keepalive_interval": 100_000.0, "keepalive_timeout": 100_000.0}
 
 
@@ -66,7 +66,7 @@ async def started(new_server_process: NewProcess, tmp_path: Path, settings: str 
 
 
 async def ask(url: str, path: str) -> httpx.Response:
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=DEADLINE) as client:
         return await client.get(path)
 
 
@@ -276,9 +276,8 @@ async def test_a_dead_follower_is_found_by_keep_alive(new_server: NewServer, cel
 @pytest.mark.cells(WIRED_CELLS)
 @proves("UPL-8")
 async def test_an_idle_connection_that_lives_is_left_alone(new_server: NewServer, cell: Cell) -> None:
-    patient = {**IMPATIENT, "keepalive_timeout": 2.0}
-    server = await new_server(transport_settings=patient)
-    client = server.connect(cell.transport, **patient)
+    server = await new_server(transport_settings=IMPATIENT)
+    client = server.connect(cell.transport, **IMPATIENT)
     upload = await HandUpload.open(client.connection)
     follower = await Conversation.begin(client.connection, Follow(id=upload.id, start=FromOffset(), window=100))
     await follower.receive(Started)
@@ -344,7 +343,7 @@ async def test_a_client_that_is_stopped_in_its_tracks_is_found_by_its_server(
     cell: Cell,
     tmp_path: Path,
 ) -> None:
-    quick = "keepalive_interval = 0.2\nkeepalive_timeout = 1.0\n"
+    quick = "keepalive_interval = 0.2\nkeepalive_timeout = 2.0\n"
     server = await started(new_server_process, tmp_path, f"[grpc]\n{quick}[http]\n{quick}", upload_grace=0.05)
     url = server.url(cell.transport)
     process = stopped_client("upload", "-", "--server", url, "--json")

@@ -12,6 +12,7 @@ import pytest
 from cells import WIRED_CELLS, Cell, Transport
 from conversations import Conversation, HandUpload, eventually, is_gone
 from manifest import proves
+from server_process import DEADLINE
 from servers import LocalServer, NewServer
 from tcp_proxy import TcpProxy
 
@@ -364,7 +365,7 @@ async def test_an_atomic_upload_does_not_exist_for_others_before_it_is_complete(
     await conversation.close()
     assert (await second_client.list_page()).statuses == ()
     if cell.transport is Transport.WEBSOCKET:
-        async with httpx.AsyncClient() as http:
+        async with httpx.AsyncClient(timeout=DEADLINE) as http:
             response = await http.get(f"{server.url(cell.transport, 'http')}/r/{upload.id}")
         assert response.status_code == 404
     async with second_client.open(upload.id, token=upload.token) as resource:

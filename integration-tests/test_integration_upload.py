@@ -564,7 +564,8 @@ async def test_uploads_share_threads(client: ConnectedClient) -> None:
     for upload in uploads:
         await upload.flush()
     # The server's pool of writers and the loop's executor may grow to their sizes, whatever the number of uploads.
-    assert threading.active_count() - before < 15
+    writers, executor = 4, min(32, (os.cpu_count() or 1) + 4)
+    assert threading.active_count() - before < writers + executor + 5 < len(uploads)
     for upload in uploads:
         await upload.finish()
 
@@ -611,7 +612,8 @@ async def test_a_handshake_and_an_answer_that_do_not_come_have_deadlines(
 @pytest.mark.cells(WIRED_CELLS)
 @proves("UPL-8", "UPL-9")
 async def test_a_dead_uploader_is_found_by_keep_alive(new_server: NewServer, cell: Cell) -> None:
-    quick = {"keepalive_interval": 0.2, "keepalive_timeout": 0.2}
+    # Who lives on a busy machine must not be taken for dead.
+    quick = {"keepalive_interval": 0.2, "keepalive_timeout": 2.0}
     server = await new_server(upload_grace=0.05, transport_settings=quick)
     async with TcpProxy(server.url(cell.transport)) as proxy:
         client = server.connect(cell.transport, url=proxy.url, reconnect_timeout=0.0)
@@ -634,7 +636,7 @@ async def test_a_dead_uploader_is_found_by_keep_alive(new_server: NewServer, cel
 async def test_a_dead_server_is_found_by_keep_alive(server: LocalServer, cell: Cell) -> None:
     async with TcpProxy(server.url(cell.transport)) as proxy:
         client = server.connect(
-            cell.transport, url=proxy.url, keepalive_interval=0.2, keepalive_timeout=0.2, reconnect_timeout=0.0
+            cell.transport, url=proxy.url, keepalive_interval=0.2, keepalive_timeout=2.0, reconnect_timeout=0.0
         )
         upload = client.upload("a")
         await upload.open()
@@ -855,7 +857,7 @@ async def test_a_shutdown_reaches_the_uploader_at_once(server: LocalServer, cell
     await upload.flush()
     waiting = asyncio.ensure_future(anext(_later(upload, 4)))
     await asyncio.sleep(0)
-    await server.stop_transports(grace=1.0)
+    await server.stop_transports(grace=30.0)
     await server.manager.close()  # type: ignore[attr-defined]  # the manager of this package has it
     with pytest.raises((GoingAway, ConnectionLost)) as caught:
         await waiting

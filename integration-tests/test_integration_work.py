@@ -12,7 +12,8 @@ import pytest
 from cells import WIRED_RECORD_CELLS, RecordCell, Transport
 from manifest import proves
 from record_databases import RecordDatabase, eventually
-from servers import LocalServer
+from server_process import DEADLINE
+from servers import LocalServer, NewServer
 from soak import SOAK
 from tcp_proxy import TcpProxy
 
@@ -36,6 +37,15 @@ async def take(consumer: RecordConsumer, count: int) -> list[Delivery]:
         if len(taken) == count:
             break
     return taken
+
+
+async def quickly_acknowledged(consumer: RecordConsumer, delivery: Delivery) -> None:
+    """Acknowledge a record whose lease is so short that a busy machine may miss it: then it comes again."""
+    while True:
+        with suppress(LeaseLost):
+            await delivery.ack()
+            return
+        (delivery,) = await take(consumer, 1)
 
 
 def numbers_of(deliveries: Iterable[Delivery]) -> list[int]:
@@ -142,15 +152,17 @@ async def test_rejected_records_come_again(record_client: ConnectedClient) -> No
     await feed(record_client, range(2))
     async with record_client.work("tasks", credit=1) as consumer:
         (first,) = await take(consumer, 1)
-        await first.reject("not now", delay=0.3)
+        # Longer than this takes, however slow the machine is.
+        await first.reject("not today", delay=3600.0)
         (second,) = await take(consumer, 1)
         assert second.json() == {"n": 1}
         assert (await record_client.queue_figures("tasks")).delayed == 1
-        await second.ack()
+        await second.reject("not now", delay=0.3)
         (again,) = await take(consumer, 1)
-        assert (again.json(), again.attempt, again.id) == ({"n": 0}, 2, first.id)
+        assert (again.json(), again.attempt, again.id) == ({"n": 1}, 2, second.id)
         await again.ack()
-    assert await drained(record_client) == 0
+    figures = await record_client.queue_figures("tasks")
+    assert (figures.ready, figures.delayed, figures.in_flight, figures.dead) == (0, 1, 0, 0)
 
 
 @proves("REC-9")
@@ -202,7 +214,7 @@ async def test_an_expired_lease_goes_to_somebody_else(
             await late.ack()
         assert (caught.value.id, caught.value.attempt) == (late.id, 1)
         assert not late.settled
-        await again.ack()
+        await quickly_acknowledged(quick, again)
     assert await drained(record_client, "quick") == 0
 
 
@@ -217,8 +229,10 @@ async def test_an_expired_lease_gives_no_credit_back(
         another = asyncio.ensure_future(anext(aiter(hung)))
         done = 0
         async for delivery in busy:
-            await delivery.ack()
-            done += 1
+            # On a busy machine it misses a lease itself; then that record comes again.
+            with suppress(LeaseLost):
+                await delivery.ack()
+                done += 1
             if done == 10:
                 break
         await feed(record_client, range(10, 20), "quick")
@@ -231,24 +245,24 @@ async def test_an_expired_lease_gives_no_credit_back(
 
 
 @proves("REC-9")
-async def test_leases_are_extended(
-    record_server: LocalServer, record_client: ConnectedClient, record_cell: RecordCell
-) -> None:
-    await feed(record_client, range(2), "quick")
-    other_client = record_server.connect(record_cell.transport)
+async def test_leases_are_extended(new_record_server: NewServer, record_cell: RecordCell) -> None:
+    # Long enough for a busy machine to begin it again in time, several times over.
+    server = await new_record_server(ends={"queues": {"patient": {"lease": 2.5}}})
+    client, other_client = server.connect(record_cell.transport), server.connect(record_cell.transport)
+    await feed(client, range(2), "patient")
     async with (
-        record_client.work("quick", credit=1, extend=True) as lasting,
-        other_client.work("quick", credit=1) as by_hand,
+        client.work("patient", credit=1, extend=True) as lasting,
+        other_client.work("patient", credit=1) as by_hand,
     ):
         (first,) = await take(lasting, 1)
         (second,) = await take(by_hand, 1)
-        for _ in range(5):
-            await asyncio.sleep(0.3)
+        for _ in range(6):
+            await asyncio.sleep(0.5)
             await second.extend()
-        assert (await record_client.queue_figures("quick")).in_flight == 2
+        assert (await client.queue_figures("patient")).in_flight == 2
         await first.ack()
         await second.ack()
-    assert await drained(record_client, "quick") == 0
+    assert await drained(client, "patient") == 0
 
 
 @proves("REC-9")
@@ -386,21 +400,25 @@ async def test_queues_outlive_the_server(
 ) -> None:
     client = record_server.connect(record_cell.transport)
     await feed(client, range(10), "quick")
+    done: list[int] = []
     async with client.work("quick", credit=4) as consumer:
-        held = await take(consumer, 4)
-        await held[0].ack()
-        await held[1].ack()
+        for delivery in (await take(consumer, 4))[:2]:
+            # What is answered too late, on a busy machine, comes again.
+            with suppress(LeaseLost):
+                await delivery.ack()
+                done.append(delivery.json()["n"])
         await record_server.restart()
         await record_server.listen(record_cell.transport)
     client = record_server.connect(record_cell.transport)
-    done: set[int] = set()
     async with client.work("quick", credit=3) as consumer:
         async for delivery in consumer:
-            done.add(delivery.json()["n"])
-            await delivery.ack()
-            if len(done) == 8:
+            with suppress(LeaseLost):
+                await delivery.ack()
+                done.append(delivery.json()["n"])
+            if len(done) == 10:
                 break
-    assert done == set(range(2, 10))
+    # None is lost, and none that was done comes again.
+    assert sorted(done) == list(range(10))
     assert await drained(client, "quick") == 0
 
 
@@ -421,10 +439,10 @@ async def test_many_consumers_that_come_and_go_lose_nothing(
                 seen += 1
                 if seen > patience:
                     break
-                if seen % 7 == 3:
-                    await delivery.reject(delay=0.01)
-                    continue
                 with suppress(LeaseLost):
+                    if seen % 7 == 3:
+                        await delivery.reject(delay=0.01)
+                        continue
                     begun.add(delivery.json()["n"])
                     await delivery.ack()
                     acknowledged.append(delivery.json()["n"])
@@ -440,12 +458,14 @@ async def test_many_consumers_that_come_and_go_lose_nothing(
         task.cancel()
     await asyncio.gather(*running, return_exceptions=True)
     async with record_client.work("quick", credit=20) as consumer:
+        deliveries = aiter(consumer)
         while await drained(record_client, "quick"):
-            with suppress(TimeoutError):
+            with suppress(TimeoutError, LeaseLost):
                 async with asyncio.timeout(0.2):
-                    async for delivery in consumer:
-                        await delivery.ack()
-                        acknowledged.append(delivery.json()["n"])
+                    delivery = await anext(deliveries)
+                # Without a limit: who stops waiting for it does not know whether it counts.
+                await delivery.ack()
+                acknowledged.append(delivery.json()["n"])
     # No acknowledged record came again, and none is missing but where nobody waited for the answer any more.
     assert len(set(acknowledged)) == len(acknowledged)
     assert set(range(count)) - set(acknowledged) <= begun
@@ -456,7 +476,7 @@ async def test_many_consumers_that_come_and_go_lose_nothing(
 async def test_metrics_show_queues(record_server: LocalServer, record_client: ConnectedClient) -> None:
     await record_server.listen(Transport.WEBSOCKET)
     await feed(record_client, range(3))
-    async with record_client.work("tasks", credit=2) as consumer, httpx.AsyncClient() as http:
+    async with record_client.work("tasks", credit=2) as consumer, httpx.AsyncClient(timeout=DEADLINE) as http:
         await take(consumer, 2)
         text = (await http.get(record_server.url(Transport.WEBSOCKET, "http") + "/metrics")).text
     lines = [line for line in text.splitlines() if 'queue="tasks"' in line]
