@@ -76,8 +76,8 @@ async def test_a_server_that_is_killed_leaves_nothing_or_all(
     await eventually(record_database.staged, 0)
     async with connected(server.url(record_cell.transport), record_cell.transport) as client:
         again = await send(client, "key")
-    # The retry says whether the first one came through.
-    assert again.repeated == (visible == COUNT)
+    # The retry says whether the first one came through; a database that was told to commit may have done so since.
+    assert again.repeated == (visible == COUNT) or (again.repeated and point == "in bulk commit")
     assert await record_database.contacts() == COUNT
     assert server.stop() == 0
 
