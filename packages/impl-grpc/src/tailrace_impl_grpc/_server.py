@@ -106,10 +106,10 @@ class GrpcServer(TransportServer):
             # gRPC does not tell which.
             problem = f"cannot listen on {address}: it is in use, or is no address of this machine"
             raise ConfigurationError(field="host", problem=problem)
-        self._urls = {scheme: f"{scheme}://{_address(settings.host, port)}"}
+        url = f"{scheme}://{_address(settings.host, port)}"
         self._endpoint = Endpoint(
             transport="grpc",
-            base=(settings.public_base or self._urls[scheme]).rstrip("/"),
+            base=(settings.public_base or url).rstrip("/"),
             chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
             telemetry=manager.telemetry,
         )
@@ -120,9 +120,16 @@ class GrpcServer(TransportServer):
         )
         self._certificates = credentials is not None and settings.client_ca_file is not None
         self._manager = manager
-        manager.add_base(self._endpoint.base)
-        await server.start()
+        starting = asyncio.ensure_future(server.start())
+        try:
+            manager.add_base(self._endpoint.base)
+            await asyncio.shield(starting)
+        except BaseException:
+            self._closing = asyncio.ensure_future(_unbind(server, starting))
+            await asyncio.shield(self._closing)
+            raise
         self._server = server
+        self._urls = {scheme: url}
 
     @property
     def urls(self) -> Mapping[str, str]:
@@ -342,6 +349,15 @@ def _error_to_tell(call: _Call, exc: BaseException) -> TailraceError | None:
         return None
     logger.error("a call failed", exc_info=exc)
     return InternalError("the call failed; the server's log says why")
+
+
+async def _unbind(server: grpc.aio.Server, starting: asyncio.Future[None]) -> None:
+    """Let go of the port of a server whose start has failed, which garbage collection alone would do else.
+
+    Only a server that has started can be stopped, and gRPC does not bear to be cancelled on its way there.
+    """
+    await asyncio.wait((starting,))
+    await server.stop(None)
 
 
 async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:
