@@ -111,7 +111,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         # What needs processes and takes long comes last: most of what is looked for is noticed before.
         items[:] = sorted(kept, key=lambda item: item.path.name.startswith("test_faults_"))
     for item in items:
-        if item.get_closest_marker("timeout") is None:
+        # Not above what somebody wants who expects them to hang.
+        if item.get_closest_marker("timeout") is None and config.getoption("timeout", None) is None:
             item.add_marker(pytest.mark.timeout(PATIENCE))
         of = _cell_of(item)
         for expected in EXPECTED_FAILURES:
