@@ -300,7 +300,7 @@ async def test_the_wait_is_told_and_ends_with_the_last_error(monkeypatch: pytest
     monkeypatch.setattr("random.random", lambda: 0.5)
     first = PlayedStream(opened_at())
     connection = PlayedConnection(first, GoingAway(retry_after=0.0), ConnectionLost("nobody is there"))
-    client = client_of(connection, reconnect_timeout=0.3)
+    client = client_of(connection, reconnect_timeout=1.0)
     upload = client.start_upload(UploadRequest(metadata=Metadata(name="a")))
     await upload.open()
     interruptions = upload.interruptions()
@@ -812,9 +812,9 @@ class SilentConnection(PlayedConnection):
 
 
 async def test_an_upload_leaves_a_way_that_nobody_answers_on() -> None:
-    silent, second = SilentConnection(0.05), PlayedConnection(PlayedStream(opened_at()))
+    silent, second = SilentConnection(0.5), PlayedConnection(PlayedStream(opened_at()))
     connection = FailoverConnection([silent, second])
-    upload = client_of(connection, worked=False, connect_timeout=0.05).start_upload(
+    upload = client_of(connection, worked=False, connect_timeout=0.5).start_upload(
         UploadRequest(metadata=Metadata(name="a"))
     )
     await upload.open()
@@ -825,9 +825,9 @@ async def test_an_upload_leaves_a_way_that_nobody_answers_on() -> None:
 
 async def test_an_upload_continues_behind_a_way_that_nobody_answers_on() -> None:
     first, second = PlayedStream(opened_at()), PlayedStream(opened_at(epoch=2))
-    silent = SilentConnection(0.05)
+    silent = SilentConnection(0.5)
     connection = FailoverConnection([PlayedConnection(first), silent, PlayedConnection(second)])
-    upload = client_of(connection, connect_timeout=0.05).start_upload(UploadRequest(metadata=Metadata(name="a")))
+    upload = client_of(connection, connect_timeout=0.5).start_upload(UploadRequest(metadata=Metadata(name="a")))
     async with upload:
         await upload.write(DATA)
         first.say(LOST)

@@ -273,7 +273,9 @@ async def test_cancelled_calls_never_commit(serve: Serve, sent: int) -> None:
 
 async def test_a_missed_deadline_of_the_client_leaves_nothing(serve: Serve) -> None:
     bound = await serve(batches={"batch_records": 1}, settings={"group_records": 1})
-    call = bound.stub.CreateContacts(timeout=0.2)
+    # The time is for the call, and not for its connection.
+    await bound.channel.channel_ready()
+    call = bound.stub.CreateContacts(timeout=1.0)
     await call.write(Contact(full_name="x"))
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call

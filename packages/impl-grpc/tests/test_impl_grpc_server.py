@@ -423,6 +423,7 @@ async def test_a_call_without_a_request_is_ended(channel: grpc.aio.Channel, monk
         assert isinstance(error, DeadlineExceeded)
         assert (error.what, error.seconds) == ("the request", 0.01)
     # Behind its request an upload may be silent for as long as it likes.
+    monkeypatch.setattr(_server, "_REQUEST_TIMEOUT", 1.0)
     uploading = uploads_of(channel).Upload()
     await uploading.write(pb.UploadRequest(open=pb.OpenUpload(metadata=pb.Metadata(name="a"))))
     opened = (await answer_of(uploading)).opened
@@ -534,11 +535,19 @@ async def test_a_call_that_does_not_end_does_not_keep_the_server(
                 await release.wait()
         raise GoingAway(retry_after=1.0)
 
+    real = GrpcServer._end_leftovers
+
+    async def end_leftovers(server: GrpcServer) -> None:
+        # How soon a call ends that does is gRPC's affair, too.
+        monkeypatch.setattr(_server, "_LAST_CHANCE", 20.0 if ends else 0.1)
+        await real(server)
+
     monkeypatch.setattr(manager, "authenticate", authenticate)
     monkeypatch.setattr(_server, "_LAST_CHANCE", 0.1)
+    monkeypatch.setattr(GrpcServer, "_end_leftovers", end_leftovers)
     call = uploads_of(channel).Upload()
     await begun.wait()
-    await asyncio.wait_for(server.close(0.01), 20.0)
+    await asyncio.wait_for(server.close(0.01), 40.0)
     assert "calls did not end within the grace: Upload (" in caplog.text
     assert ("calls do not end, and are left behind: Upload (" in caplog.text) is not ends
     release.set()

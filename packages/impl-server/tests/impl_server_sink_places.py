@@ -175,7 +175,8 @@ class PostgresPlace(SinkPlace):
 
     async def until_waiting(self) -> None:
         """Wait until somebody waits for a lock."""
-        other = await asyncpg.connect(self.url)
+        # Whatever limits the user has.
+        other = await asyncpg.connect(self.url, server_settings={"statement_timeout": "0"})
         try:
             async with asyncio.timeout(20):
                 while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):  # noqa: ASYNC110

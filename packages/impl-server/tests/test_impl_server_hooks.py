@@ -254,8 +254,7 @@ async def test_a_hook_that_hangs_holds_up_only_its_own_resource(bench: Bench, ho
 async def test_closing_waits_for_hooks_and_not_for_ever(
     bench: Bench, hooks: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hooks_module, "_LAST_WORDS", 0.01)
-    manager = await bench.start(hook_timeout=0.05)
+    manager = await bench.start()
     ended: list[str] = []
     stubborn = asyncio.Event()
 
@@ -275,6 +274,7 @@ async def test_closing_waits_for_hooks_and_not_for_ever(
             except asyncio.CancelledError:
                 continue
 
+    monkeypatch.setattr(hooks_module, "_LAST_WORDS", 0.01)
     manager = await bench.start(hook_timeout=0.05)
     hooks.act["completed"] = refuse_to_end
     await upload(manager, b"abc")

@@ -617,6 +617,6 @@ async def test_nothing_is_left_on_disk_of_an_atomic_abort(disk_bench: Bench, tmp
 async def test_a_small_share_of_the_windows_is_not_throttled_by_a_long_interval(bench: Bench) -> None:
     manager = await bench.start(checkpoint_interval=1000.0, upload_windows_total=4096)
     data = bytes(MIB)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):
         status = await upload(manager, data, chunk_size=4096)
     assert status.size == len(data)

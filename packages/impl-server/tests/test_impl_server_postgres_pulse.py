@@ -2,8 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -33,9 +33,10 @@ async def proxy(place: PostgresPlace) -> AsyncGenerator[TcpProxy, None]:
 
 @pytest.fixture
 def database(place: PostgresPlace, proxy: TcpProxy, monkeypatch: pytest.MonkeyPatch) -> PostgresDatabase:
-    """A database behind the proxy that is given up after parts of a second."""
+    """A database behind the proxy that is asked again and again."""
     monkeypatch.setattr(_postgres_pulse, "_INTERVAL", 0.05)
-    monkeypatch.setattr(_postgres, "_ANSWER_SECONDS", 0.3)
+    # Longer than a busy machine makes an answer wait; what hangs on purpose has less.
+    monkeypatch.setattr(_postgres, "_ANSWER_SECONDS", 5.0)
     monkeypatch.setattr(_postgres, "_CONNECT_SECONDS", 2.0)
     url = urlsplit(place.url)
     near = urlsplit(proxy.url)
@@ -43,22 +44,36 @@ def database(place: PostgresPlace, proxy: TcpProxy, monkeypatch: pytest.MonkeyPa
     return PostgresDatabase("shop", url._replace(netloc=f"{user}@{near.hostname}:{near.port}").geturl())
 
 
+@pytest.fixture
+def stalled(proxy: TcpProxy) -> Callable[[], AbstractContextManager[None]]:
+    """Let the database hang, and be given up after parts of a second."""
+
+    @contextmanager
+    def stall() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as impatient:
+            impatient.setattr(_postgres, "_ANSWER_SECONDS", 0.3)
+            proxy.stall()
+            yield
+        proxy.release()
+
+    return stall
+
+
 async def test_a_database_that_hangs_is_a_failure_and_is_used_again(
-    database: PostgresDatabase, proxy: TcpProxy, place: PostgresPlace
+    database: PostgresDatabase, stalled: Callable[[], AbstractContextManager[None]], place: PostgresPlace
 ) -> None:
     sink = PostgresSink("contacts", database, table="contacts")
     await sink.start()
     await begin(sink, "bulk")
     await stage(sink, "bulk", [contact(1)])
     await begin(sink, "other")
-    proxy.stall()
-    hanging = asyncio.create_task(commit(sink, "bulk", 1))
-    for waiting in (stage(sink, "other", [contact(2)]), begin(sink, "third")):
-        with pytest.raises(StorageFailure, match="the database shop does not answer"):
-            await waiting
-    with pytest.raises(StorageFailure, match="shop"):
-        await hanging
-    proxy.release()
+    with stalled():
+        hanging = asyncio.create_task(commit(sink, "bulk", 1))
+        for waiting in (stage(sink, "other", [contact(2)]), begin(sink, "third")):
+            with pytest.raises(StorageFailure, match="the database shop does not answer"):
+                await waiting
+        with pytest.raises(StorageFailure, match="shop"):
+            await hanging
     for bulk in ("bulk", "other"):
         await sink.rollback(bulk)
     assert (await deliver(sink, "again", [contact(3)])).records == 1
@@ -66,20 +81,20 @@ async def test_a_database_that_hangs_is_a_failure_and_is_used_again(
     await sink.close()
 
 
-async def test_a_query_whose_database_hangs_fails(database: PostgresDatabase, proxy: TcpProxy) -> None:
+async def test_a_query_whose_database_hangs_fails(
+    database: PostgresDatabase, stalled: Callable[[], AbstractContextManager[None]]
+) -> None:
     source = PostgresSource("numbers", database, "SELECT generate_series(1, 1000000) AS n")
     await source.start()
     async with aclosing(source.query({})) as batches:
         await anext(batches)
-        proxy.stall()
 
         async def rest() -> None:
             async for _ in batches:
                 pass
 
-        with pytest.raises(StorageFailure, match="the database shop does not answer"):
+        with stalled(), pytest.raises(StorageFailure, match="the database shop does not answer"):
             await rest()
-    proxy.release()
     async with aclosing(source.query({})) as batches:
         assert len((await anext(batches)).data) == 1
     await source.close()
@@ -112,7 +127,10 @@ async def test_what_takes_long_is_not_cut_while_the_database_answers(
 
 
 async def test_lasting_connections_that_are_lost_silently_are_made_again(
-    database: PostgresDatabase, proxy: TcpProxy, place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
+    database: PostgresDatabase,
+    stalled: Callable[[], AbstractContextManager[None]],
+    place: PostgresPlace,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_postgres_bulks, "_LOOK_SECONDS", 0.05)
     monkeypatch.setattr(_postgres_hints, "_LOOK_SECONDS", 0.05)
@@ -121,11 +139,10 @@ async def test_lasting_connections_that_are_lost_silently_are_made_again(
     await database.hints.start()
     await database.hints.listening.wait()
     first = database.presence._connection
-    proxy.stall()
     async with asyncio.timeout(20):
-        while not first.is_closed() or database.hints.listening.is_set():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
-        proxy.release()
+        with stalled():
+            while not first.is_closed() or database.hints.listening.is_set():  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
         await database.hints.listening.wait()
         while database.presence._connection is first:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
@@ -138,18 +155,19 @@ async def test_lasting_connections_that_are_lost_silently_are_made_again(
 async def test_what_waits_for_a_connection_does_not_wait_for_ever(
     place: PostgresPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_postgres, "_FREE_SECONDS", 0.05)
-    monkeypatch.setattr(_postgres, "_QUERY_SECONDS", 0.05)
     database = PostgresDatabase("shop", place.url, max_connections=1, max_queries=1)
     await database.start()
-    async with database.connection():
-        with pytest.raises(StorageFailure, match="all 1 connections to the database shop are in use"):
-            async with database.connection():
-                pass
-    async with database.reading():
-        with pytest.raises(Overloaded, match="queries of the database shop"):
-            async with database.reading():
-                pass
+    # Who has a connection may have had to wait for it to be made.
+    async with database.connection(), database.reading():
+        with monkeypatch.context() as impatient:
+            impatient.setattr(_postgres, "_FREE_SECONDS", 0.05)
+            impatient.setattr(_postgres, "_QUERY_SECONDS", 0.05)
+            with pytest.raises(StorageFailure, match="all 1 connections to the database shop are in use"):
+                async with database.connection():
+                    pass
+            with pytest.raises(Overloaded, match="queries of the database shop"):
+                async with database.reading():
+                    pass
     async with database.connection() as connection, database.reading() as reader:
         assert await connection.fetchval("SELECT 1") == await reader.fetchval("SELECT 1") == 1
     await database.close()

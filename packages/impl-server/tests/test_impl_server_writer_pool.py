@@ -124,14 +124,15 @@ def test_a_defect_of_one_strand_does_not_stop_the_others() -> None:
 
 
 def test_closing_ends_all_threads() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     pool = WriterPool(3)
     work = Counting(pool)
     work.last = 0
     work.submit(0)
     assert work.finished.wait(30)
     pool.close()
-    assert threading.active_count() == before
+    # Others may have ended meanwhile.
+    assert set(threading.enumerate()) <= before
     WriterPool(3).close()
 
 

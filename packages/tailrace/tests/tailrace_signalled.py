@@ -75,9 +75,8 @@ def tune_collector() -> None:
 if __name__ == "__main__":
     # Whoever runs the tests may have their programs ignore it, as a shell does with what it runs in the background.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    if "asked" not in MOMENTS:
-        # Each one counts, however soon.
-        _signals._MOMENT = 0.0
+    # Each one counts, however soon; or the second is the same, however long the process stood still between the two.
+    _signals._MOMENT = 3600.0 if "asked" in MOMENTS else 0.0
     asyncio.Runner.close = close  # type: ignore[assignment,method-assign]  # the moments when a loop is closed
     vars(__main__)["tune_collector"] = tune_collector
     atexit.register(at, "exiting")

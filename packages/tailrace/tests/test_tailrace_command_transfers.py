@@ -1,5 +1,6 @@
 """The command line against a real server, over both transports, as scripts use it."""
 
+import errno
 import json
 import os
 import signal
@@ -413,23 +414,36 @@ def test_status_is_readable_and_shows_no_control_characters(run: Run, url: str) 
 
 def test_progress_is_shown_on_a_terminal_and_output_stays_pure(run: Run, url: str, tmp_path: Path) -> None:
     (tmp_path / "data.bin").write_bytes(bytes(2_000_000))
-    terminal, ours = os.openpty()
-    try:
-        for command in (
-            ["upload", "data.bin", "--server", url],
-            ["download", upload(run, url, bytes(2_000_000)), "-o", "copy.bin"],
-        ):
-            process = subprocess.run(
+    for command in (
+        ["upload", "data.bin", "--server", url],
+        ["download", upload(run, url, bytes(2_000_000)), "-o", "copy.bin"],
+    ):
+        terminal, its_end = os.openpty()
+        try:
+            with subprocess.Popen(
                 [*PROGRAM, *command],
                 cwd=tmp_path,
                 env=ENVIRONMENT | {"TERM": "xterm"},
                 stdout=subprocess.PIPE,
-                stderr=ours,
-                check=True,
-            )
-            shown = os.read(terminal, 65536)
-            assert b"2.0/2.0 MB" in shown
-            assert process.stdout.decode() == (f"{process.stdout.decode().strip()}\n" if command[0] == "upload" else "")
-    finally:
-        os.close(terminal)
-        os.close(ours)
+                stderr=its_end,
+            ) as process:
+                os.close(its_end)
+                shown = shown_on(terminal)
+                output, _ = process.communicate()
+        finally:
+            os.close(terminal)
+        assert process.returncode == 0
+        assert b"2.0/2.0 MB" in shown
+        assert output.decode() == (f"{output.decode().strip()}\n" if command[0] == "upload" else "")
+
+
+def shown_on(terminal: int) -> bytes:
+    """Return what is shown on a terminal until nobody has its other end any more."""
+    shown = b""
+    while True:
+        try:
+            shown += os.read(terminal, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return shown
