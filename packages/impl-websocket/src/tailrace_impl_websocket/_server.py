@@ -110,12 +110,22 @@ class WebSocketServer(TransportServer):
             if not self._server.started:
                 await self._serving
         except BaseException:
-            listener.close()
+            self._closing = asyncio.ensure_future(self._give_up(listener))
+            await asyncio.shield(self._closing)
             raise
         manager.add_base(base)
         self._urls = MappingProxyType(
             {f"{scheme}{secure}": f"{scheme}{secure}://{address}" for scheme in ("ws", "http")}
         )
+
+    async def _give_up(self, listener: socket.socket) -> None:
+        """End a start that has failed, or was cancelled."""
+        if self._server is not None and self._serving is not None:
+            # In order: an event loop gets confused where a socket that it listens to is closed behind its back.
+            await self._server.started_or_failed.wait()
+            if self._server.started:
+                await self._close(0.0)
+        listener.close()
 
     @property
     def urls(self) -> Mapping[str, str]:
