@@ -12,7 +12,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_websocket
 from websockets.typing import Subprotocol
 
-from tailrace_common_api import TailraceError, error_from_wire
+from tailrace_common_api import Metadata, TailraceError, error_from_wire
 from tailrace_impl_common import HeadHasher, chunk_hash
 from tailrace_impl_server import create_manager
 from tailrace_impl_websocket import WebSocketServer
@@ -47,6 +47,13 @@ class Running:
                 await client.say("finish", 1, size=len(data), head=head(data))
                 await client.until("finished")
             return resource
+
+    async def store(self, data: bytes) -> str:
+        """Store ``data``, no more than a window of it, without a connection; return its id."""
+        ingest = await self.manager.create(Metadata(name="x"))
+        ingest.submit(data, hash=chunk_hash(data))
+        await ingest.finish(size=len(data), head=bytes.fromhex(head(data)))
+        return ingest.id
 
 
 @asynccontextmanager
