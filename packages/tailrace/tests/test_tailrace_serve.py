@@ -68,7 +68,7 @@ def test_a_server_starts_without_what_only_some_need(
 def test_a_stopped_server_tells_its_clients_and_keeps_what_was_announced(
     tmp_path: Path, start: Start, run: Run, number: signal.Signals
 ) -> None:
-    with serving(tmp_path, TAILRACE_SERVE_GRACE="0.2") as server:
+    with serving(tmp_path, TAILRACE_SERVE_GRACE="5") as server:
         # Without that they would wait for it to come back.
         once = {"TAILRACE_CLIENT_RECONNECT_TIMEOUT": "0"}
         uploader = start("upload", "-", "--server", server.grpc, "--json", **once)
