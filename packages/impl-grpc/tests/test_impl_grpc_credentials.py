@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tailrace_common_api import ClientSettings, ConfigurationError
 from tailrace_impl_common import _clear_text
@@ -52,6 +56,36 @@ async def _outcome(address: str, *metadata: tuple[str, str | bytes]) -> grpc.Sta
         except grpc.aio.AioRpcError as error:
             return error.code()
         return grpc.StatusCode.OK
+
+
+async def _services(address: str, *metadata: tuple[str, str | bytes]) -> set[str] | grpc.StatusCode:
+    """Return what reflection tells, or with what it ends."""
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = reflection_pb2_grpc.ServerReflectionStub
+        call = stub(channel).ServerReflectionInfo(metadata=metadata)
+        with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
+        try:
+            answer = await call.read()
+        except grpc.aio.AioRpcError as error:
+            return error.code()
+        call.cancel()
+        return {service.name for service in answer.list_services_response.service}
+
+
+async def test_reflection_needs_what_other_calls_need(guarded: str, secret: str) -> None:
+    for entries in ([], [("authorization", "Bearer x")]):
+        assert await _services(guarded, *entries) is grpc.StatusCode.UNAUTHENTICATED
+    told = await _services(guarded, ("authorization", f"Bearer {secret}"))
+    assert isinstance(told, set)
+    assert {"tailrace.v1.Resources", "grpc.reflection.v1alpha.ServerReflection"} < told
+
+
+async def test_health_needs_nothing(guarded: str) -> None:
+    async with grpc.aio.insecure_channel(guarded) as channel:
+        stub: Any = health_pb2_grpc.HealthStub
+        answer = await stub(channel).Check(health_pb2.HealthCheckRequest(service="tailrace.v1.Resources"))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER {}", "Bearer   {}  "])

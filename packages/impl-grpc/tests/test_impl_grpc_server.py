@@ -324,7 +324,7 @@ async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Chan
     await asking.write(reflection_pb2.ServerReflectionRequest(list_services=""))
     await asking.read()
     closing = asyncio.ensure_future(server.close(30.0))
-    for call in (uploading, following, watching):
+    for call in (uploading, following, watching, asking):
         error = await error_of(call)
         assert isinstance(error, GoingAway)
         assert error.retry_after > 0

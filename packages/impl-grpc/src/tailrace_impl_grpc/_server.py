@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2_grpc
 
 from tailrace_common_api import (
     ConfigurationError,
@@ -46,6 +46,7 @@ from tailrace_impl_grpc._options import (
 )
 from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
+from tailrace_impl_grpc._reflection import ReflectionServicer
 from tailrace_impl_grpc._server_streams import Context, GrpcServerStream, shared_message
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
 
@@ -190,7 +191,9 @@ class GrpcServer(TransportServer):
             [grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items()]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection([*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        services = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflecting = ReflectionServicer(services, self._reflect)
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)  # type: ignore[no-untyped-call]  # it has no types
 
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 
@@ -199,7 +202,7 @@ class GrpcServer(TransportServer):
 
         async def handle(_messages: object, context: Context) -> None:
             # All in one frame, and no function of its own: there are thousands of followers that are in it.
-            call = self._begin(method, ends_when_closing=True)
+            call = self._begin(method.name, ends_when_closing=True)
             try:
                 try:
                     stream = GrpcServerStream(method, context, self._shared)
@@ -234,7 +237,7 @@ class GrpcServer(TransportServer):
                 stream = GrpcServerStream(method, context, self._shared)
                 await self._serve(request, stream, service, context)
 
-            await self._run(method, context, serve, ends_when_closing=True)
+            await self._run(method.name, context, serve, ends_when_closing=True)
 
         return handle
 
@@ -250,7 +253,7 @@ class GrpcServer(TransportServer):
                 return method.encode_response(answer)
 
             # Empty only when the client is gone, and then nobody gets it.
-            return await self._run(method, context, answer, ends_when_closing=False) or b""
+            return await self._run(method.name, context, answer, ends_when_closing=False) or b""
 
         return handle
 
@@ -279,9 +282,12 @@ class GrpcServer(TransportServer):
             self._peers.begin(peer)
         return self._peers
 
+    async def _reflect(self, context: Context, answer: Callable[[], Awaitable[None]]) -> None:
+        await self._run("ServerReflectionInfo", context, lambda _: answer(), ends_when_closing=True)
+
     async def _run(
         self,
-        method: Method,
+        method: str,
         context: Context,
         work: Callable[[ResourceService], Awaitable[ResultT]],
         *,
@@ -304,11 +310,11 @@ class GrpcServer(TransportServer):
             error = None
             self._end(call)
 
-    def _begin(self, method: Method, *, ends_when_closing: bool) -> _Call:
+    def _begin(self, method: str, *, ends_when_closing: bool) -> _Call:
         """Take note of a call, which the current task serves."""
         task = asyncio.current_task()
         assert task is not None
-        call = self._running[task] = _Call(task, method.name, ends_when_closing)
+        call = self._running[task] = _Call(task, method, ends_when_closing)
         return call
 
     def _end(self, call: _Call) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import grpc.aio
 
@@ -19,6 +20,23 @@ def shared_message() -> SharedMessage:
     """Return what encodes the chunks to readers: those who are sent the same chunk are sent the same bytes."""
     # All methods that send chunks have the same messages.
     return EncodedOnce(FOLLOW.encode_response, largest=MEBIBYTE)
+
+
+async def write_first(context: grpc.aio.ServicerContext[Any, Any], message: object) -> None:
+    """Write the first message of a call to its end, also when cancelled, unless that happens a second time.
+
+    The call's headers go with it. The library takes them for sent only when this write has returned: a status after
+    one that was cut off would come with headers again, which gRPC refuses, and the client would never hear why the
+    call ends.
+    """
+    writing = asyncio.ensure_future(context.write(message))
+    try:
+        await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        await asyncio.wait((writing,))
+        raise
+    finally:
+        await cancel_and_wait(writing)
 
 
 class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
@@ -56,20 +74,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
             raise ConnectionLost("the client is gone") from None
 
     async def _answer(self, data: bytes) -> None:
-        """Write the first message to its end, also when cancelled, unless that happens a second time.
-
-        The call's headers go with it. The library takes them for sent only when this write has returned: a status
-        after one that was cut off would come with headers again, which gRPC refuses, and the client would never hear
-        why the call ends.
-        """
-        writing = asyncio.ensure_future(self._context.write(data))
-        try:
-            await asyncio.shield(writing)
-        except asyncio.CancelledError:
-            await asyncio.wait((writing,))
-            raise
-        finally:
-            await cancel_and_wait(writing)
+        await write_first(self._context, data)
         self._answered = True
 
     @property
