@@ -89,6 +89,8 @@ WIRED_RECORD_CELLS = frozenset(cell for cell in RECORD_CELLS if cell.wired)
 """What of records needs a network connection, or a server in a process of its own."""
 POSTGRES_RECORD_CELLS = frozenset(cell for cell in WIRED_RECORD_CELLS if cell.database is Database.POSTGRESQL)
 """What of records needs a PostgreSQL server to crash beneath a server in a process of its own."""
+SQLITE_RECORD_CELLS = frozenset(cell for cell in RECORD_CELLS if cell.database is Database.SQLITE)
+"""What of records needs a statement of SQLite."""
 WEBSOCKET_RECORD_CELLS = frozenset(cell for cell in RECORD_CELLS if cell.transport is Transport.WEBSOCKET)
 """What of records only the WebSocket server has: plain HTTP."""
 

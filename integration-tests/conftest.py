@@ -26,6 +26,7 @@ from cells import (
 )
 from clock import Clock
 from faulty_server import FaultyServer
+from free_ports import free_port
 from manifest import EXPECTED_FAILURES
 from postgres_server import PostgresServer
 from record_databases import PostgresDatabase, RecordDatabase, SqliteDatabase
@@ -297,8 +298,8 @@ def new_server_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]
     """Make servers by the real command; keyword arguments are settings of the storage."""
     processes: list[ServerProcess] = []
 
-    def new(folder: Path | None = None, **options: object) -> ServerProcess:
-        process = ServerProcess(folder or tmp_path / "data", tmp_path, options)
+    def new(folder: Path | None = None, *, ports: tuple[int, int] = (0, 0), **options: object) -> ServerProcess:
+        process = ServerProcess(folder or tmp_path / "data", tmp_path, options, ports=ports)
         processes.append(process)
         process.start()
         return process
@@ -312,6 +313,12 @@ def new_server_process(tmp_path: Path) -> Iterator[Callable[..., ServerProcess]]
 def server_process(new_server_process: Callable[..., ServerProcess]) -> ServerProcess:
     """A server in a process of its own, which listens on both transports."""
     return new_server_process()
+
+
+@pytest.fixture
+def settled_server_process(new_server_process: Callable[..., ServerProcess]) -> ServerProcess:
+    """The same on ports that nobody takes while it is down."""
+    return new_server_process(ports=(free_port(), free_port()))
 
 
 # Servers of record streams in a process of their own

@@ -8,13 +8,14 @@ import pwd
 import select
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+
+from free_ports import free_port
 
 _ROOT = Path(__file__).resolve().parents[1]
 _MEMORY = 6 << 30
@@ -150,11 +151,11 @@ class PostgresServer:
     def _start_anywhere(self) -> None:
         """Start the server on a port that nobody has taken between its choice and its use."""
         for _ in range(5):
-            self.port = _free_port()
+            self.port = free_port()
             with suppress(RuntimeError):
                 self.start()
                 return
-        self.port = _free_port()
+        self.port = free_port()
         self.start()
 
     def crash(self) -> None:
@@ -234,10 +235,3 @@ def _unprivileged() -> str:
         with suppress(KeyError):
             return pwd.getpwnam(name).pw_name
     raise RuntimeError(f"{getpass.getuser()} must not run PostgreSQL, and there is no other user")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

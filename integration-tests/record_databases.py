@@ -107,6 +107,7 @@ class RecordDatabase(ABC):
                 },
                 "contacts": {**database, "sql": "SELECT name, email, city FROM contacts ORDER BY email"},
                 "ticks": {"function": "record_sources:ticks"},
+                "burst": {"function": "record_sources:burst"},
                 "failing": {"function": "record_sources:failing"},
             },
             "queues": {

@@ -27,6 +27,18 @@ async def ticks(count: int = 10, pause: float = 0.0) -> AsyncGenerator[dict[str,
         ended.append(number)
 
 
+async def burst(count: int = 10) -> AsyncGenerator[dict[str, object], None]:
+    """Yield ``count`` records at once, and be silent for ever."""
+    begun.append(count)
+    try:
+        for number in range(count):
+            made.append(number)
+            yield {"tick": number}
+        await asyncio.Event().wait()
+    finally:
+        ended.append(count)
+
+
 async def failing(after: int = 3) -> AsyncGenerator[dict[str, object], None]:
     """Yield ``after`` records, and fail."""
     for number in range(after):

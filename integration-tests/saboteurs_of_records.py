@@ -94,6 +94,17 @@ def sources_run_on_when_their_reader_has_left() -> None:
     put(_serve_query._QueryConversation, "_stop", stop)
 
 
+@saboteur("REC-6", cell="websocket-sqlite")
+def rows_wait_for_a_statement_that_is_silent() -> None:
+    from tailrace_impl_server import _sqlite_reading
+
+    async def never(self: Any, waiter: Any) -> bool:
+        executed()
+        return False
+
+    put(_sqlite_reading.SqliteReading, "_is_late", never)
+
+
 @saboteur("REC-6", cell="in-process-postgresql")
 def results_wait_for_a_full_message() -> None:
     from tailrace_impl_common import Signal

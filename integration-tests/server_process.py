@@ -52,15 +52,19 @@ def read_line(stream: IO[bytes], process: subprocess.Popen[bytes]) -> bytes:
 class ServerProcess:
     """``tailrace serve`` on a folder, which can be stopped, killed and started again."""
 
-    def __init__(self, data: Path, folder: Path, options: Mapping[str, object]) -> None:
+    def __init__(
+        self, data: Path, folder: Path, options: Mapping[str, object], *, ports: tuple[int, int] = (0, 0)
+    ) -> None:
         """Describe the server.
 
         Args:
             data: Folder of the resources.
             folder: Working folder, where what the server logs is kept.
             options: Settings of the storage.
+            ports: Where it listens for gRPC and for HTTP; 0 is another port with each start.
         """
         self.data = data
+        self._grpc, self._http = (f"127.0.0.1:{port}" for port in ports)
         self._folder = folder
         self._options = options
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,7 +92,7 @@ class ServerProcess:
         settings = {f"TAILRACE_STORAGE_{name.upper()}": str(value) for name, value in self._options.items()}
         with open(self._log, "ab") as log:
             self._process = subprocess.Popen(
-                [*command, "serve", "--json", "--data", self.data, "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0"],
+                [*command, "serve", "--json", "--data", self.data, "--grpc", self._grpc, "--http", self._http],
                 cwd=self._folder,
                 env=environment(self._folder, **settings, **(env or {})),
                 stdin=subprocess.DEVNULL,

@@ -127,9 +127,9 @@ async def test_the_oldest_lines_are_dropped_and_a_marker_tells_of_them(server: L
 @proves("UPL-19", "USE-6")
 @pytest.mark.parametrize("policy", ["wait", "spool"])
 def test_a_pipeline_survives_a_server_that_was_away(
-    server_process: ServerProcess, cell: Cell, tmp_path: Path, policy: str
+    settled_server_process: ServerProcess, cell: Cell, tmp_path: Path, policy: str
 ) -> None:
-    urls = address_of(server_process, cell)
+    urls = address_of(settled_server_process, cell)
     with spawn(tmp_path, "upload", "-", "--server", urls, "--while-away", policy) as uploader:
         assert uploader.stdin is not None
         assert uploader.stdout is not None
@@ -139,10 +139,10 @@ def test_a_pipeline_survives_a_server_that_was_away(
             assert follower.stdout is not None
             uploader.stdin.write(b"before\n")
             assert read_line(follower.stdout, follower) == b"before\n"
-            server_process.kill()
+            settled_server_process.kill()
             uploader.stdin.write(b"meanwhile\n")
             assert b"the server is away" in read_line(uploader.stderr, uploader)
-            with restarted(server_process, cell, urls, tmp_path):
+            with restarted(settled_server_process, cell, urls, tmp_path):
                 assert read_line(uploader.stderr, uploader) == b"tailrace: the server is back\n"
                 assert read_line(follower.stdout, follower) == b"meanwhile\n"
                 uploader.stdin.write(b"after\n")
@@ -517,10 +517,10 @@ def logged(url: str, folder: Path) -> dict[str, object]:
 @pytest.mark.cells(PROCESS_CELLS)
 @proves("UPL-19")
 def test_a_program_logs_before_the_server_is_there_and_while_it_is_away(
-    server_process: ServerProcess, cell: Cell, tmp_path: Path
+    settled_server_process: ServerProcess, cell: Cell, tmp_path: Path
 ) -> None:
-    url = address_of(server_process, cell)
-    server_process.kill()
+    url = address_of(settled_server_process, cell)
+    settled_server_process.kill()
     lines = [b"line %d\n" % number for number in range(6)]
     with subprocess.Popen(
         [sys.executable, "-W", "error", "-c", _PROGRAM, url],
@@ -542,7 +542,7 @@ def test_a_program_logs_before_the_server_is_there_and_while_it_is_away(
 
         log(lines[0])
         log(lines[1])
-        with restarted(server_process, cell, url, tmp_path):
+        with restarted(settled_server_process, cell, url, tmp_path):
             wait_until(lambda: run(tmp_path, "list", "--server", url).stdout != b"")
             reference = str(logged(url, tmp_path)["reference"])
             log(lines[2])
@@ -553,7 +553,7 @@ def test_a_program_logs_before_the_server_is_there_and_while_it_is_away(
                 follower.kill()
         log(lines[3])
         log(lines[4])
-        with restarted(server_process, cell, url, tmp_path):
+        with restarted(settled_server_process, cell, url, tmp_path):
             log(lines[5])
             program.stdin.close()
             assert program.wait(DEADLINE) == 0

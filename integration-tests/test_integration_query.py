@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import record_sources
-from cells import WEBSOCKET_RECORD_CELLS, RecordCell, Transport
+from cells import SQLITE_RECORD_CELLS, WEBSOCKET_RECORD_CELLS, RecordCell, Transport
 from manifest import proves
 from record_databases import RecordDatabase, contact, eventually
 from server_process import DEADLINE
@@ -83,6 +83,36 @@ async def test_a_record_does_not_wait_for_the_next(record_client: ConnectedClien
             break
     # The source was waiting, and is ended all the same.
     await eventually(has_ended, 1)
+
+
+@proves("REC-6")
+@pytest.mark.parametrize("count", [1, 6, 5000])
+async def test_records_before_a_silence_arrive(record_client: ConnectedClient, count: int) -> None:
+    got = []
+    async for record in record_client.query("burst", count=count):
+        got.append(record.json()["tick"])
+        if len(got) == count:
+            break
+    assert got == list(range(count))
+    await eventually(has_ended, 1)
+
+
+@proves("REC-6")
+@pytest.mark.record_cells(SQLITE_RECORD_CELLS)
+async def test_rows_before_a_silence_arrive(new_record_server: NewServer, record_cell: RecordCell) -> None:
+    statement = (
+        "WITH RECURSIVE upto (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM upto WHERE n < 3000), "
+        "forever (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM forever) "
+        "SELECT n FROM upto UNION ALL SELECT count(*) FROM forever"
+    )
+    server = await new_record_server(ends={"sources": {"silent": {"sql": statement}}})
+    got = []
+    async for record in server.connect(record_cell.transport).query("silent"):
+        got.append(record.json()["n"])
+        # Python's module for SQLite gives a row away when it has found the next.
+        if len(got) == 2999:
+            break
+    assert got == list(range(1, 3000))
 
 
 @proves("REC-6")
@@ -227,6 +257,16 @@ async def test_the_first_line_is_there_before_the_last_record(record_server: Loc
         assert json.loads(await anext(lines)) == {"tick": 0}
         assert record_sources.made == [0]
     # Leaving ended it.
+    await eventually(has_ended, 1)
+
+
+@proves("REC-7")
+@pytest.mark.record_cells(WEBSOCKET_RECORD_CELLS)
+async def test_lines_before_a_silence_arrive(record_server: LocalServer) -> None:
+    url = f"{door(record_server)}/query/burst?count=5000"
+    async with httpx.AsyncClient(timeout=DEADLINE) as http, http.stream("GET", url) as answer:
+        lines: AsyncGenerator[str, None] = answer.aiter_lines()  # type: ignore[assignment]  # httpx promises an iterator
+        assert [json.loads(await anext(lines)) for _ in range(5000)] == [{"tick": number} for number in range(5000)]
     await eventually(has_ended, 1)
 
 
