@@ -145,9 +145,6 @@ async def send_garbage_over_websocket(url: str) -> None:
     assert task is not None
     while True:
         for frame in _frames(random_):
-            if task.cancelling():
-                # Where the library ended the connection with an error of its own in place of the cancellation.
-                raise asyncio.CancelledError
             code = "untyped"
             try:
                 async with _websocket(url) as websocket:
@@ -163,6 +160,9 @@ async def send_garbage_over_websocket(url: str) -> None:
             except (ConnectionClosed, OSError, EOFError, AttributeError):
                 # The last is the library's own, when it ends a connection that is gone in the middle of a large frame.
                 pass
+            if task.cancelling():
+                # The library has ended the connection with an error of its own in place of the cancellation.
+                raise asyncio.CancelledError
             note("garbage over WebSocket", code)
 
 
