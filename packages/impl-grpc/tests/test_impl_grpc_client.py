@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+from free_ports import free_port
 
 from tailrace_client_upload_api import UploadSession
 from tailrace_common_api import (
@@ -199,7 +200,7 @@ async def test_a_unary_answer_that_does_not_come_runs_into_the_deadline(
 
 async def test_the_connection_is_made_again_after_the_server_came_back(manager: ResourceManager) -> None:
     first = GrpcServer()
-    await first.start(manager, TransportServerSettings())
+    await first.start(manager, TransportServerSettings(port=free_port()))
     url = first.urls["grpc"]
     async with connect(url, ClientSettings(reconnect_timeout=0)) as client:
         async with client.upload("a") as upload:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from free_ports import free_port
 from tailrace_processes import ENVIRONMENT, Server, needs_server, serving
 
 import tailrace.sync
@@ -86,13 +87,11 @@ def test_many_threads_log_whole_lines(server: Server, make: Callable[..., Resour
 
 
 def test_records_wait_for_a_server_that_comes_later(make: Callable[..., ResourceHandler], tmp_path: Path) -> None:
-    with serving(tmp_path) as first:
-        urls = dict(first.urls)
-    handler = make(urls["ws"], exit_timeout=30.0)
+    port = free_port()
+    handler = make(f"ws://127.0.0.1:{port}", exit_timeout=30.0)
     for number in range(100):
         handler.handle(record("before %d", number))
     assert handler.reference is None
-    port = urls["ws"].rpartition(":")[2]
     with serving(tmp_path, "--http", f"127.0.0.1:{port}") as second:
         handler.flush()
         expected = b"".join(b"INFO before %d\n" % number for number in range(100))
@@ -139,13 +138,11 @@ def test_records_of_the_transports_are_ignored(server: Server, make: Callable[..
 
 
 def test_a_full_spool_drops_records_and_says_so(make: Callable[..., ResourceHandler], tmp_path: Path) -> None:
-    with serving(tmp_path) as first:
-        urls = dict(first.urls)
+    port = free_port()
     away = SpoolToDisk(directory=tmp_path / "spool", max_bytes=2_000)
-    handler = make(urls["ws"], while_away=away, exit_timeout=30.0)
+    handler = make(f"ws://127.0.0.1:{port}", while_away=away, exit_timeout=30.0)
     for number in range(1_000):
         handler.handle(record("%04d", number))
-    port = urls["ws"].rpartition(":")[2]
     with serving(tmp_path, "--http", f"127.0.0.1:{port}") as second:
         handler.flush()
         handler.handle(record("the end"))
@@ -162,12 +159,10 @@ def test_a_full_spool_drops_records_and_says_so(make: Callable[..., ResourceHand
 
 
 def test_the_oldest_records_are_dropped_on_demand(make: Callable[..., ResourceHandler], tmp_path: Path) -> None:
-    with serving(tmp_path) as first:
-        urls = dict(first.urls)
-    handler = make(urls["ws"], while_away=DropOldest(max_bytes=2_000), exit_timeout=30.0)
+    port = free_port()
+    handler = make(f"ws://127.0.0.1:{port}", while_away=DropOldest(max_bytes=2_000), exit_timeout=30.0)
     for number in range(1_000):
         handler.handle(record("%04d", number))
-    port = urls["ws"].rpartition(":")[2]
     with serving(tmp_path, "--http", f"127.0.0.1:{port}") as second:
         handler.flush()
         _, data = stored(second, handler.reference)
