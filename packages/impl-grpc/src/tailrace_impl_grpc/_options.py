@@ -130,7 +130,9 @@ def _common_options(interval: float, timeout: float) -> ChannelOptions:
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _milliseconds(interval)),
         ("grpc.keepalive_timeout_ms", _milliseconds(timeout)),
-        # The ping behind the keep-alive has a timeout of its own, a minute by default, which would be waited for.
+        # The ping behind the keep-alive has a timeout of its own, a minute by default, which would be waited for. It
+        # holds for every ping, also while bytes flow; that of the keep-alive, which bytes that arrive would satisfy, is
+        # never waited for by the library (1.85), only by TCP.
         ("grpc.http2.ping_timeout_ms", _milliseconds(timeout)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),

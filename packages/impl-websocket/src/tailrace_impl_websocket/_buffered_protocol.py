@@ -252,7 +252,12 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         interval = self._config.ws_ping_interval
         if interval:
             self._keepalive = Keepalive(
-                self._loop, interval, self._config.ws_ping_timeout, ping=self._ping, lost=self._lost
+                self._loop,
+                interval,
+                self._config.ws_ping_timeout,
+                self.transport,
+                ping=self._ping,
+                lost=self._lost,
             )
 
     def _deny(self, answer: bytes) -> None:

@@ -8,6 +8,7 @@ from contextlib import suppress
 
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed
+from websockets.frames import CloseCode
 from websockets.protocol import State
 
 from tailrace_impl_common import cancel_and_wait
@@ -15,6 +16,7 @@ from tailrace_impl_common.messages import Buffer
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol, ClientFrames, MessageReceiver
 from tailrace_impl_websocket._frame_reader import Payload
+from tailrace_impl_websocket._traffic import LOOKS, Patience
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,23 @@ class OpeningConnection(ClientConnection):
     def start_keepalive(self) -> None:
         if self._own is None:
             super().start_keepalive()
+
+    async def keepalive(self) -> None:
+        # As the library's, which would not see that bytes flow.
+        assert self.ping_interval is not None
+        latency = 0.0
+        while True:
+            await asyncio.sleep(max(0.0, self.ping_interval - latency))
+            patience = Patience(self.transport)
+            answer = asyncio.ensure_future(await self.ping())
+            if self.ping_timeout is None:
+                continue
+            while not (await asyncio.wait((answer,), timeout=self.ping_timeout / LOOKS))[0]:
+                if not patience.lasts():
+                    async with self.send_context():
+                        self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
+                    return
+            latency = answer.result()
 
 
 class LibraryFrames:

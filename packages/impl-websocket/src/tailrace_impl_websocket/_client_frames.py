@@ -161,13 +161,21 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         self._pong: bytes | None = None
         self._waiting_senders: list[asyncio.Future[None]] = []
         self._sends_lists = sends_lists(transport)
-        # Bytes that were written, up to the last ping, and those of them that had left when it was looked at last.
+        # Bytes that were written, before the last ping, and those of them that had left when it was looked at last.
         self._written = 0
         self._asked = 0
         self._flushed = 0
         self._keepalive: Keepalive | None = None
         if ping_interval is not None:
-            self._keepalive = Keepalive(loop, ping_interval, ping_timeout, ping=self._ping, lost=self._unanswered)
+            self._keepalive = Keepalive(
+                loop,
+                ping_interval,
+                ping_timeout,
+                transport,
+                ping=self._ping,
+                lost=self._unanswered,
+                moved=self._has_left,
+            )
 
     def begin(self, received: bytes) -> None:
         """Take the place of the transport's protocol, which has received ``received`` already."""
@@ -349,20 +357,21 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
             self._close_sent = True
 
     def _ping(self, payload: bytes) -> None:
-        self._write(PING, payload)
+        # Before it is written: that it leaves itself is no sign.
         self._asked = self._written
         self._flushed = self._left()
+        self._write(PING, payload)
 
     def _left(self) -> int:
         """Return how many of the bytes that were written have left."""
         return self._written - self.transport.get_write_buffer_size()
 
-    def _unanswered(self) -> None:
+    def _has_left(self) -> bool:
+        """Return whether bytes have left since this was asked last, or the ping sent, of those that it is behind."""
         before, self._flushed = self._flushed, self._left()
-        if self._keepalive is not None and before < self._asked and before < self._flushed:
-            # Much is on its way, slowly, and the ping is behind it.
-            self._keepalive.wait_again()
-            return
+        return before < self._asked and before < self._flushed
+
+    def _unanswered(self) -> None:
         # Nobody is likely to answer that.
         self._wait_for_end(_FAREWELL)
         self._leave(Close(CloseCode.INTERNAL_ERROR, "keepalive ping timeout"))

@@ -11,6 +11,7 @@ from websockets.frames import Close, CloseCode, Frame, Opcode
 from tailrace_common_api import InternalError, MessageTooLarge, ProtocolError, TailraceError
 from tailrace_impl_websocket._codec import Failure, encode_from_server
 from tailrace_impl_websocket._http_protocol import LINGER
+from tailrace_impl_websocket._keepalive import Keepalive
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent
@@ -26,6 +27,33 @@ class FrameProtocol(WebSocketsSansIOProtocol):
     """
 
     _refused = False
+    _keepalive: Keepalive | None = None
+
+    def start_keepalive(self) -> None:
+        # The base would not see that bytes flow.
+        if self.ping_interval:
+            self._keepalive = Keepalive(
+                self.loop,
+                self.ping_interval,
+                self.ping_timeout,
+                self.transport,
+                ping=self._ping,
+                lost=self.keepalive_timeout,
+            )
+
+    def stop_keepalive(self) -> None:
+        super().stop_keepalive()
+        if self._keepalive is not None:
+            self._keepalive.stop()
+
+    def handle_pong(self, event: Frame) -> None:
+        if self._keepalive is not None:
+            self._keepalive.answered(bytes(event.data))
+
+    def _ping(self, payload: bytes) -> None:
+        if not self.close_sent and not self.transport.is_closing():
+            self.conn.send_ping(payload)
+            self.transport.write(b"".join(self.conn.data_to_send()))
 
     def keepalive_timeout(self) -> None:
         super().keepalive_timeout()
