@@ -295,6 +295,27 @@ async def test_a_record_does_not_wait_for_the_next() -> None:
                 assert (await anext(batches)).data == [b"%d" % number]
 
 
+@pytest.mark.parametrize("at_once", [1, 7, 1000])
+@pytest.mark.parametrize("count", [1, 2, 3, 100, 20_000])
+async def test_what_a_source_gave_before_it_fell_silent_is_handed_out(count: int, at_once: int) -> None:
+    async def make() -> AsyncGenerator[RecordBatch, None]:
+        records = [b"%d" % number for number in range(count)]
+        for start in range(0, count, at_once):
+            yield RecordBatch(records[start : start + at_once])
+        await asyncio.Event().wait()
+
+    source = Produced(make)
+    async with aclosing((await streams(source).query("source", {})).batches) as batches:
+        got: list[bytes] = []
+        async with asyncio.timeout(50):
+            while len(got) < count:
+                got += (await anext(batches)).data
+        assert got == [b"%d" % number for number in range(count)]
+        # It is not asked again, and not closed, for that.
+        assert not source.ended.is_set()
+    assert source.ended.is_set()
+
+
 async def test_what_was_made_while_the_reader_was_busy_comes_together() -> None:
     made = asyncio.Event()
 

@@ -84,6 +84,25 @@ async def test_record_is_sent_before_the_next_one_exists() -> None:
         assert received == ["0", "1", "2"]
 
 
+async def test_records_before_a_silence_are_sent() -> None:
+    ended = asyncio.Event()
+
+    async def produce(arguments: Mapping[str, Argument]) -> Batches:
+        try:
+            for number in range(1000):
+                yield RecordBatch([b"%d" % number])
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async with running_server(records=source(produce)) as server, client_of(server) as client:
+        async with client.stream("GET", "/query/numbers") as response:
+            lines = response.aiter_lines()
+            assert [await anext(lines) for _ in range(1000)] == [str(number) for number in range(1000)]
+            assert not ended.is_set()
+        await ended.wait()
+
+
 async def test_arguments_arrive_as_what_they_are() -> None:
     seen: list[Mapping[str, Argument]] = []
 
