@@ -26,6 +26,7 @@ from tailrace_common_api import ClientSettings, FromOffset, TailraceError
 from tailrace_impl_common import ConnectedClient
 from tailrace_impl_common.messages import Follow
 from tailrace_impl_grpc import connect as connect_grpc
+from tailrace_impl_grpc._call_status import CallStatus
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, method_of
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_websocket import connect as connect_ws
@@ -189,6 +190,7 @@ async def send_garbage_over_grpc(url: str) -> None:
 
 
 async def _see(call: grpc.aio.StreamStreamCall[bytes, bytes], body: bytes) -> None:
+    status = CallStatus(call)
     try:
         await call.write(body)
         await call.done_writing()
@@ -196,7 +198,9 @@ async def _see(call: grpc.aio.StreamStreamCall[bytes, bytes], body: bytes) -> No
             pass
         note("garbage over gRPC", "untyped")
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        _note_status(await call.code(), await call.details(), await call.trailing_metadata())
+        # A write that has failed hides the status of the call.
+        ended = await status.known()
+        _note_status(ended.code(), ended.details(), ended.trailing_metadata())
 
 
 async def _see_unary(call: grpc.aio.UnaryUnaryCall[bytes, bytes]) -> None:

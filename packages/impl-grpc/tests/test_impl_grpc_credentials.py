@@ -18,6 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from tailrace_common_api import ClientSettings, ConfigurationError
 from tailrace_impl_common import _clear_text
 from tailrace_impl_grpc import GrpcServer, connect
+from tailrace_impl_grpc._call_status import CallStatus
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
 from tailrace_impl_server import TokenFile, create_manager
@@ -63,12 +64,14 @@ async def _services(address: str, *metadata: tuple[str, str | bytes]) -> set[str
     async with grpc.aio.insecure_channel(address) as channel:
         stub: Any = reflection_pb2_grpc.ServerReflectionStub
         call = stub(channel).ServerReflectionInfo(metadata=metadata)
+        status = CallStatus(call)
+        # The answer may come before the message is out.
         with suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await call.write(reflection_pb2.ServerReflectionRequest(list_services=""))
         try:
             answer = await call.read()
-        except grpc.aio.AioRpcError as error:
-            return error.code()
+        except grpc.aio.AioRpcError:
+            return (await status.known()).code()
         call.cancel()
         return {service.name for service in answer.list_services_response.service}
 

@@ -27,20 +27,24 @@ class CallStatus:
         self._known = asyncio.Event()
         call.add_done_callback(self._on_status)
 
+    async def known(self) -> grpc.aio.AioRpcError:
+        """Return the status, as soon as the call has ended; its code may be OK. Cancelling this does not end it."""
+        await self._known.wait()
+        assert self._status is not None
+        return self._status
+
     async def behind(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """Return the status that ``error`` stands for; its code may be OK."""
         if (error.code(), error.details()) != _PLACEHOLDER:
             return error
         try:
             async with asyncio.timeout(STATUS_TIMEOUT):
-                await self._known.wait()
+                return await self.known()
         except TimeoutError:
             # Nobody said why the call has ended; to the one who wrote, it is the connection that failed.
             return grpc.aio.AioRpcError(
                 grpc.StatusCode.UNAVAILABLE, error.initial_metadata(), error.trailing_metadata(), "a write has failed"
             )
-        assert self._status is not None
-        return self._status
 
     def _on_status(self, call: grpc.aio.Call) -> None:
         # Called with each status that is set, so that the real one is kept even when it is overwritten.

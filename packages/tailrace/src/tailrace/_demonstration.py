@@ -78,7 +78,7 @@ async def _stream(stack: AsyncExitStack, source: Process, urls: dict[str, str], 
     if await download.wait():
         raise click.ClickException("the download failed")
     heads = {
-        "source": (await _first_line(source_head), "what the command wrote, before it was sent"),
+        "source": (await _only_line(source_head), "what the command wrote, before it was sent"),
         "server": (final.head.hex(), "what the server stored"),
         "reader 1": (await _head_of(stack, live_copy), "what was followed live over WebSocket"),
         "reader 2": (await _head_of(stack, downloaded), "what was downloaded over gRPC"),
@@ -187,7 +187,14 @@ async def _first_line(process: Process) -> str:
 
 
 async def _head_of(stack: AsyncExitStack, path: Path) -> str:
-    return await _first_line(await _start(stack, "head", str(path)))
+    return await _only_line(await _start(stack, "head", str(path)))
+
+
+async def _only_line(process: Process) -> str:
+    """Return the line that a process ends with; one that is told to end meanwhile would complain."""
+    line = await _first_line(process)
+    await process.wait()
+    return line
 
 
 @asynccontextmanager
