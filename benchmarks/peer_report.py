@@ -16,8 +16,8 @@ def section(report: Report) -> list[str]:
     return [
         "## Beside others",
         "",
-        "Each with its own client, in the same rounds. Factors are of the same round; those of uploads and downloads "
-        "are to ours directly before, measured once more; above 1 Tailrace is ahead. *As much work* is that what is "
+        "Each with its own client, in the same rounds. Factors are of the same round; those of downloads are to "
+        "ours directly before, measured once more; above 1 Tailrace is ahead. *As much work* is that what is "
         "sent has a hash that the other side checks, and that an upload is stored and synced before the answer; or "
         "that something is done that costs more instead.",
         *lines,

@@ -32,8 +32,9 @@ T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds; a row of a peer that takes longer is measured once in a run."""
-_SIDE_BY_SIDE = ("upload", "download", "plain_download")
-"""What takes less time than the machine keeps its pace: ours is measured directly before, once more."""
+_SIDE_BY_SIDE = ("download", "plain_download")
+"""What takes less time than the machine keeps its pace: ours is measured directly before, once more, and in every round.
+Uploads are not: the pages of a file that was removed go to the next new one, whoever writes it."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def register() -> dict[str, str]:
                     group=PEERS + comparison.group,
                     unit=unit,
                     lower_is_better=what == "latencies",
-                    slow=what not in ("download", "plain_download"),
+                    slow=what not in _SIDE_BY_SIDE,
                     patience=PATIENCE,
                     beside=comparison.ours.values() if what in _SIDE_BY_SIDE else (),
                 )(partial(_measure, make, what))
