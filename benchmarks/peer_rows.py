@@ -33,8 +33,8 @@ T = TypeVar("T")
 PATIENCE = 3.0
 """Seconds; a row of a peer that takes longer is measured once in a run."""
 _SIDE_BY_SIDE = ("download", "plain_download")
-"""What takes less time than the machine keeps its pace: ours is measured directly before, once more, and in every round.
-Uploads are not: the pages of a file that was removed go to the next new one, whoever writes it."""
+"""What takes less time than the machine keeps its pace: ours is measured directly before, once more, in every round.
+Not uploads: the pages of a file that was removed go to the next new one, whoever writes it."""
 
 
 @dataclass(frozen=True)
