@@ -41,7 +41,7 @@ generated: setup ## Prove that the generated protobuf code is current.
 
 .PHONY: test
 test: postgresql ## Unit, contract and integration tests.
-	$(PYTHON_BIN) scripts/run-tests -n 2 --dist worksteal
+	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal
 
 .PHONY: packages-alone
 packages-alone: postgresql ## Run each package's tests without the other packages.
@@ -54,7 +54,7 @@ wheels: setup ## Build the wheels, install them into clean environments, and use
 .PHONY: examples
 examples: setup ## Test the examples; installs Node.js, Chromium and npm packages where it may.
 	scripts/setup-node
-	$(PYTHON_BIN) scripts/run-tests -n 2 --dist worksteal examples
+	$(PYTHON_BIN) -m pytest -n 2 --dist worksteal examples
 
 .PHONY: guard
 guard: setup ## Count the instructions of fixed transfers, and compare with the record.

@@ -214,7 +214,7 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client_of(connection: Connection, *, worked: bool = True, **settings: float) -> ConnectedClient:
-    client = ConnectedClient(connection, ClientSettings(**{"reconnect_timeout": 20.0, **settings}))  # type: ignore[arg-type]  # fields by name
+    client = ConnectedClient(connection, ClientSettings(**{"reconnect_timeout": 20.0, **settings}))  # type: ignore[arg-type]  # settings of many types, by name
     client._link.worked = worked
     return client
 
@@ -588,7 +588,7 @@ async def test_a_window_that_a_server_refuses_is_left_to_the_transport() -> None
     assert await resource.read() == DATA
     with pytest.raises(InvalidArgument, match="start"):
         await resource.read()
-    assert [request.window for request in connection.requests] == [1_000_000, 0, 0, 0, 0]  # type: ignore[union-attr]  # all read
+    assert [request.window for request in connection.requests] == [1_000_000, 0, 0, 0, 0]  # type: ignore[union-attr]  # each is a Read
 
 
 async def test_a_server_that_takes_over_may_refuse_the_window() -> None:
@@ -601,7 +601,7 @@ async def test_a_server_that_takes_over_may_refuse_the_window() -> None:
     )
     resource = client_of(connection, download_window=60_000).open(ID)
     assert b"".join([piece async for piece in resource.follow()]) == DATA
-    assert [request.window for request in connection.requests] == [60_000, 60_000, 0]  # type: ignore[union-attr]  # all read
+    assert [request.window for request in connection.requests] == [60_000, 60_000, 0]  # type: ignore[union-attr]  # each is a Read
 
 
 async def test_a_range_continues_to_the_end_that_it_had() -> None:
