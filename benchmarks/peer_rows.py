@@ -17,6 +17,7 @@ from cases import (
     LATENCY,
     LINES,
     PEERS,
+    THROUGHPUT,
     TITLES,
     TRANSPORTS,
     UPLOAD,
@@ -32,9 +33,6 @@ T = TypeVar("T")
 
 PATIENCE = 3.0
 """Seconds; a row of a peer that takes longer is measured once in a run."""
-_SIDE_BY_SIDE = ("download", "plain_download")
-"""What takes less time than the machine keeps its pace: ours is measured directly before, once more, in every round.
-Not uploads: the pages of a file that was removed go to the next new one, whoever writes it."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +64,15 @@ COMPARED = {
     ),
 }
 """All of it, by the name that peers have for it."""
+
+
+def _side_by_side(peer: type[Any], what: str) -> bool:
+    """Whether ours is measured directly before, once more, in every round.
+
+    For transfers, which take less time than the machine keeps its pace, where others do as much, or where both are read
+    by the same client.
+    """
+    return what == "plain_download" or (what in ("upload", "download") and what in peer.same_work)
 
 
 def slug(name: str) -> str:
@@ -134,16 +141,17 @@ def register() -> dict[str, str]:
     for what, comparison in COMPARED.items():
         for make in peers.PEERS:
             if make.name not in missing and what in make.supports:
-                unit = {"lines": "thousand/s", "latencies": "ms"}.get(what, "GB/s")
+                unit = {"lines": "thousand/s", "latencies": "ms"}.get(what, THROUGHPUT)
+                beside = _side_by_side(make, what)
                 case(
                     row_of(make, what),
                     f"{make.name}: {what.replace('_', ' ')}",
                     group=PEERS + comparison.group,
                     unit=unit,
                     lower_is_better=what == "latencies",
-                    slow=what not in _SIDE_BY_SIDE,
+                    slow=not beside,
                     patience=PATIENCE,
-                    beside=comparison.ours.values() if what in _SIDE_BY_SIDE else (),
+                    beside=comparison.ours.values() if beside else (),
                 )(partial(_measure, make, what))
     return missing
 

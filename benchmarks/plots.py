@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import matplotlib as mpl
-from cases import DOWNLOAD, LATENCY, LIMITS, LINES, PEERS, RECORDS, SETTINGS, UPLOAD, Result
+from cases import DOWNLOAD, LATENCY, LIMITS, LINES, PEERS, RECORDS, SETTINGS, THROUGHPUT, UPLOAD, Result
 from report import Report
 
 mpl.use("agg")
@@ -72,10 +72,10 @@ def draw(report: Report, folder: Path) -> list[Path]:
         return [result for result in measured if result.unit == unit and result.group in groups]
 
     plots = {
-        "transfers": ("Transfers", pick("GB/s", LIMITS, UPLOAD, DOWNLOAD)),
+        "transfers": ("Transfers", pick(THROUGHPUT, LIMITS, UPLOAD, DOWNLOAD)),
         "lines": ("Lines of 100 bytes", pick("thousand/s", LINES, PEERS + LINES)),
         "latency": ("Write of a line to its arrival, median", pick("ms", LATENCY, PEERS + LATENCY)),
-        "settings": ("What settings cost", pick("GB/s", SETTINGS)),
+        "settings": ("What settings cost", pick(THROUGHPUT, SETTINGS)),
         "records": ("Records", pick("thousand/s", RECORDS)),
         "work": ("Deliveries of work", pick("deliveries/s", RECORDS)),
     }

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from cases import GIGABYTE, TRANSPORTS, Result, Sample
+from cases import GIGABYTE, THROUGHPUT, TRANSPORTS, Result, Sample
 
 NOTHING = "–"
 
@@ -98,7 +98,7 @@ class Report:
     def ratios_to_raw(self, id: str) -> list[float]:
         """Return the ratios of a row in GB/s to the raw socket directly before each measurement."""
         result = self.results.get(id)
-        if result is None or result.unit != "GB/s":
+        if result is None or result.unit != THROUGHPUT:
             return []
         return [sample.value / sample.raw for sample in result.samples if sample.raw]
 

@@ -63,10 +63,10 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
         begin = time.perf_counter()
         by_hand = None if case.floor is None else CASES[case.floor]
         try:
-            beside = {other: CASES[other].measure(run).value for other in case.beside}
+            beside = {other: run.measure(CASES[other]).value for other in case.beside}
             limit = size / raw.seconds(size) / GIGABYTE
-            floor = by_hand.measure(run).value if by_hand is not None and by_hand.group == LIMITS else 0.0
-            sample = case.measure(run)
+            floor = run.measure(by_hand).value if by_hand is not None and by_hand.group == LIMITS else 0.0
+            sample = run.measure(case)
         except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
             result.problem = f"{type(error).__name__}: {error}"
             print(f"{case.id}: {result.problem}", file=sys.stderr)
