@@ -51,17 +51,22 @@ def _written(run: Run, *, sync: bool) -> Sample:
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
 
 
-@case("raw.write", "plain write of a new file", group=LIMITS)
+@case("raw.write", "plain write of a new file", group=LIMITS, new_file=True)
 def plain_write(run: Run) -> Sample:
     return _written(run, sync=False)
 
 
-@case("raw.write_synced", "plain write of a new file, synced at the end", group=LIMITS)
+@case("raw.write_synced", "plain write of a new file, synced at the end", group=LIMITS, new_file=True)
 def plain_write_synced(run: Run) -> Sample:
     return _written(run, sync=True)
 
 
-@case("floor.upload", "floor: blocking upload by hand, hashed, new file, synced at the end", group=LIMITS)
+@case(
+    "floor.upload",
+    "floor: blocking upload by hand, hashed, new file, synced at the end",
+    group=LIMITS,
+    new_file=True,
+)
 def floor_upload(run: Run) -> Sample:
     floor, path = _floor_of(run), run.scratch / "floor-upload"
     with Meter((floor.pid,), OURSELVES) as meter:
@@ -95,7 +100,12 @@ def floor_download(run: Run) -> Sample:
     return meter.sample(run.scale.size / seconds / GIGABYTE, bytes=run.scale.size)
 
 
-@case("floor.follow", "floor: blocking follower by hand of an upload to a new file, hashed by all three", group=LIMITS)
+@case(
+    "floor.follow",
+    "floor: blocking follower by hand of an upload to a new file, hashed by all three",
+    group=LIMITS,
+    new_file=True,
+)
 def floor_follow(run: Run) -> Sample:
     floor, path = _floor_of(run), run.scratch / "floor-follow"
     with Meter((floor.pid,), (*OURSELVES, floor.follower_pid)) as meter:

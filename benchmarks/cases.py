@@ -59,8 +59,8 @@ GROUPS = (
     RECORDS,
 )
 """Headings of tables, in the order in which their rows are measured."""
-_MOVING_BYTES = (LIMITS, UPLOAD, DOWNLOAD, LINES, LATENCY, SETTINGS)
-"""Headings of rows that write many bytes, or stand beside such."""
+_MOVING = (LIMITS, UPLOAD, DOWNLOAD, LINES, LATENCY, SETTINGS, RECORDS)
+"""Headings of rows that move bytes, lines or records, or stand beside such."""
 
 
 @dataclass
@@ -231,9 +231,15 @@ class Run:
         settings = {**keep_byte_code(self.scratch), **settings}
         return ServerProcess(folder, settings=settings, program=program, log=self.scratch / "log")
 
-    def measure(self, case: Case) -> Sample:
-        """Measure a row once; one that moves bytes finds memory for them that was used a moment ago."""
-        if case.group.removeprefix(PEERS) in _MOVING_BYTES:
+    def measure(self, case: Case, *, rested: bool = True) -> Sample:
+        """Measure a row once.
+
+        With ``rested`` one that moves something is done once more before that, and not counted. One that writes a new
+        file finds memory for it that was used a moment ago.
+        """
+        if rested and case.group.removeprefix(PEERS) in _MOVING:
+            case.measure(self)
+        if case.new_file:
             refresh_memory(self.scratch, self.scale.size + _MEMORY_BESIDE)
         return case.measure(self)
 
@@ -286,6 +292,8 @@ class Case:
     """Id of the row whose figure is the attainable limit; one of the machine is measured directly before, too."""
     patience: float | None = None
     """Seconds; a row that takes longer is measured once."""
+    new_file: bool = False
+    """Whether it writes a large new file, which takes memory."""
     beside: tuple[str, ...] = ()
     """Ids of rows that this one is compared with, and which are measured directly before it once more."""
 
@@ -304,6 +312,7 @@ def case(
     slow: bool = False,
     floor: str | None = None,
     patience: float | None = None,
+    new_file: bool = False,
     beside: Iterable[str] = (),
 ) -> Callable[[Measure], Measure]:
     """Register a function as a row; see :class:`Case`."""
@@ -312,7 +321,10 @@ def case(
         if id in CASES:
             raise ValueError(f"there are two rows {id}")
         CASES[id] = Case(
-            id, title, group, unit, measure, lower_is_better, slow, floor, patience=patience, beside=tuple(beside)
+            *(id, title, group, unit, measure, lower_is_better, slow, floor),
+            patience=patience,
+            new_file=new_file,
+            beside=tuple(beside),
         )
         return measure
 
@@ -328,6 +340,7 @@ def transport_case(
     lower_is_better: bool = False,
     slow: bool = False,
     floor: str | None = None,
+    new_file: bool = False,
 ) -> Callable[[Callable[[Run, str], Sample]], Callable[[Run, str], Sample]]:
     """Register a function that takes a transport as a row of each."""
 
@@ -342,6 +355,7 @@ def transport_case(
                 lower_is_better=lower_is_better,
                 slow=slow,
                 floor=floor,
+                new_file=new_file,
             )(bound)
         return measure
 

@@ -51,6 +51,7 @@ def latency(run: Run, transport: str) -> Sample:
     group=LATENCY,
     unit="ms",
     lower_is_better=True,
+    new_file=True,
 )
 def latency_busy(run: Run, transport: str) -> Sample:
     url = run.url(transport)

@@ -151,6 +151,7 @@ def register() -> dict[str, str]:
                     lower_is_better=what == "latencies",
                     slow=not beside,
                     patience=PATIENCE,
+                    new_file=what in ("upload", "follow"),
                     beside=comparison.ours.values() if beside else (),
                 )(partial(_measure, make, what))
     return missing

@@ -46,6 +46,13 @@ ROWS = (baseline_rows, transfer_rows, line_rows, fan_out_rows, connection_rows, 
 RESULTS = Path(__file__).parent / "results"
 RAW_SIZE = 256 * MEBIBYTE
 """Bytes of the raw socket directly before a measurement."""
+LONG = 1.0
+"""Seconds; who works for longer is not much slower for having rested before."""
+
+
+def has_rested(case: Case, result: Result) -> bool:
+    """Return whether a row is to be done once before it counts: not if it takes long, or may do so."""
+    return result.samples[0].seconds < LONG if result.samples else case.patience is None
 
 
 def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, Result]) -> None:
@@ -64,9 +71,10 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
         by_hand = None if case.floor is None else CASES[case.floor]
         try:
             beside = {other: run.measure(CASES[other]).value for other in case.beside}
+            raw.seconds(size)
             limit = size / raw.seconds(size) / GIGABYTE
             floor = run.measure(by_hand).value if by_hand is not None and by_hand.group == LIMITS else 0.0
-            sample = run.measure(case)
+            sample = run.measure(case, rested=has_rested(case, result))
         except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
             result.problem = f"{type(error).__name__}: {error}"
             print(f"{case.id}: {result.problem}", file=sys.stderr)

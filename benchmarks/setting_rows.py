@@ -17,7 +17,9 @@ _PLACES = 8
 """Chunks of 1 MiB that a server has at hand at the same time, about."""
 
 
-@transport_case("fsync_upload", "upload, new file, durability fsync", group=SETTINGS, floor="floor.upload")
+@transport_case(
+    "fsync_upload", "upload, new file, durability fsync", group=SETTINGS, floor="floor.upload", new_file=True
+)
 def fsync_upload(run: Run, transport: str) -> Sample:
     return upload_into(run, transport, "fsync")
 

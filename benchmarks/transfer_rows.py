@@ -31,7 +31,7 @@ def upload_into(run: Run, transport: str, profile: str, *, text: bool = False, l
     return meter.throughput(run.scale.size)
 
 
-@transport_case("upload", "upload, new file, synced at the end", group=UPLOAD, floor="floor.upload")
+@transport_case("upload", "upload, new file, synced at the end", group=UPLOAD, floor="floor.upload", new_file=True)
 def upload(run: Run, transport: str) -> Sample:
     return upload_into(run, transport, "plain")
 
@@ -103,7 +103,13 @@ def download_blocking(run: Run, transport: str) -> Sample:
     return meter.throughput(run.scale.size)
 
 
-@transport_case("follow", "follow while uploading, until the follower has all", group=DOWNLOAD, floor="floor.follow")
+@transport_case(
+    "follow",
+    "follow while uploading, until the follower has all",
+    group=DOWNLOAD,
+    floor="floor.follow",
+    new_file=True,
+)
 def follow(run: Run, transport: str) -> Sample:
     url, meter = run.url(transport), run.meter()
     reference = run.wait(workloads.timed_follow(url, run.scale.size, meter))
