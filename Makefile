@@ -83,7 +83,7 @@ bench: setup postgresql ## Measure everything beside a raw loopback socket and b
 	$(MAKE) --no-print-directory bench-run BENCH_ARGUMENTS=--peers
 
 .PHONY: bench-three
-bench-three: setup postgresql ## The same three times, one after the other, and what was reached in each of them; half an hour.
+bench-three: setup postgresql ## The same three times, one after the other, and what was reached in each of them; half an hour to an hour and a quarter.
 	-scripts/setup-peers
 	$(MAKE) --no-print-directory bench-run BENCH_PROGRAM="runs.py 3" BENCH_ARGUMENTS=--peers
 

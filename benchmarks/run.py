@@ -71,7 +71,8 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
         by_hand = None if case.floor is None else CASES[case.floor]
         try:
             beside = {other: run.measure(CASES[other]).value for other in case.beside}
-            raw.seconds(size)
+            if run.scale.prepared:
+                raw.seconds(size)
             limit = size / raw.seconds(size) / GIGABYTE
             floor = run.measure(by_hand).value if by_hand is not None and by_hand.group == LIMITS else 0.0
             sample = run.measure(case, rested=has_rested(case, result))

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,9 +204,44 @@ def test_what_is_reached_by_hand_is_measured_directly_before(tmp_path: Path, mon
     case = Case("ours", "ours", "Group", "GB/s", row("ours", 4.0), floor="hand")
     with Run(QUICK, tmp_path) as run:
         results = measure([case], run)
-    # What moves something is done once before it counts.
-    assert calls == ["hand", "hand", "ours"] * QUICK.rounds
+    assert calls == ["hand", "ours"] * QUICK.rounds
     assert [sample.floor for sample in results["ours"].samples] == [8.0] * QUICK.rounds
+
+
+@pytest.mark.parametrize(("seconds", "again"), [(0.5, True), (2.0, False)])
+def test_what_moves_something_is_done_once_before_it_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float, again: bool
+) -> None:
+    import cases
+    from cases import FULL, UPLOAD, Case, Run, Sample
+    from run import measure
+
+    calls: list[str] = []
+    monkeypatch.setattr(cases, "refresh_memory", lambda folder, size: calls.append(f"memory for {size >> 20} MiB"))
+
+    def do(run: Run) -> Sample:
+        calls.append("row")
+        return Sample(float(len(calls)), seconds=seconds)
+
+    case = Case("ours", "ours", UPLOAD, "GB/s", do, new_file=True)
+    with Run(replace(FULL, rounds=2, size=1 << 20), tmp_path) as run:
+        samples = measure([case], run)["ours"].samples
+    counted = ["memory for 257 MiB", "row"]
+    assert calls == ["row", *counted, *(["row"] if again else []), *counted]
+    assert [sample.value for sample in samples] == [3.0, float(len(calls))]
+
+
+def test_memory_is_written_and_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fresh_memory
+
+    sizes: list[int] = []
+    monkeypatch.setattr(fresh_memory, "_REPORTING", tmp_path)
+    monkeypatch.setattr(
+        "time.sleep", lambda _: sizes.extend(path.stat().st_size for path in tmp_path.glob("fresh-memory"))
+    )
+    fresh_memory.refresh_memory(tmp_path, 3 << 20)
+    assert sizes == [3 << 20]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_download_of_a_peer_that_arrives_changed_or_short_is_noticed_within_the_time() -> None:

@@ -6,6 +6,8 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -18,6 +20,7 @@ from tailrace_common_api import (
     DataLost,
     DeadlineExceeded,
     Fenced,
+    FromOffset,
     GoingAway,
     IntegrityError,
     InvalidArgument,
@@ -213,8 +216,13 @@ def no_delays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("random.random", lambda: 0.0)
 
 
-def client_of(connection: Connection, *, worked: bool = True, **settings: float) -> ConnectedClient:
-    client = ConnectedClient(connection, ClientSettings(**{"reconnect_timeout": 20.0, **settings}))  # type: ignore[arg-type]  # settings of many types, by name
+def windows_of(connection: PlayedConnection) -> list[tuple[type[Follow | Read], int]]:
+    """Return the kind and the window of each request to read or follow."""
+    return [(type(request), request.window) for request in connection.requests if isinstance(request, Follow | Read)]
+
+
+def client_of(connection: Connection, *, worked: bool = True, **settings: Any) -> ConnectedClient:
+    client = ConnectedClient(connection, replace(ClientSettings(reconnect_timeout=20.0), **settings))
     client._link.worked = worked
     return client
 
@@ -569,8 +577,8 @@ async def test_a_follower_continues_behind_its_last_byte() -> None:
     )
     resource = client_of(connection).open(ID)
     assert b"".join([piece async for piece in resource.follow()]) == DATA
-    offsets = [request.start.offset for request in connection.requests if isinstance(request, Follow)]  # type: ignore[union-attr]  # each began with an offset
-    assert offsets == [0, 50_000, 50_000, 50_000, 120_000]
+    starts = [request.start for request in connection.requests if isinstance(request, Follow)]
+    assert starts == [FromOffset(offset) for offset in (0, 50_000, 50_000, 50_000, 120_000)]
 
 
 async def test_a_window_that_a_server_refuses_is_left_to_the_transport() -> None:
@@ -588,7 +596,7 @@ async def test_a_window_that_a_server_refuses_is_left_to_the_transport() -> None
     assert await resource.read() == DATA
     with pytest.raises(InvalidArgument, match="start"):
         await resource.read()
-    assert [request.window for request in connection.requests] == [1_000_000, 0, 0, 0, 0]  # type: ignore[union-attr]  # each is a Read
+    assert windows_of(connection) == [(Follow, 1_000_000), (Follow, 0), (Follow, 0), (Read, 0), (Read, 0)]
 
 
 async def test_a_server_that_takes_over_may_refuse_the_window() -> None:
@@ -601,7 +609,7 @@ async def test_a_server_that_takes_over_may_refuse_the_window() -> None:
     )
     resource = client_of(connection, download_window=60_000).open(ID)
     assert b"".join([piece async for piece in resource.follow()]) == DATA
-    assert [request.window for request in connection.requests] == [60_000, 60_000, 0]  # type: ignore[union-attr]  # each is a Read
+    assert windows_of(connection) == [(Follow, 60_000), (Follow, 60_000), (Follow, 0)]
 
 
 async def test_a_range_continues_to_the_end_that_it_had() -> None:
