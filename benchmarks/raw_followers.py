@@ -329,7 +329,9 @@ class GrpcFollower(RawFollower):
             end = position + 5 + int.from_bytes(messages[position + 1 : position + 5], "big")
             if len(messages) < end:
                 break
-            self.take(FOLLOW.decode_response(bytes(messages[position + 5 : end])))
+            decoded = FOLLOW.decode_response(bytes(messages[position + 5 : end]))
+            for message in decoded if isinstance(decoded, list) else (decoded,):
+                self.take(message)
             position = end
         del messages[:position]
 

@@ -85,7 +85,9 @@ def _recoders(
         if isinstance(message, Watched):
             # The status of a call says it.
             return message
-        return method.decode_response(method.encode_response(message))
+        decoded = method.decode_response(method.encode_response(message))
+        assert not isinstance(decoded, list)
+        return decoded
 
     return to_server, to_client
 

@@ -33,7 +33,7 @@ from tailrace_common_api import (
     Unsupported,
     find_transport,
 )
-from tailrace_impl_common import ChainSender, ClientStream, ConnectedClient
+from tailrace_impl_common import ChainSender, ClientStream, ConnectedClient, chunk_hash, head_of
 from tailrace_impl_common.messages import (
     Chunk,
     End,
@@ -42,6 +42,7 @@ from tailrace_impl_common.messages import (
     GetStatus,
     Opened,
     OpenUpload,
+    Read,
     Started,
     Watch,
     Window,
@@ -49,6 +50,7 @@ from tailrace_impl_common.messages import (
 from tailrace_impl_grpc import GrpcConnection, GrpcServer, connect
 from tailrace_impl_grpc._codec import UPLOAD
 from tailrace_impl_grpc._error_table import error_to_status
+from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_server_api import ResourceManager, TransportServerSettings
 
 NewClient = Callable[..., ConnectedClient]
@@ -56,15 +58,17 @@ Handler = Callable[[grpc.aio.ServicerContext[bytes, bytes]], Coroutine[Any, Any,
 
 
 @asynccontextmanager
-async def serving(handler: Handler) -> AsyncIterator[str]:
-    """Serve the method Upload by ``handler`` alone, and yield the URL."""
+async def serving(
+    handler: Handler, service: str = "tailrace.v1.Uploads", method: str = "Upload"
+) -> AsyncIterator[str]:
+    """Serve one method by ``handler`` alone, and yield the URL."""
 
     async def handle(_messages: object, context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
         await handler(context)
 
     server = grpc.aio.server()
-    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Upload": grpc.stream_stream_rpc_method_handler(handle)}
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("tailrace.v1.Uploads", methods)])
+    methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {method: grpc.stream_stream_rpc_method_handler(handle)}
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, methods)])
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
@@ -319,6 +323,72 @@ async def test_bad_messages_of_a_server_are_protocol_errors() -> None:
     async with serving(babble) as url, connect(url) as client:
         with pytest.raises(ProtocolError, match="malformed UploadResponse"):
             await client.upload("a").open()
+
+
+DATA = b"data"
+_STATUS = pb.Status(state=pb.RESOURCE_STATE_COMPLETED, size=4, head=head_of(DATA), metadata=pb.Metadata(name="a"))
+STARTED = pb.DownloadResponse(started=pb.Started(end=4, status=_STATUS)).SerializeToString()
+CHUNK = pb.DownloadResponse(chunk=pb.Chunk(hash=chunk_hash(DATA), data=DATA)).SerializeToString()
+END = pb.DownloadResponse(end=pb.End(offset=4, previous=chunk_hash(DATA), status=_STATUS)).SerializeToString()
+
+
+async def read_from(*messages: bytes) -> bytes:
+    """Read from a server that says ``messages`` to everyone, and return what is handed out."""
+
+    async def answer(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+        for message in messages:
+            await context.write(message)
+
+    async with serving(answer, "tailrace.v1.Resources", "Read") as url, connect(url) as client:
+        return b"".join([bytes(chunk.data) async for chunk in client.open("a" * 32).chunks()])
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        (STARTED, CHUNK, END),
+        (STARTED + CHUNK, END),
+        (STARTED, CHUNK + END),
+        (STARTED + CHUNK + END,),
+        (STARTED + END + CHUNK,),
+        (CHUNK + END + STARTED,),
+    ],
+    ids=["each", "beginning", "ending", "all", "all-in-order-of-numbers", "all-the-other-way"],
+)
+async def test_a_server_may_put_messages_to_readers_together(messages: tuple[bytes, ...]) -> None:
+    assert await read_from(*messages) == DATA
+
+
+async def test_messages_that_came_together_are_received_one_by_one() -> None:
+    async def answer(context: grpc.aio.ServicerContext[bytes, bytes]) -> None:
+        await context.read()
+        await context.write(STARTED + CHUNK + END)
+
+    async with serving(answer, "tailrace.v1.Resources", "Read") as url:
+        connection = GrpcConnection(url, ClientSettings())
+        async with await connection.open(Read(id="a")) as stream:
+            kinds = [type(await stream.receive()) for _ in range(4)]
+        await connection.close()
+    assert kinds == [Started, Chunk, End, type(None)]
+
+
+@pytest.mark.parametrize(
+    ("messages", "problem"),
+    [
+        ((b"",), "of a kind that is unknown"),
+        ((STARTED, b"\xa2\x06\x01x"), "of a kind that is unknown"),
+        ((CHUNK + END,), "Chunk received while the stream is STARTING"),
+        ((END,), "End received while the stream is STARTING"),
+        ((STARTED + CHUNK, STARTED), "Started received while the stream is STREAMING"),
+        ((STARTED, STARTED + CHUNK + END), "Started received while the stream is STREAMING"),
+    ],
+)
+async def test_messages_to_readers_that_do_not_fit_are_protocol_errors(
+    messages: tuple[bytes, ...], problem: str
+) -> None:
+    with pytest.raises(ProtocolError, match=problem):
+        await read_from(*messages)
 
 
 async def test_an_answer_without_a_message_is_a_protocol_error() -> None:

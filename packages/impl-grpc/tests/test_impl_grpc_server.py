@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -14,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from tailrace_common_api import (
+    KIBIBYTE,
     ConfigurationError,
     DeadlineExceeded,
     GoingAway,
@@ -23,6 +25,7 @@ from tailrace_common_api import (
     ProtocolError,
     RangeNotSatisfiable,
     ResourceState,
+    StorageFailure,
     TailraceError,
     Unsupported,
 )
@@ -35,7 +38,8 @@ from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
 from tailrace_impl_grpc._server_streams import GrpcServerStream
-from tailrace_server_api import ResourceManager, ResourceService, TransportServerSettings
+from tailrace_impl_server._reader import LiveReader
+from tailrace_server_api import Piece, ResourceManager, ResourceService, TransportServerSettings
 
 if TYPE_CHECKING:
     UploadsStub = services.UploadsAsyncStub
@@ -77,6 +81,11 @@ async def rest_of(call: grpc.aio.StreamStreamCall[RequestT, ResponseT]) -> list[
         messages.append(cast("ResponseT", message))
     assert await call.code() is grpc.StatusCode.OK
     return messages
+
+
+def kinds_of(message: pb.DownloadResponse) -> list[str]:
+    """Return the names of the fields that are set, in the order of their numbers."""
+    return [field.name for field, _ in message.ListFields()]
 
 
 async def answer_of(call: grpc.aio.StreamStreamCall[RequestT, ResponseT]) -> ResponseT:
@@ -129,7 +138,7 @@ async def test_generated_classes_are_enough_to_upload_and_read(channel: grpc.aio
     started = (await answer_of(call)).started
     assert (started.offset, started.end, started.HasField("line")) == (10, 5000, False)
     received, previous = b"", b""
-    while (message := await answer_of(call)).WhichOneof("message") == "chunk":
+    while kinds_of(message := await answer_of(call)) == ["chunk"]:
         chunk = message.chunk
         assert (chunk.offset, chunk.previous, chunk.hash) == (10 + len(received), previous, chunk_hash(chunk.data))
         received += chunk.data
@@ -138,6 +147,7 @@ async def test_generated_classes_are_enough_to_upload_and_read(channel: grpc.aio
         if 10 + len(received) < 5000:
             await call.write(pb.ReadRequest(window=pb.Window(until=10 + len(received) + 1)))
     assert received == data[10:5000]
+    assert kinds_of(message) == ["end"]
     assert (message.end.offset, message.end.previous) == (5000, previous)
     assert len(previous) == HASH_SIZE
     assert await rest_of(call) == []
@@ -158,7 +168,7 @@ async def test_generated_classes_are_enough_to_upload_and_read(channel: grpc.aio
 
 
 async def test_a_reader_without_a_window_gets_everything_even_when_it_stops_sending(channel: grpc.aio.Channel) -> None:
-    data = b"line\n" * 10_000
+    data = b"line\n" * 20_000
     status = await upload(channel, data, lines=True)
     call = resources_of(channel).ReadLines()
     await call.write(pb.ReadLinesRequest(open=pb.OpenReadLines(id=status.id, first=1)))
@@ -166,7 +176,91 @@ async def test_a_reader_without_a_window_gets_everything_even_when_it_stops_send
     messages = await rest_of(call)
     assert messages[0].started.line == 1
     assert b"".join(message.chunk.data for message in messages[1:-1]) == data[5:]
-    assert messages[-1].WhichOneof("message") == "end"
+    assert kinds_of(messages[-1]) == ["end"]
+
+
+async def read(channel: grpc.aio.Channel, opening: pb.OpenRead) -> list[pb.DownloadResponse]:
+    """Read without a window."""
+    call = resources_of(channel).Read()
+    await call.write(pb.ReadRequest(open=opening))
+    await call.done_writing()
+    return await rest_of(call)
+
+
+async def test_a_small_answer_is_one_message(channel: grpc.aio.Channel) -> None:
+    data = random.Random(1).randbytes(64 * KIBIBYTE + 1)
+    status = await upload(channel, data)
+    # The largest, ones with a window that holds them and below what the server has in memory, and the smallest.
+    for start, end, window in ((0, len(data) - 1, 0), (10, 510, 500), (1, 2, 1)):
+        (message,) = await read(channel, pb.OpenRead(id=status.id, start=start, end=end, window=window))
+        assert kinds_of(message) == ["started", "end", "chunk"]
+        assert (message.started.offset, message.started.end) == (start, end)
+        chunk = message.chunk
+        assert (chunk.offset, chunk.data, chunk.previous) == (start, data[start:end], b"")
+        assert chunk.hash == message.end.previous == chunk_hash(chunk.data)
+        assert message.end.offset == end
+        assert message.end.status.state == message.started.status.state == pb.RESOURCE_STATE_COMPLETED
+
+
+async def test_an_empty_answer_is_one_message_without_a_chunk(channel: grpc.aio.Channel) -> None:
+    status = await upload(channel, b"data")
+    (message,) = await read(channel, pb.OpenRead(id=status.id, start=3, end=3))
+    assert kinds_of(message) == ["started", "end"]
+    assert (message.started.offset, message.end.offset, message.end.previous) == (3, 3, b"")
+
+
+async def test_the_end_of_a_larger_answer_comes_by_itself(channel: grpc.aio.Channel) -> None:
+    data = bytes(64 * KIBIBYTE + 1)
+    status = await upload(channel, data)
+    first, *chunks, last = await read(channel, pb.OpenRead(id=status.id))
+    assert kinds_of(first) == ["started"]
+    assert [kinds_of(message) for message in chunks] == [["chunk"]] * len(chunks)
+    assert b"".join(message.chunk.data for message in chunks) == data
+    assert kinds_of(last) == ["end"]
+
+
+async def test_a_small_answer_above_the_window_comes_as_it_is_granted(channel: grpc.aio.Channel) -> None:
+    status = await upload(channel, b"data" * 1000)
+    call = resources_of(channel).Read()
+    await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id, window=1, chunk_size=1)))
+    assert kinds_of(await answer_of(call)) == ["started"]
+    assert kinds_of(await answer_of(call)) == ["chunk"]
+    await call.write(pb.ReadRequest(window=pb.Window(until=4000)))
+    received = [kinds_of(message) for message in await rest_of(call)]
+    assert received == [["chunk"]] * (len(received) - 1) + [["end"]]
+
+
+@pytest.mark.parametrize("size", [1, 300])
+async def test_a_small_answer_that_storage_gives_in_pieces_comes_in_them(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    real = LiveReader.try_read
+
+    def try_read(self: LiveReader, start: int, end: int) -> Piece | None:
+        return real(self, start, min(end, start + size))
+
+    monkeypatch.setattr(LiveReader, "try_read", try_read)
+    data = random.Random(2).randbytes(2 * size + 1)
+    status = await upload(channel, data)
+    messages = await read(channel, pb.OpenRead(id=status.id))
+    assert [kinds_of(message) for message in messages] == [["started"], ["chunk"], ["chunk"], ["chunk"], ["end"]]
+    assert b"".join(message.chunk.data for message in messages) == data
+    assert messages[-1].end.previous == messages[-2].chunk.hash
+
+
+async def test_an_error_in_front_of_a_small_answer_is_the_calls(
+    channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_self: LiveReader, _start: int, _end: int) -> Piece | None:
+        raise StorageFailure("the disk is gone")
+
+    status = await upload(channel, b"data")
+    monkeypatch.setattr(LiveReader, "try_read", fail)
+    call = resources_of(channel).Read()
+    await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id)))
+    with pytest.raises(grpc.aio.AioRpcError, match="the disk is gone"):
+        await call.read()
+    assert isinstance(await error_of(call), StorageFailure)
 
 
 @pytest.mark.parametrize(

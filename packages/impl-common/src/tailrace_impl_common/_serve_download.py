@@ -23,11 +23,14 @@ from tailrace_impl_common._endpoint import Endpoint
 from tailrace_impl_common._lines import last_lines, resolve_lines
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
-from tailrace_impl_common.messages import DownloadRequest, Read, ReadLines, Started
+from tailrace_impl_common.messages import DownloadRequest, End, Read, ReadLines, ServerMessage, Started
 from tailrace_server_api import RequestTelemetry, ResourceReader, ResourceService, Snapshot
 
 _SMALLEST_CHUNK = KIBIBYTE
 """Least size that counts where a reader says what suits it: messages of less are nearly all header."""
+_LARGEST_TOGETHER = 64 * KIBIBYTE
+"""Most bytes that are sent with their beginning and their end: a transport may still have to get rid of them when the
+request is over, and a server that closes waits for requests, and only a moment for what they left."""
 
 
 async def serve_download(
@@ -165,15 +168,51 @@ class _DownloadConversation:
 
     async def run(self, snapshot: Snapshot, limits: Limits, base: str) -> None:
         span = self._span
-        status = status_under(self._reader.status(), base)
-        await self._stream.send(Started(offset=span.start, end=span.end, line=span.line, status=status, limits=limits))
-        # There are thousands of followers that wait for nothing but the next byte.
-        del status, limits
+        started = Started(
+            offset=span.start,
+            end=span.end,
+            line=span.line,
+            status=status_under(self._reader.status(), base),
+            limits=limits,
+        )
         if span.end is not None and self._granted_at_once(span.end - span.start):
-            await self._send(span.end, snapshot)
-        else:
-            await self._send_within_windows(snapshot)
-        await self._stream.send(self._machine.end(status_under(self._reader.status(), base)))
+            await self._send_at_once(started, span.end, snapshot, base)
+            return
+        await self._stream.send(started)
+        # There are thousands of followers that wait for nothing but the next byte.
+        del started, limits
+        await self._send_within_windows(snapshot)
+        await self._stream.send_last(self._end(base))
+
+    async def _send_at_once(self, started: Started, end: int, announced: Snapshot, base: str) -> None:
+        """Send an answer that needs no windows; a small one whole, if its bytes come in one piece."""
+        machine, reader, stream, budget = self._machine, self._reader, self._stream, self._budget
+        messages: list[ServerMessage] = [started]
+        offset = machine.offset
+        size = 0
+        if offset < end <= offset + _LARGEST_TOGETHER:
+            piece = reader.try_read(offset, end) or await reader.read(offset, end)
+            size = len(piece.data)
+            checkpoint = self._shared.checkpoint_at(offset + size, announced)
+            messages.append(machine.chunk(piece.data, piece.hash, checkpoint))
+        whole = machine.offset == end
+        budget.in_flight += size
+        try:
+            if whole:
+                await stream.send_last(*messages, self._end(base))
+            else:
+                for message in messages:
+                    await stream.send(message)
+        finally:
+            budget.in_flight -= size
+        if size:
+            self._count(size)
+        if not whole:
+            await self._send(end, announced)
+            await stream.send_last(self._end(base))
+
+    def _end(self, base: str) -> End:
+        return self._machine.end(status_under(self._reader.status(), base))
 
     def _granted_at_once(self, size: int) -> bool:
         """Whether bytes are a chunk at the most, and granted: to listen meanwhile costs more than to send that."""

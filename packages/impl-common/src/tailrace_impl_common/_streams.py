@@ -36,6 +36,18 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
             TailraceError: The conversation has ended: the peer's error, or ``ConnectionLost``.
         """
 
+    async def send_last(self, *messages: SendT) -> None:
+        """Send the last messages of the conversation, in order; nothing is sent behind them.
+
+        At most one of them is a chunk, and a small one: a transport may put them together, and with the end of the
+        conversation, and return before the peer can take them.
+
+        Raises:
+            TailraceError: As :meth:`send`.
+        """
+        for message in messages:
+            await self.send(message)
+
     @property
     def writer(self) -> Callable[[SendT], None] | None:
         """What sends one message without waiting: to be called at once, and while nobody is in :meth:`send`.

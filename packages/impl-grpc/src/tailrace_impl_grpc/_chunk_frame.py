@@ -7,7 +7,7 @@ the generated classes write: fields in the order of their numbers, each once, de
                  [22 <length> [08 <size>] [10 <newlines>] [1a <length> <head>]]  [2a <length> <data>]
 
 Only this layout is read here. Any other spelling of the same message, which another implementation may choose, is left
-to the generated classes.
+to the generated classes, and so is a ``DownloadResponse`` that has more than the chunk.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ class GrpcClientStream(ClientStream):
         self._messages: AsyncIterator[bytes] = aiter(call)
         self._receiving = False
         self._unread: deque[bytes] = deque()
+        self._decoded: list[ServerMessage] | None = None
         self._finished = False
         self._closed = False
         self._ended = asyncio.Event()
@@ -57,6 +58,8 @@ class GrpcClientStream(ClientStream):
             raise
 
     async def receive(self) -> ServerMessage | None:
+        if self._decoded:
+            return self._decoded.pop(0)
         if self._receiving and not self._unread:
             # A write has failed, and its task reads what is left.
             await self._ended.wait()
@@ -67,13 +70,17 @@ class GrpcClientStream(ClientStream):
                 return Watched()
             return None
         try:
-            message = self._decode(data)
+            decoded = self._decode(data)
         except TailraceError:
             self._call.cancel()
             raise
-        if _is_last(message):
+        if isinstance(decoded, list):
+            self._finished = _is_last(decoded[-1])
+            message, *self._decoded = decoded
+            return message
+        if _is_last(decoded):
             self._finished = True
-        return message
+        return decoded
 
     async def close(self) -> None:
         if self._closed:

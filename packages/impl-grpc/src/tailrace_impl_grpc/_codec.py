@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from tailrace_common_api import InvalidArgument, ProtocolError
 from tailrace_impl_common.messages import (
@@ -107,6 +108,8 @@ from tailrace_impl_grpc._codec_upload import (
 )
 from tailrace_impl_grpc._codec_values import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, decode_error, encode_error
 
+DecodedT = TypeVar("DecodedT")
+
 
 @dataclass(frozen=True, slots=True)
 class Method:
@@ -125,7 +128,8 @@ class Method:
     decode_request: Callable[[bytes], ClientMessage]
     """Raises ``InvalidArgument`` for values that cannot be accepted."""
     encode_response: Callable[[ServerMessage], bytes]
-    decode_response: Callable[[bytes], ServerMessage]
+    decode_response: Callable[[bytes], ServerMessage | list[ServerMessage]]
+    """Returns several messages, in order, where one on the wire holds them: only those of ``DOWNLOADS`` can."""
 
     @property
     def path(self) -> str:
@@ -147,10 +151,10 @@ def _from_caller(encode: Callable[[ClientMessage], bytes]) -> Callable[[ClientMe
     return encode_request
 
 
-def _from_server(decode: Callable[[bytes], ServerMessage]) -> Callable[[bytes], ServerMessage]:
+def _from_server(decode: Callable[[bytes], DecodedT]) -> Callable[[bytes], DecodedT]:
     """Blame the server for values that cannot be accepted."""
 
-    def decode_response(data: bytes) -> ServerMessage:
+    def decode_response(data: bytes) -> DecodedT:
         try:
             return decode(data)
         except InvalidArgument as exc:
@@ -171,7 +175,7 @@ def _method(
     encode_request: Callable[[ClientMessage], bytes],
     decode_request: Callable[[bytes], ClientMessage],
     encode_response: Callable[[ServerMessage], bytes],
-    decode_response: Callable[[bytes], ServerMessage],
+    decode_response: Callable[[bytes], ServerMessage | list[ServerMessage]],
 ) -> Method:
     return Method(
         service, name, _from_caller(encode_request), decode_request, encode_response, _from_server(decode_response)
@@ -275,6 +279,8 @@ CONVERSATIONS: Mapping[Method, tuple[type[Request], ...]] = {
     WORK: (Work,),
 }
 """Methods in which both sides stream, with the requests that begin each."""
+DOWNLOADS = (READ, FOLLOW, READ_LINES)
+"""Those of them in which the server's last message, and nothing behind it, is an ``End``."""
 WATCHES = (WATCH, WATCH_CONTEXT)
 """Methods with one request, in which only the server streams."""
 ANSWERS = (GET_STATUS, HEADS, LOCATE, LIST, DELETE, CREATE_CONTEXT, GET_CONTEXT, CLOSE_CONTEXT, GET_QUEUE)
@@ -311,6 +317,7 @@ def method_of(request: Request) -> Method:
 __all__ = [
     "ANSWERS",
     "CONVERSATIONS",
+    "DOWNLOADS",
     "MAX_CONTROL_MESSAGE",
     "MAX_DATA_MESSAGE",
     "SERVICES",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from operator import itemgetter
+
 from tailrace_common_api import FromOffset, LastBytes, LastLines, Start
 from tailrace_impl_common.messages import (
     Chunk,
@@ -16,6 +19,7 @@ from tailrace_impl_common.messages import (
 )
 from tailrace_impl_grpc._chunk_frame import CHUNK_TAG, frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec_values import (
+    MAX_CONTROL_MESSAGE,
     MAX_DATA_MESSAGE,
     checked_chunk,
     chunk_from_proto,
@@ -156,6 +160,12 @@ def decode_read_lines_request(data: bytes) -> ClientMessage:
             raise unknown(message)
 
 
+def join_download_responses(responses: Iterable[bytes]) -> bytes:
+    """Return encoded messages to a reader, each of another kind, as the one that says the same."""
+    # A protobuf message is its fields one behind the other. Each of these is one field, and begins with its number.
+    return b"".join(sorted(responses, key=itemgetter(0)))
+
+
 def encode_download_response(message: ServerMessage) -> bytes:
     match message:
         case Chunk():
@@ -179,29 +189,32 @@ def encode_download_response(message: ServerMessage) -> bytes:
     return sized(response.SerializeToString())
 
 
-def decode_download_response(data: bytes) -> ServerMessage:
+def decode_download_response(data: bytes) -> ServerMessage | list[ServerMessage]:
     if data and data[0] == CHUNK_TAG:
         sized(data, MAX_DATA_MESSAGE)
         chunk = parse_chunk(data)
         if chunk is not None:
             return checked_chunk(chunk)
     message = parse(pb.DownloadResponse, data)
-    kind = message.WhichOneof("message")
-    if kind == "chunk":
-        return chunk_from_proto(message.chunk)
-    sized(data)
-    match kind:
-        case "started":
-            started = message.started
-            return Started(
+    has_chunk = message.HasField("chunk")
+    sized(data, MAX_DATA_MESSAGE if has_chunk else MAX_CONTROL_MESSAGE)
+    messages: list[ServerMessage] = []
+    if message.HasField("started"):
+        started = message.started
+        messages.append(
+            Started(
                 offset=started.offset,
                 end=started.end if started.HasField("end") else None,
                 line=started.line if started.HasField("line") else None,
                 status=status_from_proto(started.status),
                 limits=limits_from_proto(started.limits),
             )
-        case "end":
-            status = status_from_proto(message.end.status)
-            return End(offset=message.end.offset, previous=message.end.previous, status=status)
-        case _:
-            raise unknown(message)
+        )
+    if has_chunk:
+        messages.append(chunk_from_proto(message.chunk))
+    if message.HasField("end"):
+        status = status_from_proto(message.end.status)
+        messages.append(End(offset=message.end.offset, previous=message.end.previous, status=status))
+    if not messages:
+        raise unknown(message)
+    return messages[0] if len(messages) == 1 else messages

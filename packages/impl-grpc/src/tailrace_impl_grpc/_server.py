@@ -34,7 +34,7 @@ from tailrace_impl_common import (
 from tailrace_impl_common.messages import UNARY_REQUESTS, WATCH_REQUESTS, ClientMessage, Request
 from tailrace_impl_grpc._call_abort import abort_call
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
-from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, SERVICES, WATCHES, Method
+from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, DOWNLOADS, SERVICES, WATCHES, Method
 from tailrace_impl_grpc._health import HealthServicer
 from tailrace_impl_grpc._library_log import hide_undecodable_metadata
 from tailrace_impl_grpc._options import (
@@ -47,7 +47,7 @@ from tailrace_impl_grpc._options import (
 from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._reflection import ReflectionServicer
-from tailrace_impl_grpc._server_streams import Context, GrpcServerStream, shared_message
+from tailrace_impl_grpc._server_streams import Context, GrpcDownloadStream, GrpcServerStream, shared_message
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
 
 logger = logging.getLogger(__name__)
@@ -182,7 +182,11 @@ class GrpcServer(TransportServer):
     def _add_services(self, server: grpc.aio.Server) -> None:
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {service: {} for service in SERVICES}
         for method in CONVERSATIONS:
-            handlers[method.service][method.name] = grpc.stream_stream_rpc_method_handler(self._conversing(method))
+            # What is unary here goes out together with the status. What is written before that goes as in a stream, and
+            # clients cannot tell the difference.
+            unary = method in DOWNLOADS
+            new_handler = grpc.stream_unary_rpc_method_handler if unary else grpc.stream_stream_rpc_method_handler
+            handlers[method.service][method.name] = new_handler(self._conversing(method))
         for method in WATCHES:
             handlers[method.service][method.name] = grpc.unary_stream_rpc_method_handler(self._watching(method))
         for method in ANSWERS:
@@ -197,15 +201,16 @@ class GrpcServer(TransportServer):
 
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 
-    def _conversing(self, method: Method) -> Callable[[object, Context], Awaitable[None]]:
+    def _conversing(self, method: Method) -> Callable[[object, Context], Awaitable[bytes]]:
         expected = CONVERSATIONS[method]
+        new_stream = GrpcDownloadStream if method in DOWNLOADS else GrpcServerStream
 
-        async def handle(_messages: object, context: Context) -> None:
+        async def handle(_messages: object, context: Context) -> bytes:
             # All in one frame, and no function of its own: there are thousands of followers that are in it.
             call = self._begin(method.name, ends_when_closing=True)
             try:
                 try:
-                    stream = GrpcServerStream(method, context, self._shared)
+                    stream = new_stream(method, context, self._shared)
                     service = await self._let_in(call, context)
                     request = await _first_message(stream)
                     if request is None:
@@ -215,12 +220,14 @@ class GrpcServer(TransportServer):
                     await self._serve(request, stream, service, context)
                     if stream.abandoned:
                         raise ConnectionLost("the client left the upload open")
-                    return
+                    return stream.last
                 except BaseException as exc:
                     error = _error_to_tell(call, exc)
                     if error is None:
                         raise
                 await self._tell(call, context, error)
+                # The client is gone.
+                return b""
             finally:
                 # Its traceback holds this frame, and that the call: its connection would stay open until the collector
                 # comes by.

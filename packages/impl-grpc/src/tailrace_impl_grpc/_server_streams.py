@@ -10,7 +10,8 @@ import grpc.aio
 from tailrace_common_api import MEBIBYTE, ConnectionLost
 from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
-from tailrace_impl_grpc._codec import FOLLOW, UPLOAD, Method
+from tailrace_impl_grpc._codec import FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
+from tailrace_impl_grpc._codec_download import join_download_responses
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 SharedMessage = EncodedOnce[bytes]
@@ -59,6 +60,9 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         self.abandoned = False
         """Whether the client has stopped sending without saying that its upload is over."""
 
+    last: bytes = b""
+    """What the call's handler is to return, which gRPC sends with the status: the last message of ``DOWNLOADS``."""
+
     async def send(self, message: ServerMessage) -> None:
         if type(message) is Watched:
             # The status of the call says it.
@@ -94,3 +98,20 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         if isinstance(message, Finish | Abort):
             self._open_ended = False
         return message
+
+
+class GrpcDownloadStream(GrpcServerStream):
+    """A conversation whose last message goes together with the status of the call.
+
+    gRPC's core then has one thing to do and not several. Whether the client is still there to get it is its business.
+    """
+
+    async def send_last(self, *messages: ServerMessage) -> None:
+        # A chunk here is for nobody else: what is kept of the last one for followers stays.
+        responses = [self._encode(message) for message in messages]
+        if sum(map(len, responses)) > MAX_CONTROL_MESSAGE:
+            # Some status is near the limit by itself.
+            for message in messages[:-1]:
+                await self.send(message)
+            del responses[:-1]
+        self.last = join_download_responses(responses)
