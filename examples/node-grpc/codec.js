@@ -1,8 +1,11 @@
 import { fileURLToPath } from 'node:url';
 import { loadSync } from '@grpc/proto-loader';
-import { fromHex, toHex } from 'tailrace-protocol';
+import { TailraceError, fromHex, toHex } from 'tailrace-protocol';
 
 const options = { keepCase: true, longs: Number, enums: String, defaults: true, oneofs: true };
+
+// A server may put these into one response, which stands for one after the other.
+const TO_READERS = ['started', 'chunk', 'end'];
 
 export const definitions = loadSync(fileURLToPath(new URL('tailrace.proto', import.meta.url)), options);
 
@@ -23,10 +26,14 @@ export function encodeNext(type, fields) {
   return { [type]: fields };
 }
 
-// A message of the server: the one that is set in its oneof.
+// The messages in a response of the server: the one that is set in its oneof, or those to a reader, in order.
 export function decode(response) {
-  const type = response.message;
-  const fields = response[type];
+  const types = response.message ? [response.message] : TO_READERS.filter((type) => response[type]);
+  if (types.length === 0) throw new TailraceError('unsupported', 'a response of an unknown kind');
+  return types.map((type) => decodeMessage(type, response[type]));
+}
+
+function decodeMessage(type, fields) {
   const message = { ...fields, type };
   if (fields.status) message.status = decodeStatus(fields.status);
   if (fields.head) message.head = toHex(fields.head);

@@ -81,6 +81,7 @@ class Connection {
 class Conversation {
   #call;
   #responses;
+  #received = []; // of the last response
   #ended = false;
   #reason = null;
 
@@ -101,9 +102,12 @@ class Conversation {
 
   async receive() {
     try {
-      const { value, done } = await this.#responses.next();
-      if (done) throw new TailraceError('connection_lost', 'the call ended without its last message');
-      const message = decode(value);
+      if (this.#received.length === 0) {
+        const { value, done } = await this.#responses.next();
+        if (done) throw new TailraceError('connection_lost', 'the call ended without its last message');
+        this.#received = decode(value);
+      }
+      const message = this.#received.shift();
       if (FINAL_RECEIVED.has(message.type)) this.#finish();
       return message;
     } catch (error) {
@@ -116,6 +120,7 @@ class Conversation {
     if (this.#ended) return;
     this.#ended = true;
     this.#reason = reason;
+    this.#received = [];
     this.#call.cancel();
   }
 

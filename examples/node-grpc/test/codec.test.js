@@ -18,8 +18,20 @@ test('chunks are encoded as in the document', () => {
 test('a chunk with a checkpoint is decoded as in the document', () => {
   const bytes = bytesBehind('The same chunk in a `DownloadResponse`, when 18 bytes are announced');
   const checkpoint = { size: 18, newlines: 2, head: 'ecbfecba7745438a3e2a8b8a0df89e28' };
-  const chunk = decode(definitions['tailrace.v1.DownloadResponse'].deserialize(bytes));
+  const [chunk, ...others] = decode(definitions['tailrace.v1.DownloadResponse'].deserialize(bytes));
   assert.deepEqual(chunk, { type: 'chunk', ...second, checkpoint });
+  assert.deepEqual(others, []);
+});
+
+test('what came in one response is taken in order', () => {
+  const type = definitions['tailrace.v1.DownloadResponse'];
+  const encode = (fields) => Buffer.from(type.serialize(fields));
+  const status = { state: 'RESOURCE_STATE_COMPLETED', visibility: 'VISIBILITY_LIVE' };
+  const [started, end] = [encode({ started: { offset: 3, end: 3, status } }), encode({ end: { offset: 3, status } })];
+  const typesOf = (...parts) => decode(type.deserialize(Buffer.concat(parts))).map((message) => message.type);
+  assert.deepEqual(typesOf(started, end), ['started', 'end']);
+  assert.deepEqual(typesOf(end, encode({ chunk: { data: linking } }), started), ['started', 'chunk', 'end']);
+  assert.throws(() => typesOf(Buffer.alloc(0)), { code: 'unsupported' });
 });
 
 test('an error is decoded as in the document', () => {

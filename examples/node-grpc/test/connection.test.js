@@ -42,6 +42,11 @@ test('a follower gets what was sent', async () => {
   assert.deepEqual(await follow(say(started, chunk, end)), ['data']);
 });
 
+test('a server may put messages together', async () => {
+  assert.deepEqual(await follow(say({ ...started, ...chunk, ...end })), ['data']);
+  assert.deepEqual(await follow(say({ ...started, ...chunk }, end)), ['data']);
+});
+
 test('a damaged chunk is not handed out', async () => {
   const damaged = { chunk: { ...chunk.chunk, data: Buffer.from('date') } };
   await assert.rejects(follow(say(started, damaged, end)), { code: 'integrity' });

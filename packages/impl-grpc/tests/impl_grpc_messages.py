@@ -140,18 +140,16 @@ line_reads = st.builds(
     last=st.none() | places,
     window=offsets,
 )
-messages_to_reader = (
-    st.builds(
-        m.Started,
-        offset=offsets,
-        end=st.none() | offsets,
-        line=st.none() | offsets,
-        status=statuses,
-        limits=limits,
-    )
-    | chunks
-    | st.builds(m.End, offset=offsets, previous=st.just(b"") | hashes, status=statuses)
+started = st.builds(
+    m.Started,
+    offset=offsets,
+    end=st.none() | offsets,
+    line=st.none() | offsets,
+    status=statuses,
+    limits=limits,
 )
+ends = st.builds(m.End, offset=offsets, previous=st.just(b"") | hashes, status=statuses)
+messages_to_reader = started | chunks | ends
 locates = st.builds(m.Locate, id=ids, token=tokens, line=places) | st.builds(
     m.Locate, id=ids, token=tokens, offset=places
 )

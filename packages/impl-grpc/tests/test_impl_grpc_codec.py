@@ -15,6 +15,7 @@ from impl_grpc_messages import (
     context_watches,
     contexts,
     deletes,
+    ends,
     filters,
     follows,
     head_answers,
@@ -27,6 +28,7 @@ from impl_grpc_messages import (
     messages_to_reader,
     messages_to_uploader,
     reads,
+    started,
     status_requests,
     statuses,
     uploader_messages,
@@ -45,10 +47,11 @@ from tailrace_common_api import (
     Unsupported,
 )
 from tailrace_impl_common import MAX_CHUNK_SIZE, chunk_hash, messages
-from tailrace_impl_common.messages import Abort, Chunk, Done, List, OpenUpload, Read, Window
+from tailrace_impl_common.messages import Abort, Chunk, Done, End, List, OpenUpload, Read, Started, Window
 from tailrace_impl_grpc import _codec
 from tailrace_impl_grpc._chunk_frame import frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
+from tailrace_impl_grpc._codec_download import join_download_responses
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 
 METHODS = (*_codec.CONVERSATIONS, *_codec.WATCHES, *_codec.ANSWERS)
@@ -127,6 +130,23 @@ def test_damaged_frames_are_refused_or_read_as_generated_classes_do(chunk: Chunk
         message = pb.UploadRequest.FromString(bytes(wire))
         assert message.WhichOneof("message") == "chunk"
         assert generated(parsed) == message.chunk
+
+
+@given(st.permutations([0, 1, 2]), st.sets(st.integers(0, 2), min_size=2), started, chunks, ends)
+def test_messages_to_readers_may_be_one_message_in_any_order(
+    order: list[int], held: set[int], first: Started, chunk: Chunk, last: End
+) -> None:
+    messages = (first, chunk, last)
+    wire = b"".join(_codec.READ.encode_response(messages[index]) for index in order if index in held)
+    assert _codec.READ.decode_response(wire) == [messages[index] for index in sorted(held)]
+
+
+@given(started, chunks, ends)
+def test_joined_messages_are_in_the_order_of_their_numbers(first: Started, chunk: Chunk, last: End) -> None:
+    beginning, data, ending = (_codec.FOLLOW.encode_response(message) for message in (first, chunk, last))
+    assert join_download_responses([beginning, data, ending]) == beginning + ending + data
+    assert join_download_responses([beginning, ending]) == beginning + ending
+    assert join_download_responses([ending]) == ending
 
 
 def test_endless_number_is_refused_at_once() -> None:
@@ -300,6 +320,15 @@ def test_sizes_are_limited_both_ways() -> None:
     assert (caught.value.size, caught.value.maximum) == (len(wire), MAX_DATA_MESSAGE)
     with pytest.raises(MessageTooLarge):
         _codec.READ.decode_response(wire)
+    small = _codec.READ.encode_response(Chunk(0, b"data", b"h" * 8, b""))
+    # Unknown fields, which count: with a chunk as much as in a data message, without one no more than in any other.
+    more = b"\xa2\x06" + _varint(MAX_CONTROL_MESSAGE) + bytes(MAX_CONTROL_MESSAGE)
+    assert _codec.READ.decode_response(more + small) == _codec.READ.decode_response(small)
+    with pytest.raises(MessageTooLarge):
+        _codec.READ.decode_response(4 * more + small)
+    with pytest.raises(MessageTooLarge) as caught:
+        _codec.READ.decode_response(more)
+    assert caught.value.maximum == MAX_CONTROL_MESSAGE
     reason = Abort("x" * MAX_CONTROL_MESSAGE)
     with pytest.raises(MessageTooLarge):
         _codec.UPLOAD.encode_request(reason)

@@ -1,0 +1,65 @@
+"""The server's side of one conversation, without gRPC around it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from tailrace_common_api import Limits, Metadata, ResourceState, Status, Visibility
+from tailrace_impl_common import chunk_hash, head_of
+from tailrace_impl_common.messages import Chunk, End, ServerMessage, Started
+from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, READ
+from tailrace_impl_grpc._server_streams import GrpcDownloadStream, shared_message
+from tailrace_server_api import ResourceManager
+
+DATA = b"data"
+STATUS = Status(
+    reference="grpc://h/r/a",
+    id="a",
+    version=1,
+    state=ResourceState.FAILED,
+    size=4,
+    lines=None,
+    head=head_of(DATA),
+    reason="",
+    alternatives=(),
+    metadata=Metadata(name="a"),
+    visibility=Visibility.LIVE,
+    created_at=0.0,
+)
+CHUNK = Chunk(0, DATA, chunk_hash(DATA), b"")
+
+
+class Written:
+    """Stands for the context of a call."""
+
+    def __init__(self) -> None:
+        self.messages: list[bytes] = []
+
+    async def write(self, message: bytes) -> None:
+        self.messages.append(message)
+
+
+def answer(status: Status, limits: Limits) -> tuple[ServerMessage, ...]:
+    return (
+        Started(offset=0, end=4, line=None, status=status, limits=limits),
+        CHUNK,
+        End(offset=4, previous=CHUNK.hash, status=status),
+    )
+
+
+async def test_the_last_messages_are_left_to_the_handler(manager: ResourceManager) -> None:
+    context: Any = Written()
+    stream = GrpcDownloadStream(READ, context, shared_message())
+    messages = answer(STATUS, manager.limits)
+    await stream.send_last(*messages)
+    assert context.messages == []
+    assert READ.decode_response(stream.last) == list(messages)
+
+
+async def test_what_would_be_too_large_together_goes_by_itself(manager: ResourceManager) -> None:
+    context: Any = Written()
+    stream = GrpcDownloadStream(READ, context, shared_message())
+    messages = answer(replace(STATUS, reason="x" * (MAX_CONTROL_MESSAGE // 2)), manager.limits)
+    await stream.send_last(*messages)
+    assert [READ.decode_response(data) for data in (*context.messages, stream.last)] == list(messages)
