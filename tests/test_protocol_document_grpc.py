@@ -37,11 +37,14 @@ from tailrace_common_api import (
     RecordLimits,
     RecordProblem,
     Settlement,
+    Unsupported,
     record_problems,
     refused_records,
 )
 from tailrace_impl_common import (
     MessageChainSender,
+    _serve_download,
+    head_of,
     messages,
     record_messages,
 )
@@ -127,6 +130,22 @@ def test_grpc_examples() -> None:
     assert pb.DownloadResponse.FromString(uploaded).chunk.data == FIRST
     chunk = pb.DownloadResponse.FromString(read).chunk
     assert (chunk.offset, chunk.checkpoint.size, chunk.checkpoint.newlines) == (10, 18, 2)
+
+
+def test_messages_to_readers_may_come_together() -> None:
+    found = pb.DESCRIPTOR.message_types_by_name["DownloadResponse"]
+    (fields,) = re.findall(r"`DownloadResponse` has one or more of the fields ([^.]*)\.", prose("4.2"))
+    assert sorted(quoted(fields)) == sorted(field.name for field in found.fields)
+    assert not found.oneofs
+    together = prose("4.2").partition("**Messages to readers that come together.**")[2]
+    assert f"this one does it up to {_serve_download._LARGEST_TOGETHER // 1024} KiB" in together
+    status = pb.Status(state=pb.RESOURCE_STATE_COMPLETED, head=head_of(b""), metadata=pb.Metadata(name="a"))
+    parts = [pb.DownloadResponse(end=pb.End(status=status)), pb.DownloadResponse(started=pb.Started(status=status))]
+    several = grpc_codec.READ.decode_response(b"".join(part.SerializeToString() for part in parts))
+    assert isinstance(several, list)
+    assert [type(message) for message in several] == [messages.Started, messages.End]
+    with pytest.raises(Unsupported):
+        grpc_codec.READ.decode_response(b"")
 
 
 def test_grpc_error_example() -> None:

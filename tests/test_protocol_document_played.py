@@ -207,6 +207,17 @@ async def test_grpc_examples_are_what_is_said(urls: dict[str, str]) -> None:
         assert await upload.read() is grpc.aio.EOF
 
 
+async def test_a_small_answer_over_grpc_is_one_message(urls: dict[str, str], manager: ResourceManager) -> None:
+    id_ = await store(manager)
+    async with grpc.aio.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
+        read: Any = channel.stream_stream("/tailrace.v1.Resources/Read")()
+        await read.write(pb.ReadRequest(open=pb.OpenRead(id=id_)).SerializeToString())
+        answer = pb.DownloadResponse.FromString(await read.read())
+        assert (answer.started.end, answer.chunk.data, answer.end.offset) == (18, FIRST + SECOND, 18)
+        assert await read.read() is grpc.aio.EOF
+        assert await read.code() is grpc.StatusCode.OK
+
+
 async def test_grpc_error_example_is_what_is_said(urls: dict[str, str], manager: ResourceManager) -> None:
     id_ = await store(manager)
     written = pb.Error.FromString(from_hex(blocks(section("4.3"), "hex")[0]))

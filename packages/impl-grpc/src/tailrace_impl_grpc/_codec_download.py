@@ -163,7 +163,8 @@ def decode_read_lines_request(data: bytes) -> ClientMessage:
 def join_download_responses(responses: Iterable[bytes]) -> bytes:
     """Return encoded messages to a reader, each of another kind, as the one that says the same."""
     # A protobuf message is its fields one behind the other. Each of these is one field, and begins with its number.
-    return b"".join(sorted(responses, key=itemgetter(0)))
+    fields = sorted(responses, key=itemgetter(0))
+    return b"".join(fields)
 
 
 def encode_download_response(message: ServerMessage) -> bytes:
