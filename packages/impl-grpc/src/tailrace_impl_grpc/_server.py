@@ -47,7 +47,7 @@ from tailrace_impl_grpc._options import (
 from tailrace_impl_grpc._peers import Peers
 from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._reflection import ReflectionServicer
-from tailrace_impl_grpc._server_streams import Context, GrpcDownloadStream, GrpcServerStream, shared_message
+from tailrace_impl_grpc._server_streams import Context, GrpcServerStream, server_stream, shared_message
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
 
 logger = logging.getLogger(__name__)
@@ -203,14 +203,13 @@ class GrpcServer(TransportServer):
 
     def _conversing(self, method: Method) -> Callable[[object, Context], Awaitable[bytes]]:
         expected = CONVERSATIONS[method]
-        new_stream = GrpcDownloadStream if method in DOWNLOADS else GrpcServerStream
 
         async def handle(_messages: object, context: Context) -> bytes:
             # All in one frame, and no function of its own: there are thousands of followers that are in it.
             call = self._begin(method.name, ends_when_closing=True)
             try:
                 try:
-                    stream = new_stream(method, context, self._shared)
+                    stream = server_stream(method, context, self._shared)
                     service = await self._let_in(call, context)
                     request = await _first_message(stream)
                     if request is None:

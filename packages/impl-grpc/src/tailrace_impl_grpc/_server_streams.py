@@ -10,7 +10,7 @@ import grpc.aio
 from tailrace_common_api import MEBIBYTE, ConnectionLost
 from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
-from tailrace_impl_grpc._codec import FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
+from tailrace_impl_grpc._codec import DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
 from tailrace_impl_grpc._codec_download import join_download_responses
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
@@ -21,6 +21,11 @@ def shared_message() -> SharedMessage:
     """Return what encodes the chunks to readers: those who are sent the same chunk are sent the same bytes."""
     # All methods that send chunks have the same messages.
     return EncodedOnce(FOLLOW.encode_response, largest=MEBIBYTE)
+
+
+def server_stream(method: Method, context: Context, shared: SharedMessage) -> GrpcServerStream:
+    """Return the conversation over a call of ``method``; see :class:`GrpcServerStream`."""
+    return (GrpcDownloadStream if method in DOWNLOADS else GrpcServerStream)(method, context, shared)
 
 
 async def write_first(context: grpc.aio.ServicerContext[Any, Any], message: object) -> None:
