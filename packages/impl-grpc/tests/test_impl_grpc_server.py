@@ -37,7 +37,7 @@ from tailrace_impl_grpc._codec import MAX_DATA_MESSAGE
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2_grpc as services
-from tailrace_impl_grpc._server_streams import GrpcServerStream
+from tailrace_impl_grpc._server_streams import GrpcDownloadStream, GrpcServerStream
 from tailrace_impl_server._reader import LiveReader
 from tailrace_server_api import Piece, ResourceManager, ResourceService, TransportServerSettings
 
@@ -433,6 +433,36 @@ async def test_closing_tells_everyone(server: GrpcServer, channel: grpc.aio.Chan
     await server.close(30.0)
     snapshot = (await manager.reopen(opened.status.id, opened.token)).snapshot
     assert snapshot.state is ResourceState.INITIATED
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_a_small_answer_that_is_not_taken_holds_nobody_up(
+    server: GrpcServer, channel: grpc.aio.Channel, address: str, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    answered = asyncio.Event()
+    real = GrpcDownloadStream.send_last
+
+    async def send_last(self: GrpcDownloadStream, *messages: ServerMessage) -> None:
+        await real(self, *messages)
+        answered.set()
+
+    data = random.Random(3).randbytes(64 * KIBIBYTE)
+    status = await upload(channel, data)
+    monkeypatch.setattr(GrpcDownloadStream, "send_last", send_last)
+    # It takes less unread than the answer is.
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(address, options=options) as narrow:
+        call = resources_of(narrow).Read()
+        await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id)))
+        await asyncio.wait_for(answered.wait(), 10.0)
+        while server._running:
+            await asyncio.sleep(0)
+        if leaves:
+            call.cancel()
+        # Others are answered, and closing, which cuts what is left behind a moment, does not use up the grace.
+        (message,) = await read(channel, pb.OpenRead(id=status.id))
+        assert message.chunk.data == data
+        await asyncio.wait_for(server.close(30.0), 15.0)
 
 
 async def test_closing_while_a_call_is_answered_for_the_first_time_is_told(

@@ -9,13 +9,22 @@ logger = logging.getLogger(__name__)
 _LIBRARY = logging.getLogger("grpc._cython.cygrpc")
 
 
-def hide_undecodable_metadata() -> None:
-    """Keep metadata that is not UTF-8 out of the log: it may be a token, and any client can send it. Idempotent."""
-    _LIBRARY.addFilter(_shows_no_metadata)
+def quiet_library() -> None:
+    """Keep out of the log what is not for it. Idempotent.
+
+    Metadata that is not UTF-8 may be a token, and any client can send it. That an answer was not sent, since the client
+    had left, is no error with a traceback, as it is to the library where its handler has returned already.
+    """
+    _LIBRARY.addFilter(_is_for_the_log)
 
 
-def _shows_no_metadata(record: logging.LogRecord) -> bool:
-    if not str(record.msg).startswith("Invalid encoding on"):
-        return True
-    logger.info("metadata of a call is not UTF-8")
-    return False
+def _is_for_the_log(record: logging.LogRecord) -> bool:
+    text = str(record.msg)
+    if text.startswith("Invalid encoding on"):
+        logger.info("metadata of a call is not UTF-8")
+        return False
+    # Other services of the process have their own ideas of that.
+    if text.startswith("ExecuteBatchError raised") and "[/tailrace.v1." in record.getMessage():
+        logger.debug("the client of a call had left before its answer was sent")
+        return False
+    return True

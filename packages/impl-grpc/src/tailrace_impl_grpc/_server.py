@@ -36,7 +36,7 @@ from tailrace_impl_grpc._call_abort import abort_call
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, DOWNLOADS, SERVICES, WATCHES, Method
 from tailrace_impl_grpc._health import HealthServicer
-from tailrace_impl_grpc._library_log import hide_undecodable_metadata
+from tailrace_impl_grpc._library_log import quiet_library
 from tailrace_impl_grpc._options import (
     BEST_CHUNK_SIZE,
     GrpcServerOptions,
@@ -85,7 +85,7 @@ class GrpcServer(TransportServer):
         if settings.public_base is not None:
             _check_base(settings.public_base)
         keep_poller()
-        hide_undecodable_metadata()
+        quiet_library()
         options_of_grpc = [
             *server_options(settings),
             # Calls beyond the limit are refused with an error; clients hold back only where they are far beyond it.
