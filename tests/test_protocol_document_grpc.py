@@ -28,6 +28,7 @@ from tailrace_common_api import (
     MAX_KEY_SIZE,
     BulkRefused,
     BulkResult,
+    Checkpoint,
     Metadata,
     ProblemKind,
     QueuedRecord,
@@ -134,7 +135,7 @@ def test_grpc_examples() -> None:
 
 def test_messages_to_readers_may_come_together() -> None:
     found = pb.DESCRIPTOR.message_types_by_name["DownloadResponse"]
-    (fields,) = re.findall(r"`DownloadResponse` has one or more of the fields ([^.]*)\.", prose("4.2"))
+    (fields,) = re.findall(r"and `DownloadResponse` one or more of ([^.]*)\.", prose("4.2"))
     assert sorted(quoted(fields)) == sorted(field.name for field in found.fields)
     assert not found.oneofs
     together = prose("4.2").partition("**Messages to readers that come together.**")[2]
@@ -146,6 +147,20 @@ def test_messages_to_readers_may_come_together() -> None:
     assert [type(message) for message in several] == [messages.Started, messages.End]
     with pytest.raises(Unsupported):
         grpc_codec.READ.decode_response(b"")
+
+
+def test_messages_to_uploaders_may_come_together() -> None:
+    found = pb.DESCRIPTOR.message_types_by_name["UploadResponse"]
+    (fields,) = re.findall(r"`UploadResponse` has one or more of the fields ([^.]*), and ", prose("4.2"))
+    assert quoted(fields) == [field.name for field in found.fields]
+    assert not found.oneofs
+    together = pb.UploadResponse(window=pb.Window(until=9), checkpoint=pb.Checkpoint(size=3, head=head_of(b"abc")))
+    assert grpc_codec.UPLOAD.decode_response(together.SerializeToString()) == [
+        Checkpoint(3, 0, head_of(b"abc")),
+        messages.Window(9),
+    ]
+    with pytest.raises(Unsupported):
+        grpc_codec.UPLOAD.decode_response(b"")
 
 
 def test_grpc_error_example() -> None:

@@ -4,8 +4,8 @@ import { TailraceError, fromHex, toHex } from 'tailrace-protocol';
 
 const options = { keepCase: true, longs: Number, enums: String, defaults: true, oneofs: true };
 
-// A server may put these into one response, which stands for one after the other.
-const TO_READERS = ['started', 'chunk', 'end'];
+// What a server may put into one response to an uploader or a reader, which stands for one after the other.
+const TOGETHER = ['opened', 'checkpoint', 'window', 'finished', 'started', 'chunk', 'end'];
 
 export const definitions = loadSync(fileURLToPath(new URL('tailrace.proto', import.meta.url)), options);
 
@@ -26,9 +26,9 @@ export function encodeNext(type, fields) {
   return { [type]: fields };
 }
 
-// The messages in a response of the server: the one that is set in its oneof, or those to a reader, in order.
+// The messages in a response of the server: the one that is set in its oneof, or all that are there, in order.
 export function decode(response) {
-  const types = response.message ? [response.message] : TO_READERS.filter((type) => response[type]);
+  const types = response.message ? [response.message] : TOGETHER.filter((type) => response[type]);
   if (types.length === 0) throw new TailraceError('unsupported', 'a response of an unknown kind');
   return types.map((type) => decodeMessage(type, response[type]));
 }

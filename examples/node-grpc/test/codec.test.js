@@ -34,6 +34,15 @@ test('what came in one response is taken in order', () => {
   assert.throws(() => typesOf(Buffer.alloc(0)), { code: 'unsupported' });
 });
 
+test('what an uploader is told in one response is taken in order', () => {
+  const type = definitions['tailrace.v1.UploadResponse'];
+  const news = type.deserialize(type.serialize({ window: { until: 9 }, checkpoint: { size: 3, head: Buffer.alloc(16) } }));
+  assert.deepEqual(decode(news), [
+    { type: 'checkpoint', size: 3, newlines: 0, head: '0'.repeat(32) },
+    { type: 'window', until: 9 },
+  ]);
+});
+
 test('an error is decoded as in the document', () => {
   assert.deepEqual(decodeError(bytesBehind('Example: the entry of a `range_not_satisfiable`')), {
     code: 'range_not_satisfiable',

@@ -34,3 +34,9 @@ async def test_the_last_messages_end_where_the_conversation_does() -> None:
     with pytest.raises(ConnectionLost, match="the client is gone"):
         await stream.send_last(Window(1), Window(2), Watched())
     assert stream.sent == [Window(1)]
+
+
+async def test_messages_that_may_go_together_are_sent_one_by_one_in_order() -> None:
+    stream = Plain(room=2)
+    await stream.send_together(Window(1), Watched())
+    assert stream.sent == [Window(1), Watched()]

@@ -51,7 +51,7 @@ from tailrace_impl_common.messages import Abort, Chunk, Done, End, List, OpenUpl
 from tailrace_impl_grpc import _codec
 from tailrace_impl_grpc._chunk_frame import frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
-from tailrace_impl_grpc._codec_download import join_download_responses
+from tailrace_impl_grpc._codec_values import join_responses
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 
 METHODS = (*_codec.CONVERSATIONS, *_codec.WATCHES, *_codec.ANSWERS)
@@ -144,9 +144,9 @@ def test_messages_to_readers_may_be_one_message_in_any_order(
 @given(started, chunks, ends)
 def test_joined_messages_are_in_the_order_of_their_numbers(first: Started, chunk: Chunk, last: End) -> None:
     beginning, data, ending = (_codec.FOLLOW.encode_response(message) for message in (first, chunk, last))
-    assert join_download_responses([beginning, data, ending]) == beginning + ending + data
-    assert join_download_responses([beginning, ending]) == beginning + ending
-    assert join_download_responses([ending]) == ending
+    assert join_responses([beginning, data, ending]) == beginning + ending + data
+    assert join_responses([beginning, ending]) == beginning + ending
+    assert join_responses([ending]) == ending
 
 
 def test_endless_number_is_refused_at_once() -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from tailrace_common_api import Limits, Metadata, ResourceState, Status, Visibility
+from tailrace_common_api import Checkpoint, Limits, Metadata, ResourceState, Status, Visibility
 from tailrace_impl_common import chunk_hash, head_of
-from tailrace_impl_common.messages import Chunk, End, ServerMessage, Started
-from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, READ
-from tailrace_impl_grpc._server_streams import GrpcDownloadStream, shared_message
+from tailrace_impl_common.messages import Chunk, End, ServerMessage, Started, Window
+from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, READ, UPLOAD
+from tailrace_impl_grpc._server_streams import GrpcDownloadStream, GrpcUploadStream, shared_message
 from tailrace_server_api import ResourceManager
 
 DATA = b"data"
@@ -63,3 +63,12 @@ async def test_what_would_be_too_large_together_goes_by_itself(manager: Resource
     messages = answer(replace(STATUS, reason="x" * (MAX_CONTROL_MESSAGE // 2)), manager.limits)
     await stream.send_last(*messages)
     assert [READ.decode_response(data) for data in (*context.messages, stream.last)] == list(messages)
+
+
+async def test_what_an_uploader_is_told_at_once_is_one_message() -> None:
+    context: Any = Written()
+    stream = GrpcUploadStream(UPLOAD, context, shared_message())
+    checkpoint, window = Checkpoint(4, 0, head_of(DATA)), Window(8)
+    await stream.send_together(checkpoint, window)
+    await stream.send_together(window)
+    assert [UPLOAD.decode_response(data) for data in context.messages] == [[checkpoint, window], window]

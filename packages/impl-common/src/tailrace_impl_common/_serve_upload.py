@@ -10,7 +10,7 @@ from tailrace_impl_common._cancelling import cancel_and_wait
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ServerStream
 from tailrace_impl_common._upload_machine import UploadReceiver
-from tailrace_impl_common.messages import Abort, Chunk, Finish, Opened, OpenUpload, ReopenUpload
+from tailrace_impl_common.messages import Abort, Chunk, Finish, Opened, OpenUpload, ReopenUpload, ServerMessage
 from tailrace_server_api import Progress, RequestTelemetry, ResourceService, UploadIngest
 
 
@@ -162,8 +162,11 @@ class _UploadConversation:
     async def _tell(self, progress: Progress) -> None:
         known = self._told
         self._told = progress
+        news: list[ServerMessage] = []
         if progress.checkpoint != known.checkpoint:
-            await self._stream.send(progress.checkpoint)
+            news.append(progress.checkpoint)
         window = self._machine.grant(progress.until)
         if window is not None:
-            await self._stream.send(window)
+            news.append(window)
+        if news:
+            await self._stream.send_together(*news)

@@ -36,6 +36,15 @@ class MessageStream(ABC, Generic[SendT, ReceiveT]):
             TailraceError: The conversation has ended: the peer's error, or ``ConnectionLost``.
         """
 
+    async def send_together(self, *messages: SendT) -> None:
+        """Send messages, in order, each of another kind and none of them a chunk; a transport may put them together.
+
+        Raises:
+            TailraceError: As :meth:`send`.
+        """
+        for message in messages:
+            await self.send(message)
+
     async def send_last(self, *messages: SendT) -> None:
         """Send the last messages of the conversation, in order; nothing is sent behind them.
 

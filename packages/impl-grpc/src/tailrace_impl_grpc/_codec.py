@@ -129,7 +129,7 @@ class Method:
     """Raises ``InvalidArgument`` for values that cannot be accepted."""
     encode_response: Callable[[ServerMessage], bytes]
     decode_response: Callable[[bytes], ServerMessage | list[ServerMessage]]
-    """Returns several messages, in order, where one on the wire holds them: only those of ``DOWNLOADS`` can."""
+    """Returns several messages, in order, where one on the wire holds them: only those of byte streams can."""
 
     @property
     def path(self) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from operator import itemgetter
-
 from tailrace_common_api import FromOffset, LastBytes, LastLines, Start
 from tailrace_impl_common.messages import (
     Chunk,
@@ -158,13 +155,6 @@ def decode_read_lines_request(data: bytes) -> ClientMessage:
             )
         case _:
             raise unknown(message)
-
-
-def join_download_responses(responses: Iterable[bytes]) -> bytes:
-    """Return encoded messages to a reader, each of another kind, as the one that says the same."""
-    # A protobuf message is its fields one behind the other. Each of these is one field, and begins with its number.
-    fields = sorted(responses, key=itemgetter(0))
-    return b"".join(fields)
 
 
 def encode_download_response(message: ServerMessage) -> bytes:

@@ -123,12 +123,13 @@ def encode_upload_response(message: ServerMessage) -> bytes:
     return sized(response.SerializeToString())
 
 
-def decode_upload_response(data: bytes) -> ServerMessage:
+def decode_upload_response(data: bytes) -> ServerMessage | list[ServerMessage]:
     message = parse(pb.UploadResponse, sized(data))
-    match message.WhichOneof("message"):
-        case "opened":
-            opened = message.opened
-            return Opened(
+    messages: list[ServerMessage] = []
+    if message.HasField("opened"):
+        opened = message.opened
+        messages.append(
+            Opened(
                 status=status_from_proto(opened.status),
                 token=opened.token,
                 epoch=opened.epoch,
@@ -138,12 +139,14 @@ def decode_upload_response(data: bytes) -> ServerMessage:
                 until=opened.until,
                 limits=limits_from_proto(opened.limits),
             )
-        case "checkpoint":
-            return checkpoint_from_proto(message.checkpoint)
-        case "window":
-            return Window(message.window.until)
-        case "finished":
-            finished = message.finished
-            return Finished(status_from_proto(finished.status) if finished.HasField("status") else None)
-        case _:
-            raise unknown(message)
+        )
+    if message.HasField("checkpoint"):
+        messages.append(checkpoint_from_proto(message.checkpoint))
+    if message.HasField("window"):
+        messages.append(Window(message.window.until))
+    if message.HasField("finished"):
+        finished = message.finished
+        messages.append(Finished(status_from_proto(finished.status) if finished.HasField("status") else None))
+    if not messages:
+        raise unknown(message)
+    return messages[0] if len(messages) == 1 else messages

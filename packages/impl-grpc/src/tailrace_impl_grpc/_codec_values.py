@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import accumulate
+from operator import itemgetter
 from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -95,6 +96,12 @@ def sized(data: bytes, maximum: int = MAX_CONTROL_MESSAGE) -> bytes:
     if len(data) > maximum:
         raise MessageTooLarge(size=len(data), maximum=maximum)
     return data
+
+
+def join_responses(responses: Iterable[bytes]) -> bytes:
+    """Return encoded messages of one conversation, each of another kind and without a ``oneof``, as one message."""
+    # A protobuf message is its fields one behind the other. Each of these is one field, and begins with its number.
+    return b"".join(sorted(responses, key=itemgetter(0)))
 
 
 def unknown(message: Message) -> Unsupported:

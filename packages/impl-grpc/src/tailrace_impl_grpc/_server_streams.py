@@ -11,7 +11,7 @@ from tailrace_common_api import MEBIBYTE, ConnectionLost
 from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
 from tailrace_impl_grpc._codec import DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
-from tailrace_impl_grpc._codec_download import join_download_responses
+from tailrace_impl_grpc._codec_values import join_responses
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 SharedMessage = EncodedOnce[bytes]
@@ -25,7 +25,9 @@ def shared_message() -> SharedMessage:
 
 def server_stream(method: Method, context: Context, shared: SharedMessage) -> GrpcServerStream:
     """Return the conversation over a call of ``method``; see :class:`GrpcServerStream`."""
-    return (GrpcDownloadStream if method in DOWNLOADS else GrpcServerStream)(method, context, shared)
+    if method in DOWNLOADS:
+        return GrpcDownloadStream(method, context, shared)
+    return (GrpcUploadStream if method is UPLOAD else GrpcServerStream)(method, context, shared)
 
 
 async def write_first(context: grpc.aio.ServicerContext[Any, Any], message: object) -> None:
@@ -74,6 +76,9 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
             return
         data = self._shared.of(message) if type(message) is Chunk else self._encode(message)
         del message
+        await self._write(data)
+
+    async def _write(self, data: bytes) -> None:
         try:
             if self._answered:
                 await self._context.write(data)
@@ -119,4 +124,11 @@ class GrpcDownloadStream(GrpcServerStream):
             for message in messages[:-1]:
                 await self.send(message)
             del responses[:-1]
-        self.last = join_download_responses(responses)
+        self.last = join_responses(responses)
+
+
+class GrpcUploadStream(GrpcServerStream):
+    """A conversation with an uploader, which is told what is announced and what it may send by one message."""
+
+    async def send_together(self, *messages: ServerMessage) -> None:
+        await self._write(join_responses(map(self._encode, messages)))
