@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import sys
+import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 import grpc.aio
 
 _AT_ONCE = 4096
 """Most wake-ups that are taken together."""
 
+_POLLER = "_poll_wrapper"
+"""What the poller's thread runs, which is in its name."""
 _LOOP_CLOSED = "Event loop is closed"
 """What asyncio and uvloop say of one, by an error that has no type of its own."""
 
@@ -28,6 +34,14 @@ def keep_poller() -> None:
     if loop in _bound:
         return
     _bound.add(loop)
+    before = set(threading.enumerate())
+    try:
+        _bind(loop)
+    finally:
+        _let_gather(set(threading.enumerate()) - before)
+
+
+def _bind(loop: asyncio.AbstractEventLoop) -> None:
     bind = loop.add_reader
 
     def bind_together(fd: object, callback: Callable[..., object], *args: object) -> None:
@@ -45,6 +59,21 @@ def keep_poller() -> None:
         grpc.aio.init_grpc_aio()
     finally:
         del loop.add_reader
+
+
+def _let_gather(threads: Iterable[threading.Thread]) -> None:
+    """Keep the poller from interrupting whoever runs, each time that some bytes have come.
+
+    It is the thread that reads the connections: on a busy processor it then finds more of them at a time. On an idle one
+    it is woken as before.
+    """
+    if sys.platform != "linux":
+        return
+    for thread in threads:
+        # Others may have begun at the same time.
+        if _POLLER in thread.name and thread.native_id is not None:
+            with suppress(OSError):
+                os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callable[..., None]:
