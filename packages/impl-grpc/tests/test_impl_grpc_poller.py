@@ -1,7 +1,10 @@
 """How event loops are bound to the poller of grpc.aio."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import grpc.aio
@@ -135,3 +138,24 @@ async def test_a_loop_that_takes_no_attributes_is_bound_as_it_is(monkeypatch: py
     keep_poller()
     monkeypatch.undo()
     assert bound == [(1,)]
+
+
+_POLICIES = """
+import asyncio, os, threading
+from tailrace_impl_grpc._poller import keep_poller
+
+async def main():
+    keep_poller()
+    for thread in threading.enumerate():
+        print("poller" if "_poll_wrapper" in thread.name else "other", os.sched_getscheduler(thread.native_id))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no such policies elsewhere")
+def test_the_poller_and_no_other_thread_waits_for_whoever_runs() -> None:
+    # In a process of its own: this one has a poller since other tests.
+    done = subprocess.run([sys.executable, "-c", _POLICIES], capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == [f"other {os.SCHED_OTHER}", f"poller {os.SCHED_BATCH}"]
+    assert done.stderr == ""

@@ -15,6 +15,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import chunk_hash, head_of
 from tailrace_impl_server._filesystem_storage import FilesystemStorage
+from tailrace_impl_server._filesystem_writer import FilesystemWriter
 from tailrace_server_api import Durability, FencedOff
 
 _readlink = os.readlink  # As it is before blocking calls are watched: syncs are noted on the event loop, too.
@@ -171,6 +172,59 @@ async def test_a_slow_disk_sends_small_appends_to_a_thread_for_a_while(
     first = threads.index(loop_thread)
     assert first > 0
     assert all(each == loop_thread for each in threads[first:])
+
+
+class Clock:
+    """Time that goes on between two looks at it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.step = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+async def append_large(writer: FilesystemWriter, disk: Disk, clock: Clock, seconds: float) -> bool:
+    """Append a chunk of the largest usual size, which takes so long, and return whether the loop wrote it."""
+    disk.writes.clear()
+    clock.step = seconds
+    writer.append(b"x" * (1024 * 1024))
+    clock.step = 0.0
+    await writer.checkpoint()
+    # As above: the thread lets go of the writer a moment later.
+    await asyncio.to_thread(writer._strand._busy.acquire)
+    writer._strand.release()
+    return threading.get_ident() in {thread for name, _, thread in disk.writes if name == "data"}
+
+
+async def test_a_large_append_that_was_held_up_once_sends_none_to_a_thread(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = clock = Clock()
+    for number in range(40):
+        assert await append_large(writer, disk, clock, 0.0039 if number % 20 == 10 else 0.0003)
+
+
+async def test_large_appends_that_take_long_each_go_to_a_thread(os_storage: FilesystemStorage, disk: Disk) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = clock = Clock()
+    by_loop = [await append_large(writer, disk, clock, 0.003) for _ in range(30)]
+    assert by_loop[0]
+    assert not any(by_loop[by_loop.index(False) :])
+    by_loop = [await append_large(writer, disk, clock, 0.0003) for _ in range(80)]
+    assert all(by_loop[by_loop.index(True) :])
+
+
+async def test_a_large_append_that_takes_very_long_sends_the_next_to_a_thread(
+    os_storage: FilesystemStorage, disk: Disk
+) -> None:
+    writer = await writer_of(os_storage)
+    writer._clock = clock = Clock()
+    assert await append_large(writer, disk, clock, 0.0041)
+    assert not await append_large(writer, disk, clock, 0.0003)
 
 
 async def test_a_disk_that_stalls_sends_appends_to_a_thread_for_longer_each_time(

@@ -18,6 +18,7 @@ _AT_ONCE = 4096
 
 _POLLER = "_poll_wrapper"
 """What the poller's thread runs, which is in its name."""
+
 _LOOP_CLOSED = "Event loop is closed"
 """What asyncio and uvloop say of one, by an error that has no type of its own."""
 
@@ -64,7 +65,7 @@ def _bind(loop: asyncio.AbstractEventLoop) -> None:
 def _let_gather(threads: Iterable[threading.Thread]) -> None:
     """Keep the poller from interrupting whoever runs, each time that some bytes have come.
 
-    It is the thread that reads the connections: on a busy processor it then finds more of them at a time. On an idle one
+    It is the thread that reads the connections: on a busy processor it then finds more bytes at a time. On an idle one
     it is woken as before.
     """
     if sys.platform != "linux":

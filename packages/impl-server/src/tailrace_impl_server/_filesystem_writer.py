@@ -56,7 +56,11 @@ _INLINE_BYTES = 1024 * 1024 + _WAITING_BYTES
 """Most bytes that the event loop writes itself, the largest chunk by default behind what may wait: to memory that
 takes less than waking a thread, and finds what was received in the processor's cache, three times in a row."""
 _INLINE_SECONDS = 0.001
-"""Time that an inline write may take before the next ones go to a thread."""
+"""Time that an inline write may take, over the last ones and if it is small, before the next ones go to a thread."""
+_INLINE_SECONDS_PER_BYTE = 0.003 / 1024 / 1024
+"""What one of them may take longer for its size: a processor that others want, too, holds one of many up."""
+_INLINE_WEIGHT = 0.125
+"""Part that the newest write has in what the last ones took."""
 _INLINE_PAUSE = 64
 """Calls that go to a thread after an inline write was slow."""
 _STALL_SECONDS = 0.01
@@ -148,6 +152,7 @@ class FilesystemWriter(ResourceWriter):
         self._handed_over = slot.snapshot.size
         self._pause = 0
         self._next_pause = _INLINE_PAUSE
+        self._inline_mean = 0.0
         self._waiting = 0
         self._fenced: int | None = None
         self._dropping = False
@@ -267,16 +272,20 @@ class FilesystemWriter(ResourceWriter):
         return self._strand.claim()
 
     def _work_inline(self) -> None:
+        allowed = _INLINE_SECONDS + (self._handed_over - self._stored) * _INLINE_SECONDS_PER_BYTE
         started = self._clock()
         self.run()
         ended = self._clock()
         taken = ended - started
+        self._inline_mean += (taken - self._inline_mean) * _INLINE_WEIGHT
         if taken >= _STALL_SECONDS:
             self._own_stall = self._stalls.note(ended, taken)
             self._next_pause = min(4 * self._next_pause, _LONGEST_PAUSE)
-        elif taken < _INLINE_SECONDS:
+        elif taken < allowed and self._inline_mean < _INLINE_SECONDS:
             self._next_pause = max(_INLINE_PAUSE, self._next_pause - 1)
             return
+        # The first one behind the pause decides whether there is another.
+        self._inline_mean = min(self._inline_mean, _INLINE_SECONDS)
         self._pause = self._next_pause
 
     async def _decide(self, kind: _Kind, reason: str = "") -> Outcome:
