@@ -101,7 +101,8 @@ def sized(data: bytes, maximum: int = MAX_CONTROL_MESSAGE) -> bytes:
 def join_responses(responses: Iterable[bytes]) -> bytes:
     """Return encoded messages of one conversation, each of another kind and without a ``oneof``, as one message."""
     # A protobuf message is its fields one behind the other. Each of these is one field, and begins with its number.
-    return b"".join(sorted(responses, key=itemgetter(0)))
+    fields = sorted(responses, key=itemgetter(0))
+    return b"".join(fields)
 
 
 def unknown(message: Message) -> Unsupported:
