@@ -125,12 +125,15 @@ def test_fields_in_the_proto_file_bear_the_names_of_the_messages() -> None:
 
 def test_grpc_examples() -> None:
     dumps = [from_hex(block) for block in blocks(section("4.2"), "hex")]
-    assert dumps == [frame_grpc_chunk(chunk) for chunk in (FIRST_CHUNK, SECOND_CHUNK, SECOND_CHUNK_READ)]
-    uploaded, _, read = dumps
+    uploaded, _, read, news = dumps
+    assert dumps[:-1] == [frame_grpc_chunk(chunk) for chunk in (FIRST_CHUNK, SECOND_CHUNK, SECOND_CHUNK_READ)]
     assert pb.UploadRequest.FromString(uploaded).chunk.data == FIRST
     assert pb.DownloadResponse.FromString(uploaded).chunk.data == FIRST
     chunk = pb.DownloadResponse.FromString(read).chunk
     assert (chunk.offset, chunk.checkpoint.size, chunk.checkpoint.newlines) == (10, 18, 2)
+    told: list[messages.ServerMessage] = [Checkpoint(10, 1, head_of(FIRST)), messages.Window(4_194_314)]
+    assert grpc_codec.UPLOAD.decode_response(news) == told
+    assert grpc_values.join_responses(map(grpc_codec.UPLOAD.encode_response, told)) == news
 
 
 def test_messages_to_readers_may_come_together() -> None:
@@ -138,8 +141,8 @@ def test_messages_to_readers_may_come_together() -> None:
     (fields,) = re.findall(r"and `DownloadResponse` one or more of ([^.]*)\.", prose("4.2"))
     assert sorted(quoted(fields)) == sorted(field.name for field in found.fields)
     assert not found.oneofs
-    together = prose("4.2").partition("**Messages to readers that come together.**")[2]
-    assert f"this one does it up to {_serve_download._LARGEST_TOGETHER // 1024} KiB" in together
+    together = prose("4.2").partition("**Messages that come together.**")[2]
+    assert f"an answer of up to {_serve_download._LARGEST_TOGETHER // 1024} KiB" in together
     status = pb.Status(state=pb.RESOURCE_STATE_COMPLETED, head=head_of(b""), metadata=pb.Metadata(name="a"))
     parts = [pb.DownloadResponse(end=pb.End(status=status)), pb.DownloadResponse(started=pb.Started(status=status))]
     several = grpc_codec.READ.decode_response(b"".join(part.SerializeToString() for part in parts))

@@ -182,7 +182,7 @@ async def test_refused_handshake_has_an_error(urls: dict[str, str]) -> None:
 
 
 async def test_grpc_examples_are_what_is_said(urls: dict[str, str]) -> None:
-    first, second, read = (from_hex(block) for block in blocks(section("4.2"), "hex"))
+    first, second, read, _ = (from_hex(block) for block in blocks(section("4.2"), "hex"))
     async with grpc.aio.insecure_channel(urls["grpc"].removeprefix("grpc://")) as channel:
         upload: Any = channel.stream_stream("/tailrace.v1.Uploads/Upload")()
         opening = pb.OpenUpload(metadata=pb.Metadata(name="x", lines=True))

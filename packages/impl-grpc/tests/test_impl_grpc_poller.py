@@ -141,21 +141,28 @@ async def test_a_loop_that_takes_no_attributes_is_bound_as_it_is(monkeypatch: py
 
 
 _POLICIES = """
-import asyncio, os, threading
+import asyncio, os, sys, threading
+import grpc.aio
 from tailrace_impl_grpc._poller import keep_poller
 
 async def main():
+    if sys.argv[1] == "late":
+        grpc.aio.init_grpc_aio()
     keep_poller()
     for thread in threading.enumerate():
         print("poller" if "_poll_wrapper" in thread.name else "other", os.sched_getscheduler(thread.native_id))
 
+os.sched_setscheduler(0, int(sys.argv[2]), os.sched_param(0))
 asyncio.run(main())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="there are no such policies elsewhere")
-def test_the_poller_and_no_other_thread_waits_for_whoever_runs() -> None:
+@pytest.mark.parametrize("when", ["first", "late"])
+@pytest.mark.parametrize(("given", "policy"), [("SCHED_OTHER", "SCHED_BATCH"), ("SCHED_IDLE", "SCHED_IDLE")])
+def test_the_poller_and_no_other_thread_waits_for_whoever_runs(when: str, given: str, policy: str) -> None:
     # In a process of its own: this one has a poller since other tests.
-    done = subprocess.run([sys.executable, "-c", _POLICIES], capture_output=True, text=True, check=True)
-    assert sorted(done.stdout.splitlines()) == [f"other {os.SCHED_OTHER}", f"poller {os.SCHED_BATCH}"]
+    arguments = [sys.executable, "-c", _POLICIES, when, str(getattr(os, given))]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == [f"other {getattr(os, given)}", f"poller {getattr(os, policy)}"]
     assert done.stderr == ""

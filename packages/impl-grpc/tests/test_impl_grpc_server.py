@@ -22,6 +22,7 @@ from tailrace_common_api import (
     GoingAway,
     MessageTooLarge,
     NotFound,
+    Overloaded,
     Page,
     ProtocolError,
     RangeNotSatisfiable,
@@ -465,6 +466,31 @@ async def test_a_small_answer_that_is_not_taken_holds_nobody_up(
         (message,) = await read(channel, pb.OpenRead(id=status.id))
         assert message.chunk.data == data
         await asyncio.wait_for(server.close(30.0), 15.0)
+
+
+async def test_a_small_answer_that_is_not_taken_counts_among_the_calls_of_its_connection(
+    server: GrpcServer, channel: grpc.aio.Channel, address: str
+) -> None:
+    status = await upload(channel, random.Random(3).randbytes(64 * KIBIBYTE))
+    assert server._peers is not None
+    server._peers._max_requests = 3
+    options = [("grpc.http2.lookahead_bytes", 1024), ("grpc.http2.bdp_probe", 0)]
+    async with grpc.aio.insecure_channel(address, options=options) as narrow:
+        calls = []
+        for _ in range(3):
+            call = resources_of(narrow).Read()
+            await call.write(pb.ReadRequest(open=pb.OpenRead(id=status.id)))
+            calls.append(call)
+        # All are answered, as far as their handlers go.
+        async with asyncio.timeout(10.0):
+            while server._running or server._peers._calls.total() < 3:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
+        assert isinstance(await error_of(resources_of(narrow).Read()), Overloaded)
+        for call in calls:
+            call.cancel()
+        async with asyncio.timeout(10.0):
+            while server._peers._calls:  # noqa: ASYNC110 - nothing tells of it
+                await asyncio.sleep(0.01)
 
 
 async def test_closing_while_a_call_is_answered_for_the_first_time_is_told(

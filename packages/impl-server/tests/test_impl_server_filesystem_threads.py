@@ -211,7 +211,7 @@ async def test_a_large_append_that_was_held_up_once_sends_none_to_a_thread(
 async def test_large_appends_that_take_long_each_go_to_a_thread(os_storage: FilesystemStorage, disk: Disk) -> None:
     writer = await writer_of(os_storage)
     writer._clock = clock = Clock()
-    by_loop = [await append_large(writer, disk, clock, 0.003) for _ in range(30)]
+    by_loop = [await append_large(writer, disk, clock, 0.0015) for _ in range(30)]
     assert by_loop[0]
     assert not any(by_loop[by_loop.index(False) :])
     by_loop = [await append_large(writer, disk, clock, 0.0003) for _ in range(80)]

@@ -75,17 +75,19 @@ class GrpcClientStream(ClientStream):
             self._call.cancel()
             raise
         if isinstance(decoded, list):
-            self._finished = _is_last(decoded[-1])
             message, *self._decoded = decoded
-            return message
-        if _is_last(decoded):
+            last = decoded[-1]
+        else:
+            message = last = decoded
+        if _is_last(last):
             self._finished = True
-        return decoded
+        return message
 
     async def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        self._decoded = None
         self._on_close(self)
         try:
             if self._finished and not self._call.done():

@@ -24,7 +24,13 @@ def _is_for_the_log(record: logging.LogRecord) -> bool:
         logger.info("metadata of a call is not UTF-8")
         return False
     # Other services of the process have their own ideas of that.
-    if text.startswith("ExecuteBatchError raised") and "[/tailrace.v1." in record.getMessage():
+    if text.startswith("ExecuteBatchError raised") and "[/tailrace.v1." in record.getMessage() and _was_begun(record):
         logger.debug("the client of a call had left before its answer was sent")
         return False
     return True
+
+
+def _was_begun(record: logging.LogRecord) -> bool:
+    """Return whether the core had begun what then failed; what it refuses is a defect of this package."""
+    error = record.exc_info[1] if record.exc_info else None
+    return str(error).startswith('Failed "execute_batch"')

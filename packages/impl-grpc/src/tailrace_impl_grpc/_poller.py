@@ -8,7 +8,7 @@ import socket
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 
 import grpc.aio
@@ -35,11 +35,10 @@ def keep_poller() -> None:
     if loop in _bound:
         return
     _bound.add(loop)
-    before = set(threading.enumerate())
     try:
         _bind(loop)
     finally:
-        _let_gather(set(threading.enumerate()) - before)
+        _let_gather()
 
 
 def _bind(loop: asyncio.AbstractEventLoop) -> None:
@@ -62,19 +61,19 @@ def _bind(loop: asyncio.AbstractEventLoop) -> None:
         del loop.add_reader
 
 
-def _let_gather(threads: Iterable[threading.Thread]) -> None:
+def _let_gather() -> None:
     """Keep the poller from interrupting whoever runs, each time that some bytes have come.
 
     It is the thread that reads the connections: on a busy processor it then finds more bytes at a time. On an idle one
-    it is woken as before.
+    it is woken as before. Where the process was given a policy of its own, that stays.
     """
     if sys.platform != "linux":
         return
-    for thread in threads:
-        # Others may have begun at the same time.
+    for thread in threading.enumerate():
         if _POLLER in thread.name and thread.native_id is not None:
             with suppress(OSError):
-                os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
+                if os.sched_getscheduler(thread.native_id) == os.SCHED_OTHER:
+                    os.sched_setscheduler(thread.native_id, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callable[..., None]:

@@ -231,7 +231,7 @@ class GrpcServer(TransportServer):
                 # Its traceback holds this frame, and that the call: its connection would stay open until the collector
                 # comes by.
                 error = None
-                self._end(call)
+                self._end(call, context)
 
         return handle
 
@@ -314,7 +314,7 @@ class GrpcServer(TransportServer):
         finally:
             # As in a conversation.
             error = None
-            self._end(call)
+            self._end(call, context)
 
     def _begin(self, method: str, *, ends_when_closing: bool) -> _Call:
         """Take note of a call, which the current task serves."""
@@ -323,9 +323,10 @@ class GrpcServer(TransportServer):
         call = self._running[task] = _Call(task, method, ends_when_closing)
         return call
 
-    def _end(self, call: _Call) -> None:
-        call.leave()
+    def _end(self, call: _Call, context: Context) -> None:
         del self._running[call.task]
+        # What its handler returns is still to be sent: whoever does not take it holds it, and counts for as long.
+        context.add_done_callback(call.leave)  # type: ignore[arg-type]  # the stubs mean any callable, and name a class
 
     async def _let_in(self, call: _Call, context: Context) -> ResourceService:
         """Return what the caller may use; it is counted until :meth:`_Call.leave`.
@@ -407,7 +408,7 @@ class _Call:
         """Note that it was counted among the calls of ``peer``."""
         self._peers, self._peer = peers, peer
 
-    def leave(self) -> None:
+    def leave(self, _context: Context | None = None) -> None:
         """Count it no more, if it was counted."""
         peers, self._peers = self._peers, None
         if peers is not None:

@@ -50,6 +50,9 @@ async def write_first(context: grpc.aio.ServicerContext[Any, Any], message: obje
 class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
     """A conversation over one call."""
 
+    last: bytes = b""
+    """What the call's handler is to return, which gRPC sends with the status: the last message of ``DOWNLOADS``."""
+
     def __init__(self, method: Method, context: Context, shared: SharedMessage) -> None:
         """Converse over a call.
 
@@ -66,9 +69,6 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         self._answered = False
         self.abandoned = False
         """Whether the client has stopped sending without saying that its upload is over."""
-
-    last: bytes = b""
-    """What the call's handler is to return, which gRPC sends with the status: the last message of ``DOWNLOADS``."""
 
     async def send(self, message: ServerMessage) -> None:
         if type(message) is Watched:

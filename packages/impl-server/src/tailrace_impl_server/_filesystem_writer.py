@@ -272,12 +272,14 @@ class FilesystemWriter(ResourceWriter):
         return self._strand.claim()
 
     def _work_inline(self) -> None:
-        allowed = _INLINE_SECONDS + (self._handed_over - self._stored) * _INLINE_SECONDS_PER_BYTE
+        size = self._handed_over - self._stored
+        allowed = _INLINE_SECONDS + size * _INLINE_SECONDS_PER_BYTE
         started = self._clock()
         self.run()
         ended = self._clock()
         taken = ended - started
-        self._inline_mean += (taken - self._inline_mean) * _INLINE_WEIGHT
+        if size:
+            self._inline_mean += (taken - self._inline_mean) * _INLINE_WEIGHT
         if taken >= _STALL_SECONDS:
             self._own_stall = self._stalls.note(ended, taken)
             self._next_pause = min(4 * self._next_pause, _LONGEST_PAUSE)
