@@ -36,6 +36,18 @@ class Conversation:
         """Send the first message."""
         return cls(await connection.open(request))
 
+    @classmethod
+    async def refused(cls, connection: Connection, request: Request) -> TailraceError:
+        """Return the error with which a request is refused, which may be quicker than the request is sent."""
+        try:
+            conversation = await cls.begin(connection, request)
+        except TailraceError as error:
+            return error
+        try:
+            return await conversation.error()
+        finally:
+            await conversation.close()
+
     async def receive(self, kind: type[MessageT]) -> MessageT:
         """Return the next message of a kind; others before it are taken and dropped."""
         while True:

@@ -254,9 +254,8 @@ async def hit_max_requests(client: ConnectedClient, limits: Limits, context: str
     running = [await Conversation.begin(client.connection, request) for _ in range(limits.max_requests - 1)]
     for conversation in running:
         await conversation.receive(Started)
-    beyond = await Conversation.begin(client.connection, request)
-    assert isinstance(await beyond.error(), Overloaded)
-    for conversation in (*running, beyond):
+    assert isinstance(await Conversation.refused(client.connection, request), Overloaded)
+    for conversation in running:
         await conversation.close()
     await upload.abort()
 

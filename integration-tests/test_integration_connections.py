@@ -469,11 +469,7 @@ async def test_every_error_arrives_as_it_was_raised(
     )
     for number, cls in enumerate(error_classes()):
         raised.append(sample(cls, number))
-        arrived: list[TailraceError] = []
-        for request in streams:
-            conversation = await Conversation.begin(client.connection, request)
-            arrived.append(await conversation.error())
-            await conversation.close()
+        arrived = [await Conversation.refused(client.connection, request) for request in streams]
         for question in unary:
             with pytest.raises(TailraceError) as caught:
                 await client.connection.call(question)

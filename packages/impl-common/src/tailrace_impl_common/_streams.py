@@ -118,6 +118,7 @@ class Connection(ABC):
         """Begin a conversation; connects first where necessary.
 
         Raises:
+            TailraceError: The server's error, where it refuses the conversation before all of the request is sent.
             ConnectionLost: The server cannot be reached.
             DeadlineExceeded: Connecting took too long.
         """
