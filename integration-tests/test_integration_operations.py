@@ -124,7 +124,7 @@ async def test_while_a_server_drains_new_work_is_refused_and_old_work_ends(
     # The question that ran before holds the server up, and so it can be seen what becomes of others meanwhile.
     newcomer = server.connect(cell.transport, url=server.url(cell.transport))
     for known in (client, newcomer):
-        refused = await _refusal(known)
+        refused = await Conversation.refused(known.connection, Watch(id="0" * 32))
         assert isinstance(refused, GoingAway)
         assert refused.retry_after > 0
     assert not closing.done()
@@ -132,17 +132,6 @@ async def test_while_a_server_drains_new_work_is_refused_and_old_work_ends(
     assert (await running).statuses == ()
     await closing
     assert (await server.manager.reopen(upload.id, upload.token)).snapshot.size == 4
-
-
-async def _refusal(client: ConnectedClient) -> TailraceError:
-    try:
-        conversation = await HandUpload.begin(client.connection, Watch(id="0" * 32))
-    except TailraceError as error:
-        return error
-    try:
-        return await conversation.error()
-    finally:
-        await conversation.close()
 
 
 @pytest.mark.cells(PROCESS_CELLS)

@@ -97,10 +97,12 @@ def test_the_figures_of_a_queue(client: sync.RecordClient) -> None:
     assert client.queue_figures("queue").dead == 4
 
 
-def test_errors_of_the_opening_are_raised(client: sync.RecordClient, behind: MemoryRecordClient) -> None:
+def test_errors_of_the_opening_are_raised(
+    client: sync.RecordClient, behind: MemoryRecordClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def refuse() -> None:
         raise ConnectionLost("no way")
 
-    behind.next.open = refuse  # type: ignore[method-assign]  # stands in for the method
+    monkeypatch.setattr(behind.next, "open", refuse)
     with pytest.raises(ConnectionLost), client.query("source"):
         pass
