@@ -48,8 +48,9 @@ def value(telemetry: Telemetry, sample_name: str, **labels: str) -> float:
 
 def test_every_name_follows_the_conventions() -> None:
     telemetry = PrometheusTelemetry(figures)
-    with telemetry.connection("grpc"), telemetry.request("grpc", "Read"), telemetry.checkpoint():
+    with telemetry.connection("grpc"), telemetry.request("grpc", "Read"):
         telemetry.refused("grpc", "overloaded")
+        telemetry.checkpoint_made(0.001)
         telemetry.quota_refused(QuotaExceeded(limit="total storage", maximum=1, actual=2))
     found = families(telemetry)
     own = {name for name in found if name.startswith("tailrace_")}

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import logging
 import math
+import time
 from dataclasses import dataclass
 
 from tailrace_common_api import (
@@ -378,13 +379,20 @@ class UploadSession(UploadIngest):
         await self._publish_end(self._accept(await self._writer.fail(reason)))
 
     async def _announce(self) -> None:
+        began = time.perf_counter()
         try:
-            with self._host.checkpoint():
-                outcome = await self._writer.checkpoint()
-        except IntegrityError:
-            await self._announce_proven()
+            outcome = await self._writer.checkpoint()
+        except TailraceError as error:
+            self._host.checkpoint_failed(error)
+            if isinstance(error, IntegrityError):
+                await self._announce_proven()
             raise
-        self._publish_growth(self._accept(outcome))
+        seconds = time.perf_counter() - began
+        try:
+            self._publish_growth(self._accept(outcome))
+        finally:
+            # Who follows does not wait for that.
+            self._host.checkpoint_made(seconds)
 
     async def _store(self, step: int) -> None:
         self._flushed = self._submitted

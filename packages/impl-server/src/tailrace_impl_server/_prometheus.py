@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import time
-from collections.abc import Callable, Generator, Iterable
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -183,17 +183,14 @@ class PrometheusTelemetry(Telemetry):
         """Count a resource that was deleted."""
         self._deleted.inc()
 
-    @contextmanager
-    def checkpoint(self) -> Generator[None, None, None]:
-        """Count a checkpoint, and the time that the block takes for it."""
-        started = time.perf_counter()
-        try:
-            yield
-        except TailraceError as error:
-            self._checkpoint_failures.labels(_known(error.code)).inc()
-            raise
-        self._checkpoint_duration.observe(time.perf_counter() - started)
+    def checkpoint_made(self, seconds: float) -> None:
+        """Count a checkpoint that took so long."""
+        self._checkpoint_duration.observe(seconds)
         self._checkpoints.inc()
+
+    def checkpoint_failed(self, error: TailraceError) -> None:
+        """Count a checkpoint that could not be made."""
+        self._checkpoint_failures.labels(_known(error.code)).inc()
 
     def quota_refused(self, error: QuotaExceeded) -> None:
         """Count a refusal for a quota."""

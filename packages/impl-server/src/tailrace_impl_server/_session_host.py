@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-from tailrace_common_api import PermissionDenied, QuotaExceeded
+from tailrace_common_api import PermissionDenied, QuotaExceeded, TailraceError
 from tailrace_impl_server._live_resource import LiveResource, Session
 from tailrace_impl_server._settings import ServerSettings
 from tailrace_server_api import Snapshot
@@ -34,8 +33,11 @@ class SessionHost(Protocol):
     def window(self) -> int:
         """Return the window that an upload gets at the moment, in bytes."""
 
-    def checkpoint(self) -> AbstractContextManager[None]:
-        """Return a block in which a checkpoint is made, to be counted."""
+    def checkpoint_made(self, seconds: float) -> None:
+        """Take note of a checkpoint that took so long."""
+
+    def checkpoint_failed(self, error: TailraceError) -> None:
+        """Take note that a checkpoint could not be made."""
 
     def announced(self, id: str) -> None:
         """Tell other processes that a resource has changed."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-from tailrace_common_api import StorageFailure
+from tailrace_common_api import StorageFailure, TailraceError
 
 _SUSPICION = 10.0
 """Time for which a failure counts when nothing is written after it, in seconds: then the next client may try."""
@@ -34,7 +34,16 @@ class StorageHealth:
         """Take note of how the writing within the block ends."""
         try:
             yield
-        except StorageFailure:
-            self._failed_at = self._clock()
+        except StorageFailure as error:
+            self.refused(error)
             raise
+        self.written()
+
+    def written(self) -> None:
+        """Take note that something was written."""
         self._failed_at = None
+
+    def refused(self, error: TailraceError) -> None:
+        """Take note of how a write has failed."""
+        if isinstance(error, StorageFailure):
+            self._failed_at = self._clock()

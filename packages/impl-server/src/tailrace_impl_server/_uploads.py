@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Generator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -64,6 +64,7 @@ class Uploads:
         self._keys = KeyedLocks()
         self._sessions: set[HostedSession] = set()
         self._session_count = 0
+        self._count_session(0)
 
     @property
     def sessions(self) -> int:
@@ -263,7 +264,7 @@ class Uploads:
         parts.sweeper.cancel_grace(live.id)
         live = self._use_at(live, writer.snapshot)
         charge = parts.quotas.charge(live.id, context, writer.snapshot.size)
-        self._session_count += 1
+        self._count_session(1)
         session = UploadSession(live, writer, token, self, charge)
         live.session = session
         self._sessions.add(session)
@@ -281,6 +282,11 @@ class Uploads:
         logger.error("the storage has lost %d announced bytes", lost, extra={"resource": live.id})
         return registry.replace(live, snapshot)
 
+    def _count_session(self, change: int) -> None:
+        self._session_count += change
+        share = self.settings.upload_windows_total // max(1, self._session_count)
+        self._window = min(self.settings.upload_window, max(_LEAST_WINDOW, share))
+
     # What sessions need.
 
     def spawn(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
@@ -289,14 +295,17 @@ class Uploads:
 
     def window(self) -> int:
         """Return the window that each upload gets at the moment, in bytes."""
-        share = self.settings.upload_windows_total // max(1, self._session_count)
-        return min(self.settings.upload_window, max(_LEAST_WINDOW, share))
+        return self._window
 
-    @contextmanager
-    def checkpoint(self) -> Generator[None, None, None]:
-        """Count a checkpoint, and see whether the storage takes it."""
-        with self._parts.telemetry.checkpoint(), self._parts.storage_health.watched():
-            yield
+    def checkpoint_made(self, seconds: float) -> None:
+        """Count a checkpoint that took so long: the storage takes what it is given."""
+        self._parts.telemetry.checkpoint_made(seconds)
+        self._parts.storage_health.written()
+
+    def checkpoint_failed(self, error: TailraceError) -> None:
+        """Count a checkpoint that could not be made, and see whether that is the storage's fault."""
+        self._parts.telemetry.checkpoint_failed(error)
+        self._parts.storage_health.refused(error)
 
     def announced(self, id: str) -> None:
         """Tell other processes that a resource has changed."""
@@ -333,7 +342,7 @@ class Uploads:
         """Begin the grace period, unless the upload has ended."""
         parts = self._parts
         self._sessions.discard(session)
-        self._session_count -= 1
+        self._count_session(-1)
         live = session.live
         if live.session is session:
             live.session = None
