@@ -22,9 +22,11 @@ class FlightStoring(DrivenPeer):
     """
 
     name: ClassVar[str] = "Arrow Flight"
-    does_less: ClassVar[str] = "the same work, but no live readers, no resuming, one hash at the end"
+    does_less: ClassVar[str] = "hashed, stored and synced; no live readers, no resuming, one hash at the end"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
-    same_work: ClassVar[frozenset[str]] = supports
+    same_work: ClassVar[frozenset[str]] = frozenset({"download"})
+    _program: ClassVar[str] = "flight_client"
+    _options: ClassVar[tuple[str, ...]] = ()
     _environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     @classmethod
@@ -35,19 +37,14 @@ class FlightStoring(DrivenPeer):
     async def _start(self) -> ClientProcess:
         stored = self._scratch / "stored"
         stored.mkdir()
-        return await self._start_server("--folder", str(stored))
+        return await self._start_server("--folder", str(stored), *self._options)
 
     async def _start_server(self, *arguments: str) -> ClientProcess:
         command: list[str | Path] = [PYTHON, "-m", "peers.programs.flight_server", *arguments]
         server = PeerProcess(command, self.log("server"), environment=self._environment)
         await self._serve(server)
         settings = {"port": json.loads(await server.read_line())["port"], "hashes": bool(arguments)}
-        return ClientProcess.python("flight_client", settings, self.log("client"), environment=self._environment)
-
-    async def delete(self, handle: str) -> None:
-        """Remove the file and its hash."""
-        for name in (handle, f"{handle}.hash"):
-            (self._scratch / "stored" / name).unlink()
+        return ClientProcess.python(self._program, settings, self.log("client"), environment=self._environment)
 
 
 class FlightWithoutPool(FlightStoring):
@@ -55,7 +52,29 @@ class FlightWithoutPool(FlightStoring):
 
     name: ClassVar[str] = "Arrow Flight, without its core's threads"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download"})
+    _environment: ClassVar[Mapping[str, str]] = WITHOUT_POOL
+
+
+class FlightFollowing(FlightStoring):
+    """The same with what live readers and resuming need, so that it can be followed: the work that Tailrace does.
+
+    Each batch has the hash of all bytes up to its end, which the handler compares before it writes, enters in a journal
+    and wakes followers; every 4 ms it announces what is stored to the uploader, who keeps what is not announced. A
+    follower reads from the file, and compares each batch's hash. Continuing itself is not written, since none is timed.
+    """
+
+    name: ClassVar[str] = "Arrow Flight, followed"
+    does_less: ClassVar[str] = "the same work"
+    supports: ClassVar[frozenset[str]] = frozenset({"upload", "follow", "lines", "latencies"})
     same_work: ClassVar[frozenset[str]] = supports
+    _program: ClassVar[str] = "flight_following_client"
+    _options: ClassVar[tuple[str, ...]] = ("--followed",)
+
+
+class FlightFollowingWithoutPool(FlightFollowing):
+    """The same, its core told the same about its threads as ours."""
+
+    name: ClassVar[str] = "Arrow Flight, followed, without its core's threads"
     _environment: ClassVar[Mapping[str, str]] = WITHOUT_POOL
 
 
@@ -68,6 +87,3 @@ class FlightCounting(FlightStoring):
 
     async def _start(self) -> ClientProcess:
         return await self._start_server()
-
-    async def delete(self, handle: str) -> None:
-        """Do nothing: a number is kept."""

@@ -7,7 +7,13 @@ from typing import Final
 from peers.casd import BuildboxCasd
 from peers.driven_peer import DrivenPeer
 from peers.durable_streams import DurableStreamsJavaScript, DurableStreamsPython
-from peers.flight import FlightCounting, FlightStoring, FlightWithoutPool
+from peers.flight import (
+    FlightCounting,
+    FlightFollowing,
+    FlightFollowingWithoutPool,
+    FlightStoring,
+    FlightWithoutPool,
+)
 from peers.grpc_tutorial import GrpcTutorial
 from peers.nats_server import NatsObjectStore
 from peers.nginx import Nginx
@@ -16,6 +22,8 @@ from peers.rsync import Rsync
 from peers.tus import TusJavaScript, TusPython
 
 PEERS: Final[tuple[type[DrivenPeer], ...]] = (
+    FlightFollowing,
+    FlightFollowingWithoutPool,
     FlightStoring,
     FlightWithoutPool,
     FlightCounting,

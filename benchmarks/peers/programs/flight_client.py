@@ -12,7 +12,7 @@ from pyarrow import flight
 from xxhash import xxh3_128
 
 from peers.programs.contents import DATA, LINE, Content, expect, pieces, timed_download
-from peers.programs.flight_server import SCHEMA, batch_of, bytes_of
+from peers.programs.flight_server import SCHEMA, batch_of, bytes_of, delete
 
 
 class Client:
@@ -72,4 +72,9 @@ class Client:
         content = Content(LINE)
         self._receive(handle, content.feed)
         content.end(count * len(LINE))
+        self.delete(handle)
         return seconds
+
+    def delete(self, handle: str) -> None:
+        """Remove an upload."""
+        delete(self._client, handle)

@@ -1,4 +1,4 @@
-"""Arrow Flight with a handler in Python: one that stores and hashes, or one that counts only."""
+"""Arrow Flight with a handler in Python that stores and hashes, whose uploads are followed, or that only counts."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 import json
 import os
 import signal
+import struct
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,12 @@ from xxhash import xxh3_128
 
 PIECE = 1024 * 1024
 SCHEMA = pa.schema([("data", pa.uint8())])
+ENTRY = struct.Struct(">Q16s")
+"""Bytes that are stored, and the XXH3-128 of them: of the journal, and of what the uploader is told."""
+ANNOUNCED_EACH = 0.004
+"""Seconds between what an uploader is told, at least."""
+_PATIENCE = 10.0
+"""Seconds that a follower waits for the begin of what it asks for."""
 
 
 def batch_of(data: bytes) -> pa.RecordBatch:
@@ -28,6 +37,12 @@ def bytes_of(batch: pa.RecordBatch) -> memoryview:
     """Return the bytes of a batch, which are not copied."""
     column = batch.column(0)
     return memoryview(column.buffers()[1])[column.offset : column.offset + len(column)]
+
+
+def delete(client: Any, name: str) -> None:
+    """Have a server remove an upload."""
+    for _ in client.do_action(flight.Action("delete", name.encode())):
+        pass
 
 
 class Storing(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
@@ -70,6 +85,103 @@ class Storing(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no 
 
         return flight.GeneratorStream(SCHEMA, batches())
 
+    def do_action(self, context: Any, action: Any) -> list[bytes]:
+        """Remove an upload and its hash."""
+        name = Path(action.body.to_pybytes().decode()).name
+        for each in (name, f"{name}.hash"):
+            (self._folder / each).unlink()
+        return []
+
+
+class _Followed:
+    """What is known of an upload: how much of it is stored, and whether it has ended."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._size = 0
+        self._ended = False
+
+    def grow(self, size: int, *, ended: bool = False) -> None:
+        """Tell followers what is stored."""
+        with self._changed:
+            self._size, self._ended = size, ended
+            self._changed.notify_all()
+
+    def beyond(self, offset: int) -> tuple[int, bool]:
+        """Wait for more than ``offset`` bytes, or for the end; return how many there are, and whether it has ended."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._size > offset or self._ended)
+            return self._size, self._ended
+
+
+class Following(Storing):
+    """Each upload can be followed from its begin, and continued behind what is known to be good.
+
+    A batch comes with the hash of all bytes up to its end. It is compared, written and entered in a journal; followers
+    get it at once, and the uploader is told now and then, so that it need not keep more than it may have to repeat.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._begun = threading.Condition()
+        self._uploads: dict[str, _Followed] = {}
+
+    def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        """Store batches; answer with size and hash of what is stored, in the end when it is synced."""
+        name = Path(descriptor.path[0].decode()).name
+        upload = _Followed()
+        with self._begun:
+            self._uploads[name] = upload
+            self._begun.notify_all()
+        hasher, size, due = xxh3_128(), 0, 0.0
+        with (
+            (self._folder / name).open("xb", buffering=0) as file,
+            (self._folder / f"{name}.hash").open("xb", buffering=0) as journal,
+        ):
+            for chunk in reader:
+                data = bytes_of(chunk.data)
+                hasher.update(data)
+                if chunk.app_metadata.to_pybytes() != hasher.digest():
+                    raise flight.FlightServerError("what arrived has another hash than what was sent")
+                size += len(data)
+                while data:
+                    data = data[file.write(data) :]
+                entry = ENTRY.pack(size, hasher.digest())
+                journal.write(entry)
+                upload.grow(size)
+                now = time.monotonic()
+                if now >= due:
+                    writer.write(entry)
+                    due = now + ANNOUNCED_EACH
+            os.fdatasync(file.fileno())
+        upload.grow(size, ended=True)
+        writer.write(ENTRY.pack(size, hasher.digest()))
+
+    def do_get(self, context: Any, ticket: Any) -> Any:
+        """Send what is stored in batches of at most 1 MiB, each with its hash, to the end of the upload."""
+        name = Path(ticket.ticket.decode()).name
+        with self._begun:
+            if not self._begun.wait_for(lambda: name in self._uploads, _PATIENCE):
+                raise flight.FlightServerError(f"there is no upload {name}")
+            upload = self._uploads[name]
+
+        def batches() -> Iterator[Any]:
+            offset, ended = 0, False
+            with (self._folder / name).open("rb", buffering=0) as file:
+                while not ended:
+                    size, ended = upload.beyond(offset)
+                    while offset < size:
+                        data = os.pread(file.fileno(), min(PIECE, size - offset), offset)
+                        offset += len(data)
+                        yield batch_of(data), xxh3_128(data).digest()
+
+        return flight.GeneratorStream(SCHEMA, batches())
+
+    def do_action(self, context: Any, action: Any) -> list[bytes]:
+        """Remove an upload and its journal."""
+        del self._uploads[action.body.to_pybytes().decode()]
+        return super().do_action(context, action)
+
 
 class Counting(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no types
     """Keeps the first batch of each upload and the number of bytes, and sends that batch over and over."""
@@ -90,6 +202,11 @@ class Counting(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no
         self._kept[descriptor.path[0]] = first, size
         writer.write(size.to_bytes(8, "big"))
 
+    def do_action(self, context: Any, action: Any) -> list[bytes]:
+        """Forget an upload."""
+        del self._kept[action.body.to_pybytes()]
+        return []
+
     def do_get(self, context: Any, ticket: Any) -> Any:
         """Send as many bytes as were counted."""
         first, size = self._kept[ticket.ticket]
@@ -101,8 +218,12 @@ def main() -> None:
     """Serve until a signal comes."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to store; without it, nothing is")
-    folder = parser.parse_args().folder
-    server = Counting() if folder is None else Storing(folder)
+    parser.add_argument("--followed", action="store_true", help="uploads are followed, and checked batch by batch")
+    arguments = parser.parse_args()
+    if arguments.folder is None:
+        server = Counting()
+    else:
+        server = (Following if arguments.followed else Storing)(arguments.folder)
     print(json.dumps({"port": server.port}), flush=True)
     # Flight waits for signals by itself, but not for the thread of Python that handles this one.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
