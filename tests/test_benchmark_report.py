@@ -158,6 +158,27 @@ def test_goals_name_every_peer_that_does_as_much_and_the_fastest_of_the_others()
     assert _goal(report, f"{what} nginx, the fastest of those that do less")[1:6] == ["0.25", "–", "", "≥ 1", "missed"]
 
 
+def test_ahead_of_arrow_flight_is_a_must_over_websocket_and_far_off_over_grpc_but_for_lines() -> None:
+    flight = "Arrow Flight, followed, which does as much"
+    report = _report(
+        {
+            row: [value]
+            for what in ("upload", "follow", "lines")
+            for row, value in (
+                (f"ws.{what}", 2.0),
+                (f"grpc.{what}", 0.5),
+                (f"peer.arrow-flight-followed.{what}", 1.0),
+            )
+        }
+    )
+    upload, follow, lines = ("upload: ahead of", "follow while uploading: ahead of", "lines of 100 bytes: ahead of")
+    for what in (upload, follow, lines):
+        assert _goal(report, f"WebSocket, {what} {flight}")[1:6] == ["2.00", "≥ 1", "met", "–", ""]
+    for what in (upload, follow):
+        assert _goal(report, f"gRPC, {what} {flight}")[1:6] == ["0.50", "–", "", "≥ 1", "missed"]
+    assert _goal(report, f"gRPC, {lines} {flight}")[1:6] == ["0.50", "≥ 1", "**missed**", "–", ""]
+
+
 def test_where_less_is_better_ahead_means_less() -> None:
     report = _report({"ws.latency": [0.2], "peer.durable-streams-npm.latencies": [0.8]})
     for result in report.results.values():
