@@ -198,8 +198,8 @@ def _ahead(report: Report) -> list[Goal]:
             less = [peer for peer in factors if what not in peer.same_work]
             title = f"{name}, {comparison.title.partition(',')[0].lower()}: ahead of"
             for peer in same:
-                # Over gRPC it is far off to be ahead of Flight at its own, whose messages never enter Python as copies: of
-                # transfers that was stated so from the first. Over WebSocket it is a must.
+                # Over gRPC it is far off to be ahead of Flight, whose messages enter Python without a copy: of uploads
+                # and downloads that was stated so from the first. Over WebSocket it is a must.
                 far_off = ours.startswith("grpc.") and issubclass(peer, FlightStoring) and what != "lines"
                 must, far = (None, 1.0) if far_off else (1.0, None)
                 named = f"{title} {peer.name}, which does as much"
