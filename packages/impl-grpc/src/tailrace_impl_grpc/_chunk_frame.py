@@ -6,6 +6,9 @@ the generated classes write: fields in the order of their numbers, each once, de
     1a <length>  [08 <offset>]  [12 <length> <hash>]  [1a <length> <previous>]
                  [22 <length> [08 <size>] [10 <newlines>] [1a <length> <head>]]  [2a <length> <data>]
 
+A checkpoint that an uploader is told, which may be one for each line, travels as field 2 of ``UploadResponse``. It has
+the same fields, and is only written here.
+
 Only this layout is read here. Any other spelling of the same message, which another implementation may choose, is left
 to the generated classes, and so is a ``DownloadResponse`` that has more than the chunk.
 """
@@ -16,6 +19,7 @@ from tailrace_common_api import Checkpoint
 from tailrace_impl_common.messages import Chunk
 
 CHUNK_TAG = 0x1A
+_TOLD_TAG = 0x12
 _OFFSET_TAG = 0x08
 _HASH_TAG = 0x12
 _PREVIOUS_TAG = 0x1A
@@ -28,8 +32,9 @@ _HEAD_TAG = 0x1A
 _BYTES = [bytes([value]) for value in range(256)]
 """Each byte by its value."""
 # What is read is compared as a number, what is written is joined as bytes.
-_CHUNK, _OFFSET, _HASH, _PREVIOUS, _CHECKPOINT, _DATA = (
-    _BYTES[tag] for tag in (CHUNK_TAG, _OFFSET_TAG, _HASH_TAG, _PREVIOUS_TAG, _CHECKPOINT_TAG, _DATA_TAG)
+_CHUNK, _TOLD = _BYTES[CHUNK_TAG], _BYTES[_TOLD_TAG]
+_OFFSET, _HASH, _PREVIOUS, _CHECKPOINT, _DATA = (
+    _BYTES[tag] for tag in (_OFFSET_TAG, _HASH_TAG, _PREVIOUS_TAG, _CHECKPOINT_TAG, _DATA_TAG)
 )
 _SIZE, _NEWLINES, _HEAD = (_BYTES[tag] for tag in (_SIZE_TAG, _NEWLINES_TAG, _HEAD_TAG))
 _LARGEST = 2**64 - 1
@@ -56,6 +61,16 @@ def frame_chunk(chunk: Chunk) -> bytes:
     if size:
         fields += _DATA + _varint(size)
     return b"".join((_CHUNK, _varint(len(fields) + size), fields, data))
+
+
+def frame_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Return the message that tells ``checkpoint`` to an uploader.
+
+    Raises:
+        ValueError: A number is not within 64 bits.
+    """
+    content = _checkpoint_fields(checkpoint)
+    return _TOLD + _varint(len(content)) + content
 
 
 def parse_chunk(message: bytes) -> Chunk | None:
