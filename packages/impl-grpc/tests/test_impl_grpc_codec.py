@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from impl_grpc_messages import (
+    checkpoints,
     chunks,
     context_closings,
     context_creations,
@@ -38,6 +39,7 @@ from impl_grpc_messages import (
 
 from tailrace_common_api import (
     MAX_OFFSET,
+    Checkpoint,
     InvalidArgument,
     ListFilter,
     MessageTooLarge,
@@ -49,7 +51,7 @@ from tailrace_common_api import (
 from tailrace_impl_common import MAX_CHUNK_SIZE, chunk_hash, messages
 from tailrace_impl_common.messages import Abort, Chunk, Done, End, List, OpenUpload, Read, Started, Window
 from tailrace_impl_grpc import _codec
-from tailrace_impl_grpc._chunk_frame import frame_chunk, parse_chunk
+from tailrace_impl_grpc._chunk_frame import frame_checkpoint, frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
 from tailrace_impl_grpc._codec_values import join_responses
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
@@ -57,11 +59,12 @@ from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 METHODS = (*_codec.CONVERSATIONS, *_codec.WATCHES, *_codec.ANSWERS)
 
 
+def generated_checkpoint(checkpoint: Checkpoint) -> pb.Checkpoint:
+    return pb.Checkpoint(size=checkpoint.size, newlines=checkpoint.newlines, head=checkpoint.head)
+
+
 def generated(chunk: Chunk) -> pb.Chunk:
-    checkpoint = None
-    if chunk.checkpoint is not None:
-        size, newlines, head = chunk.checkpoint.size, chunk.checkpoint.newlines, chunk.checkpoint.head
-        checkpoint = pb.Checkpoint(size=size, newlines=newlines, head=head)
+    checkpoint = None if chunk.checkpoint is None else generated_checkpoint(chunk.checkpoint)
     return pb.Chunk(
         offset=chunk.offset,
         hash=chunk.hash,
@@ -76,6 +79,23 @@ def test_framed_chunk_is_what_the_generated_classes_write(chunk: Chunk) -> None:
     expected = pb.UploadRequest(chunk=generated(chunk)).SerializeToString()
     assert frame_chunk(chunk) == expected
     assert pb.DownloadResponse(chunk=generated(chunk)).SerializeToString() == expected
+
+
+@given(checkpoints | st.builds(Checkpoint, st.integers(0, 2**64 - 1), st.just(0), st.binary(max_size=300)))
+def test_framed_checkpoint_is_what_the_generated_classes_write(checkpoint: Checkpoint) -> None:
+    expected = pb.UploadResponse(checkpoint=generated_checkpoint(checkpoint)).SerializeToString()
+    assert frame_checkpoint(checkpoint) == _codec.UPLOAD.encode_response(checkpoint) == expected
+
+
+@pytest.mark.parametrize("number", [-1, 2**64])
+def test_numbers_that_do_not_fit_are_not_framed(number: int) -> None:
+    checkpoint = Checkpoint(number, 0, b"h" * 16)
+    with pytest.raises(ValueError, match="not within 64 bits"):
+        frame_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="not within 64 bits"):
+        frame_chunk(Chunk(0, b"data", b"h" * 8, b"", checkpoint))
+    with pytest.raises(ValueError, match="not within 64 bits"):
+        frame_chunk(Chunk(number, b"data", b"h" * 8, b""))
 
 
 @given(chunks)

@@ -6,6 +6,9 @@ the generated classes write: fields in the order of their numbers, each once, de
     1a <length>  [08 <offset>]  [12 <length> <hash>]  [1a <length> <previous>]
                  [22 <length> [08 <size>] [10 <newlines>] [1a <length> <head>]]  [2a <length> <data>]
 
+A checkpoint that an uploader is told, which may be one for each line, travels as field 2 of ``UploadResponse``. It has
+the same fields, and is only written here.
+
 Only this layout is read here. Any other spelling of the same message, which another implementation may choose, is left
 to the generated classes, and so is a ``DownloadResponse`` that has more than the chunk.
 """
@@ -16,6 +19,7 @@ from tailrace_common_api import Checkpoint
 from tailrace_impl_common.messages import Chunk
 
 CHUNK_TAG = 0x1A
+_TOLD_TAG = 0x12
 _OFFSET_TAG = 0x08
 _HASH_TAG = 0x12
 _PREVIOUS_TAG = 0x1A
@@ -25,7 +29,14 @@ _SIZE_TAG = 0x08
 _NEWLINES_TAG = 0x10
 _HEAD_TAG = 0x1A
 
-_ONE_BYTE = [bytes([value]) for value in range(128)]
+_BYTES = [bytes([value]) for value in range(256)]
+"""Each byte by its value."""
+# What is read is compared as a number, what is written is joined as bytes.
+_CHUNK, _TOLD = _BYTES[CHUNK_TAG], _BYTES[_TOLD_TAG]
+_OFFSET, _HASH, _PREVIOUS, _CHECKPOINT, _DATA = (
+    _BYTES[tag] for tag in (_OFFSET_TAG, _HASH_TAG, _PREVIOUS_TAG, _CHECKPOINT_TAG, _DATA_TAG)
+)
+_SIZE, _NEWLINES, _HEAD = (_BYTES[tag] for tag in (_SIZE_TAG, _NEWLINES_TAG, _HEAD_TAG))
 _LARGEST = 2**64 - 1
 
 
@@ -35,21 +46,31 @@ def frame_chunk(chunk: Chunk) -> bytes:
     Raises:
         ValueError: A number is not within 64 bits.
     """
-    fields = bytearray()
-    if chunk.offset:
-        fields.append(_OFFSET_TAG)
-        fields += _varint(chunk.offset)
-    if chunk.hash:
-        _add_bytes(fields, _HASH_TAG, chunk.hash)
-    if chunk.previous:
-        _add_bytes(fields, _PREVIOUS_TAG, chunk.previous)
-    if chunk.checkpoint is not None:
-        _add_bytes(fields, _CHECKPOINT_TAG, _checkpoint_fields(chunk.checkpoint))
-    size = len(chunk.data)
+    offset, data, own, previous, checkpoint = chunk
+    fields = b""
+    if offset:
+        fields = _OFFSET + _varint(offset)
+    if own:
+        fields += _HASH + _varint(len(own)) + own
+    if previous:
+        fields += _PREVIOUS + _varint(len(previous)) + previous
+    if checkpoint is not None:
+        content = _checkpoint_fields(checkpoint)
+        fields += _CHECKPOINT + _varint(len(content)) + content
+    size = len(data)
     if size:
-        fields.append(_DATA_TAG)
-        fields += _varint(size)
-    return b"".join((b"\x1a", _varint(len(fields) + size), fields, chunk.data))
+        fields += _DATA + _varint(size)
+    return b"".join((_CHUNK, _varint(len(fields) + size), fields, data))
+
+
+def frame_checkpoint(checkpoint: Checkpoint) -> bytes:
+    """Return the message that tells ``checkpoint`` to an uploader.
+
+    Raises:
+        ValueError: A number is not within 64 bits.
+    """
+    content = _checkpoint_fields(checkpoint)
+    return _TOLD + _varint(len(content)) + content
 
 
 def parse_chunk(message: bytes) -> Chunk | None:
@@ -89,16 +110,14 @@ def parse_chunk(message: bytes) -> Chunk | None:
     return Chunk(offset, memoryview(message)[start:], own, previous, checkpoint)
 
 
-def _checkpoint_fields(checkpoint: Checkpoint) -> bytearray:
-    fields = bytearray()
+def _checkpoint_fields(checkpoint: Checkpoint) -> bytes:
+    fields = b""
     if checkpoint.size:
-        fields.append(_SIZE_TAG)
-        fields += _varint(checkpoint.size)
+        fields = _SIZE + _varint(checkpoint.size)
     if checkpoint.newlines:
-        fields.append(_NEWLINES_TAG)
-        fields += _varint(checkpoint.newlines)
+        fields += _NEWLINES + _varint(checkpoint.newlines)
     if checkpoint.head:
-        _add_bytes(fields, _HEAD_TAG, checkpoint.head)
+        fields += _HEAD + _varint(len(checkpoint.head)) + checkpoint.head
     return fields
 
 
@@ -115,24 +134,17 @@ def _parse_checkpoint(message: bytes, position: int, end: int) -> Checkpoint | N
     return Checkpoint(size, newlines, head) if position == end else None
 
 
-def _add_bytes(fields: bytearray, tag: int, value: bytes | bytearray) -> None:
-    fields.append(tag)
-    fields += _varint(len(value))
-    fields += value
-
-
 def _varint(value: int) -> bytes:
     """Return ``value`` in groups of seven bits, lowest first, the top bit set in all but the last."""
     if 0 <= value < 128:
-        return _ONE_BYTE[value]
+        return _BYTES[value]
     if not 0 <= value <= _LARGEST:
         raise ValueError(f"{value} is not within 64 bits")
-    encoded = bytearray()
+    encoded = b""
     while value > 127:
-        encoded.append(value & 127 | 128)
+        encoded += _BYTES[value & 127 | 128]
         value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
+    return encoded + _BYTES[value]
 
 
 def _varint_at(message: bytes, position: int) -> tuple[int, int]:
@@ -160,8 +172,9 @@ def _varint_at(message: bytes, position: int) -> tuple[int, int]:
 
 def _length_at(message: bytes, position: int) -> tuple[int, int]:
     """Return where the content of the length-delimited field starts whose length is at ``position``, and its end."""
-    length, start = _varint_at(message, position)
-    end = start + length
-    if end > len(message):
-        raise IndexError
-    return start, end
+    length = message[position]
+    start = position + 1
+    if length > 127:
+        length, start = _varint_at(message, position)
+    # Whether the content is all there is seen behind it: what is behind has to be there, too, or has to be the end.
+    return start, start + length

@@ -29,6 +29,8 @@ class GrpcClientStream(ClientStream):
         self._on_close = on_close
         self._method = method
         self._call = call
+        # Asked once: it is no cheap question, as grpc.aio's types are abstract.
+        self._outgoing = call if isinstance(call, grpc.aio.StreamStreamCall) else None
         self._decode = method.decode_response
         # Its iterator, unlike its read(), goes on to the end of the messages even when a write has failed.
         self._messages: AsyncIterator[bytes] = aiter(call)
@@ -42,15 +44,15 @@ class GrpcClientStream(ClientStream):
         self._status = CallStatus(call)
 
     async def send(self, message: ClientMessage) -> None:
-        if isinstance(self._call, grpc.aio.UnaryStreamCall):
+        if self._outgoing is None:
             raise ProtocolError(f"{self._method.name} takes no further messages")
         await self.send_encoded(self._method.encode_request(message))
 
     async def send_encoded(self, data: bytes) -> None:
         """Send a message that is encoded already; see :meth:`send`."""
-        assert isinstance(self._call, grpc.aio.StreamStreamCall)
+        assert self._outgoing is not None
         try:
-            await self._call.write(data)
+            await self._outgoing.write(data)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             raise await self._why_ended() from None
         except asyncio.CancelledError:

@@ -15,14 +15,13 @@ from tailrace_impl_common.messages import (
     ServerMessage,
     Window,
 )
-from tailrace_impl_grpc._chunk_frame import CHUNK_TAG, frame_chunk, parse_chunk
+from tailrace_impl_grpc._chunk_frame import CHUNK_TAG, frame_checkpoint, frame_chunk, parse_chunk
 from tailrace_impl_grpc._codec_values import (
     MAX_DATA_MESSAGE,
     check_count,
     check_head,
     checked_chunk,
     checkpoint_from_proto,
-    checkpoint_to_proto,
     chunk_from_proto,
     clean_text,
     limits_from_proto,
@@ -112,7 +111,7 @@ def encode_upload_response(message: ServerMessage) -> bytes:
                 )
             )
         case Checkpoint():
-            response = pb.UploadResponse(checkpoint=checkpoint_to_proto(message))
+            return sized(frame_checkpoint(message))
         case Window(until):
             response = pb.UploadResponse(window=pb.Window(until=until))
         case Finished(status):

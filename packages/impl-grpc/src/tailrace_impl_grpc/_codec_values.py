@@ -178,11 +178,6 @@ def checked_chunk(chunk: Chunk) -> Chunk:
     return chunk
 
 
-def checkpoint_to_proto(checkpoint: Checkpoint) -> pb.Checkpoint:
-    """Encode a checkpoint."""
-    return pb.Checkpoint(size=checkpoint.size, newlines=checkpoint.newlines, head=checkpoint.head)
-
-
 def checkpoint_from_proto(message: pb.Checkpoint) -> Checkpoint:
     """Decode a checkpoint.
 

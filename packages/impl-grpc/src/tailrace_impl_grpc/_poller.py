@@ -83,12 +83,14 @@ def _taking_all(wakes: socket.socket, callback: Callable[..., object]) -> Callab
     expects one. It stops at an event for a loop that has been closed, and then has to be called again: the events
     behind that one have no byte any more.
     """
+    # The bytes say nothing; how many there are does.
+    taken = bytearray(_AT_ONCE)
 
     def take_all(*args: object) -> None:
         try:
-            waiting = len(wakes.recv(_AT_ONCE, socket.MSG_PEEK))
+            waiting = wakes.recv_into(taken, 0, socket.MSG_PEEK)
             if waiting > 1:
-                wakes.recv(waiting - 1)
+                wakes.recv_into(taken, waiting - 1)
         except BlockingIOError:
             # Another loop was first.
             pass

@@ -105,7 +105,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
             self.abandoned = self._open_ended
             return None
         message = self._decode(data)
-        if isinstance(message, Finish | Abort):
+        if isinstance(message, (Finish, Abort)):
             self._open_ended = False
         return message
 
