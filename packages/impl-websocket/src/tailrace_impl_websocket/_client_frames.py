@@ -442,14 +442,14 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         if self.transport.is_closing():
             return
         mask = secrets.token_bytes(_MASK_SIZE)
-        frame = b"".join((_masked_header(opcode, len(payload)), mask, apply_mask(payload, mask)))
+        frame = b"".join((frame_header(opcode, len(payload), MASKED), mask, apply_mask(payload, mask)))
         self._written += len(frame)
         self.transport.write(frame)
 
     def _write_parts(self, header: bytes, payload: Buffer) -> None:
         mask = secrets.token_bytes(_MASK_SIZE)
         # The header is as long as a few masks, so that the payload begins with the first byte of one.
-        first = _masked_header(BINARY, len(header) + len(payload)) + mask + apply_mask(header, mask)
+        first = frame_header(BINARY, len(header) + len(payload), MASKED) + mask + apply_mask(header, mask)
         rest = apply_mask(payload, mask)
         self._written += len(first) + len(rest)
         if self._sends_lists:
@@ -457,9 +457,3 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         else:
             self.transport.write(first)
             self.transport.write(rest)
-
-
-def _masked_header(opcode: int, size: int) -> bytes:
-    header = bytearray(frame_header(opcode, size))
-    header[1] |= MASKED
-    return bytes(header)
