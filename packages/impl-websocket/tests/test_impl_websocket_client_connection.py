@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -21,9 +22,10 @@ from websockets.uri import parse_uri
 from websockets.utils import accept_key
 
 from tailrace_common_api import KIBIBYTE, MEBIBYTE
+from tailrace_impl_websocket import _client_frames
 from tailrace_impl_websocket._client_connection import LibraryFrames, OpeningConnection
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol, ClientFrames
-from tailrace_impl_websocket._frame_layout import BINARY, TEXT
+from tailrace_impl_websocket._frame_layout import BINARY, TEXT, apply_mask
 
 HEADER = bytes(range(32))
 PAYLOAD = bytes(range(256)) * 4096
@@ -31,16 +33,29 @@ PAYLOAD = bytes(range(256)) * 4096
 
 @pytest.fixture
 def masks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
-    """The masks that are used, none of which is a foreseeable one."""
+    """The masks that are used, in order; one of a frame in two parts stands there twice."""
     used: list[bytes] = []
+
+    def recorded(data: bytes | memoryview, mask: bytes) -> bytes:
+        used.append(mask)
+        return apply_mask(data, mask)
+
+    monkeypatch.setattr(_client_frames, "apply_mask", recorded)
+    return used
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What was drawn from the source of secrets: none of it can be foreseen."""
+    draws: list[bytes] = []
     real = secrets.token_bytes
 
     def token_bytes(size: int) -> bytes:
-        used.append(real(size))
-        return used[-1]
+        draws.append(real(size))
+        return draws[-1]
 
     monkeypatch.setattr(secrets, "token_bytes", token_bytes)
-    return used
+    return draws
 
 
 async def echo(websocket: ServerConnection) -> None:
@@ -117,17 +132,22 @@ async def test_defect_of_who_takes_messages_is_logged_and_ends_it(
         queue.disconnected()
 
 
-async def test_each_frame_has_a_mask_of_its_own(masks: list[bytes]) -> None:
+async def test_each_frame_has_a_mask_of_its_own(masks: list[bytes], drawn: list[bytes]) -> None:
+    # More frames than masks are drawn at once.
+    rounds = 200
     async with echoed() as (client, queue):
         masks.clear()
-        for _ in range(5):
-            await client.send_parts(HEADER, PAYLOAD)
+        drawn.clear()
+        for _ in range(rounds):
+            await client.send_parts(HEADER, PAYLOAD[:20_000])
             await client.send_text("between")
-            assert await queue.next() == HEADER + PAYLOAD
+            assert await queue.next() == HEADER + PAYLOAD[:20_000]
             assert await queue.next() == "between"
-    assert len(masks) >= 10
-    assert len(set(masks)) == len(masks)
-    assert all(len(mask) == 4 for mask in masks)
+    of_frames = [mask for mask, _ in groupby(masks)]
+    assert len(of_frames) > 2 * rounds
+    assert all(len(mask) == 4 for mask in of_frames)
+    # Each is what comes next of what was drawn, and so is used once.
+    assert b"".join(drawn).startswith(b"".join(of_frames))
 
 
 @pytest.mark.parametrize("compression", [None, "deflate"])

@@ -208,6 +208,40 @@ def test_texts_that_are_sent_often_are_those_that_the_encoder_makes(
 # What others may send
 
 
+def outcome(text: str) -> object:
+    """Return what a text of a server is read as, or why it is not."""
+    try:
+        return decode_from_server(text)
+    except Malformed as malformed:
+        return malformed.request, type(malformed.error), str(malformed.error)
+
+
+@given(numbers, st.integers(0, MAX_OFFSET), st.integers(0, MAX_OFFSET), st.binary(min_size=16, max_size=16))
+def test_checkpoint_as_it_is_sent_comes_back(number: int, size: int, newlines: int, head: bytes) -> None:
+    checkpoint = Checkpoint(size, newlines, head)
+    text = encode_from_server(number, checkpoint)
+    assert decode_from_server(text) == decode_from_server(text + " ") == (number, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["0", "7", "999999999999999", "9007199254740991", "9007199254740992", "1" * 30, "07", "-7", "7.0", "٧", ""],
+)
+@pytest.mark.parametrize("field", ["request", "size", "newlines"])
+def test_number_in_a_checkpoint_is_read_as_in_any_message(field: str, number: str) -> None:
+    text = encode_from_server(7, Checkpoint(7, 7, bytes(16))).replace(f'"{field}":7', f'"{field}":{number}')
+    # White space at the end is for JSON alone: no text that is sent has any.
+    assert outcome(text) == outcome(text + " ")
+
+
+@pytest.mark.parametrize("head", ["0" * 31, "0" * 33, "A" * 32, "g" * 32, "٧" * 32, " " + "0" * 32])
+def test_head_in_a_checkpoint_is_read_as_in_any_message(head: str) -> None:
+    text = encode_from_server(7, Checkpoint(7, 7, bytes(16))).replace("0" * 32, head)
+    assert outcome(text) == outcome(text + " ")
+    with pytest.raises(Malformed):
+        decode_from_server(text)
+
+
 def decoded(**fields: object) -> object:
     return decode_from_client(json.dumps({"request": 1, **fields})).message
 

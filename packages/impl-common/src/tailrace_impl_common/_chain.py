@@ -49,22 +49,15 @@ class ChunkHasher(Protocol):
 class ChainSender:
     """Links the chunks of one transfer, sending side."""
 
-    __slots__ = ("_offset", "_previous")
+    __slots__ = ("offset", "previous")
 
     def __init__(self, offset: int = 0) -> None:
         """Start a transfer whose first chunk is at ``offset``."""
-        self._offset = offset
-        self._previous = b""
-
-    @property
-    def offset(self) -> int:
+        # Both are read several times for each chunk: attributes, not properties.
+        self.offset = offset
         """Offset of the next chunk."""
-        return self._offset
-
-    @property
-    def previous(self) -> bytes:
+        self.previous = b""
         """Hash of the last chunk, empty before the first: what the next chunk, or the end mark, carries."""
-        return self._previous
 
     def next(self, data: Buffer) -> tuple[bytes, bytes]:
         """Take the bytes of the next chunk and return its ``(hash, previous)``."""
@@ -73,9 +66,9 @@ class ChainSender:
 
     def link(self, hash: bytes, length: int) -> bytes:
         """Take the next chunk, of ``length`` bytes that were hashed elsewhere, and return its ``previous``."""
-        previous = self._previous
-        self._previous = hash
-        self._offset += length
+        previous = self.previous
+        self.previous = hash
+        self.offset += length
         return previous
 
 

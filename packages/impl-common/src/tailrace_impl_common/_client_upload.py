@@ -35,7 +35,7 @@ from tailrace_impl_common._retry import is_refusal_for_now
 from tailrace_impl_common._signal import Signal
 from tailrace_impl_common._streams import ClientStream
 from tailrace_impl_common._upload_machine import Resumption, UploadSender, UploadState
-from tailrace_impl_common.messages import Finished, GetHeads, Heads, Opened, OpenUpload, ReopenUpload
+from tailrace_impl_common.messages import Finished, GetHeads, Heads, Opened, OpenUpload, ReopenUpload, Window
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ class ConnectedUpload(UploadSession):
         self._finishing = False
         self._detached = False
         self._sending = False
-        self._work = asyncio.Event()
+        # Tells the sender of bytes, of room for them, and of the end.
+        self._work = Signal()
         self._changed = Signal()
 
     @property
@@ -252,7 +253,7 @@ class ConnectedUpload(UploadSession):
         if self._error is None:
             self._error = error
         self._interrupted_by(None)
-        self._work.set()
+        self._work.notify()
 
     def _interrupted_by(self, error: TailraceError | None) -> None:
         self._interruption = error
@@ -308,7 +309,6 @@ class ConnectedUpload(UploadSession):
                 changed.notify()
                 return
             else:
-                work.clear()
                 await work.wait()
 
     async def _send_missing(self, until: int) -> None:
@@ -336,7 +336,6 @@ class ConnectedUpload(UploadSession):
         while self._machine.sent < until:
             chunk = self._machine.next_chunk()
             if chunk is None:
-                self._work.clear()
                 await self._work.wait()
             else:
                 self._sending = True
@@ -354,7 +353,9 @@ class ConnectedUpload(UploadSession):
             machine.receive(message)
             if reconnection.pending:
                 reconnection.progress()
-            self._work.set()
+            if isinstance(message, Window):
+                # Nothing else lets the sender go on.
+                self._work.notify()
             self._changed.notify()
             if machine.state is UploadState.ENDED:
                 return
@@ -413,7 +414,6 @@ class ConnectedUpload(UploadSession):
         if resumption is Resumption.ENDED:
             await self._leave_stream()
             return False
-        self._work.set()
         return True
 
     async def _give_up(self, opened: Opened) -> None:
@@ -460,7 +460,7 @@ class ConnectedUpload(UploadSession):
     async def _hand_over(self, data: Buffer) -> None:
         machine = self._machine
         machine.write(data)
-        self._work.set()
+        self._work.notify()
         while machine.pending > machine.chunk_size:
             await self._changed.wait()
             self._check()
@@ -481,7 +481,7 @@ class ConnectedUpload(UploadSession):
         if self._machine.state is not UploadState.ENDED:
             if self._machine.state is UploadState.OPEN:
                 self._finishing = True
-                self._work.set()
+                self._work.notify()
             try:
                 await self._wait_for_end()
             except TailraceError:
@@ -551,7 +551,7 @@ class ConnectedUpload(UploadSession):
         message = self._machine.abort(reason)
         # With nothing left to cut the sender ends behind the message that it is sending, which must not be cut in two.
         self._finishing = False
-        self._work.set()
+        self._work.notify()
         if sender is not None:
             while not sender.done() and self._sending:
                 await self._changed.wait()

@@ -51,6 +51,9 @@ from tailrace_impl_common.messages import (
 class DownloadState(enum.Enum):
     """States of a byte stream."""
 
+    # Members are compared by identity; the hash of an Enum is a function in Python, called for every message.
+    __hash__ = object.__hash__
+
     STARTING = enum.auto()
     STREAMING = enum.auto()
     ENDED = enum.auto()

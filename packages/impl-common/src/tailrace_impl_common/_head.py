@@ -22,7 +22,7 @@ from xxhash import xxh3_128, xxh3_128_digest
 
 from tailrace_impl_common._blocks import BLOCK_SIZE, DIGEST_SIZE, chunk_hash
 from tailrace_impl_common._buffers import Buffer, flat
-from tailrace_impl_common._chain import mismatch, verify_data
+from tailrace_impl_common._chain import mismatch
 from tailrace_impl_common._lines import NEWLINE, count_newlines
 
 EMPTY_SPINE = bytes(DIGEST_SIZE)
@@ -197,9 +197,19 @@ class HeadHasher:
             InvalidArgument: ``data`` is no contiguous bytes-like object.
         """
         data = flat(data)
-        length = len(data)
+        return self._update(data, len(data))
+
+    def _update(self, data: Buffer, length: int) -> Sequence[BlockDigest]:
+        """Take the next bytes, whose length counts bytes."""
         if self._open_size + length < BLOCK_SIZE:
-            return self._extend_open_block(data, length)
+            # The open block takes them all, as most often with small chunks.
+            if length:
+                self._open.update(data)
+                self._open_size += length
+                self._ends_with_newline = data[-1] == NEWLINE
+                if self._counting:
+                    self._newlines += count_newlines(data)
+            return ()
         if not self._open_size:
             return self._take(data, self._digest(data, length))
         missing = BLOCK_SIZE - self._open_size
@@ -209,7 +219,7 @@ class HeadHasher:
         digested = _Digested([self._open.digest()], [count_newlines(piece)] if self._counting else None, None)
         completed = self._take(piece, digested)
         if missing < length:
-            completed += self.update(view[missing:])
+            completed += self._update(view[missing:], length - missing)
         return completed
 
     def update_hashed(self, data: Buffer) -> tuple[bytes, Sequence[BlockDigest]]:
@@ -221,7 +231,7 @@ class HeadHasher:
         data = flat(data)
         length = len(data)
         if self._open_size or length < BLOCK_SIZE:
-            return chunk_hash(data), self.update(data)
+            return chunk_hash(data), self._update(data, length)
         digested = self._digest(data, length)
         return _hash_of(data, digested), self._take(data, digested)
 
@@ -235,21 +245,13 @@ class HeadHasher:
         data = flat(data)
         length = len(data)
         if self._open_size or length < BLOCK_SIZE:
-            verify_data(data, hash, self.size)
-            return self.update(data)
+            if chunk_hash(data) != hash:
+                raise mismatch(length, self.size)
+            return self._update(data, length)
         digested = self._digest(data, length)
         if _hash_of(data, digested) != hash:
             raise mismatch(length, self.size)
         return self._take(data, digested)
-
-    def _extend_open_block(self, data: Buffer, length: int) -> Sequence[BlockDigest]:
-        if length:
-            self._open.update(data)
-            self._open_size += length
-            self._ends_with_newline = data[-1] == NEWLINE
-            if self._counting:
-                self._newlines += count_newlines(data)
-        return ()
 
     def _digest(self, data: Buffer, length: int) -> _Digested:
         """Return what is known of the next bytes, which start with a block; changes nothing."""

@@ -126,7 +126,17 @@ class Reconnection:
     conversation does not count. A conversation that lasted is such a sign, too.
     """
 
-    __slots__ = ("_disagreements", "_lost_at", "_opened_at", "_random", "_retry", "_schedule", "_spent", "_timeout")
+    __slots__ = (
+        "_disagreements",
+        "_lost_at",
+        "_opened_at",
+        "_random",
+        "_retry",
+        "_schedule",
+        "_spent",
+        "_timeout",
+        "pending",
+    )
 
     def __init__(
         self, timeout: float, random: Callable[[], float], schedule: RetrySchedule = RECONNECT_SCHEDULE
@@ -146,11 +156,8 @@ class Reconnection:
         self._disagreements = 0
         self._lost_at: float | None = None
         self._opened_at: float | None = None
-
-    @property
-    def pending(self) -> bool:
-        """Whether progress would change anything."""
-        return self._retry.retries > 0
+        self.pending = False
+        """Whether progress would change anything: asked for with each message."""
 
     def lose(self, error: TailraceError, now: float) -> float | None:
         """Take note of a lost conversation, or of a failed attempt at the next one.
@@ -177,6 +184,7 @@ class Reconnection:
         if left <= 0:
             return None
         delay = self._retry.next_delay(at_least=error.retry_after if isinstance(error, GoingAway | Overloaded) else 0.0)
+        self.pending = self._retry.retries > 0
         # The last attempt is made when the time is up.
         return None if delay is None else min(delay, left)
 
@@ -190,5 +198,6 @@ class Reconnection:
     def progress(self) -> None:
         """Start over: bytes were taken."""
         self._retry.succeed()
+        self.pending = False
         self._spent = 0.0
         self._disagreements = 0

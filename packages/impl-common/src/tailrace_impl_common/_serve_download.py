@@ -280,7 +280,8 @@ class _DownloadConversation:
             checkpoint = shared.checkpoint_at(offset + size, snapshot)
             write(machine.chunk(piece.data, piece.hash, checkpoint, shared))
             self._count(size)
-        return machine.offset == snapshot.size and not snapshot.state.terminal
+            offset += size
+        return offset == snapshot.size and not snapshot.state.terminal
 
     async def _send(self, end: int, announced: Snapshot) -> None:
         """Send everything up to ``end`` in chunks as large as there are bytes for."""

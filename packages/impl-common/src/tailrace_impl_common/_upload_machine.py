@@ -68,6 +68,9 @@ DATA_LOST = "data lost"
 class UploadState(enum.Enum):
     """States of an upload conversation."""
 
+    # Members are compared by identity; the hash of an Enum is a function in Python, called for every message.
+    __hash__ = object.__hash__
+
     OPENING = enum.auto()
     OPEN = enum.auto()
     FINISHING = enum.auto()
@@ -211,10 +214,10 @@ class UploadSender:
         if isinstance(message, Window):
             self._window.grant(message.until)
         elif isinstance(message, Checkpoint):
-            if not self._told <= message.size <= self.sent:
+            sent = self._chain.offset
+            if not self._told <= message.size <= sent:
                 raise ProtocolError(
-                    f"checkpoint at {message.size} is not within {self._told}, the last one, "
-                    f"and {self.sent}, what was sent"
+                    f"checkpoint at {message.size} is not within {self._told}, the last one, and {sent}, what was sent"
                 )
             self._announce(message)
         elif isinstance(message, Opened):

@@ -13,26 +13,22 @@ from tailrace_common_api import ProtocolError
 class SendWindow:
     """What the peer allows this side to send."""
 
-    __slots__ = ("_until",)
+    __slots__ = ("until",)
 
     def __init__(self, until: int = 0) -> None:
         """Start with ``until`` granted."""
-        self._until = until
-
-    @property
-    def until(self) -> int:
-        """Absolute offset up to which bytes may be sent."""
-        return self._until
+        self.until = until
+        """Absolute offset up to which bytes may be sent; :meth:`grant` raises it."""
 
     def available(self, offset: int) -> int:
         """Return how many bytes may be sent from ``offset`` on; 0 when the window is used up."""
-        return max(0, self._until - offset)
+        return max(0, self.until - offset)
 
     def grant(self, until: int) -> bool:
         """Take a grant; return whether it allows more than was allowed before."""
-        if until <= self._until:
+        if until <= self.until:
             return False
-        self._until = until
+        self.until = until
         return True
 
 

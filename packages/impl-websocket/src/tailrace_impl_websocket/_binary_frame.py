@@ -89,6 +89,8 @@ def frame_request(frame: bytes | memoryview) -> int:
     size = len(frame)
     if size < _SHORTEST:
         raise ProtocolError(f"a binary frame of {size} bytes; the shortest header has {_SHORTEST}")
+    layout: int
+    request: int
     layout, request = _ROUTE.unpack_from(frame)
     header = _HEADER_SIZES.get(layout)
     if header is None:
@@ -97,7 +99,7 @@ def frame_request(frame: bytes | memoryview) -> int:
         raise ProtocolError(f"a binary frame of {size} bytes; its header has {header}")
     if not request:
         raise ProtocolError("a binary frame of request 0")
-    return int(request)
+    return request
 
 
 def data_size(frame: bytes | memoryview) -> int:

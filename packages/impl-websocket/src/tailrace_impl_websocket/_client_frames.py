@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections.abc import Iterator
 from typing import Protocol
 
 from websockets.frames import Close, CloseCode
@@ -17,6 +18,7 @@ from tailrace_impl_websocket._payload_buffers import PayloadBuffers
 from tailrace_impl_websocket._transports import sends_lists
 
 _MASK_SIZE = 4
+_MASKS_AT_ONCE = 256
 _LARGE = 16 * KIBIBYTE
 """Payloads from this size on are masked from where they are; smaller ones are joined, which takes fewer writes."""
 _MOST_WAITING = 16
@@ -104,6 +106,7 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         "_gone",
         "_keepalive",
         "_loop",
+        "_masks",
         "_paused",
         "_pong",
         "_problem",
@@ -157,6 +160,7 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         self._waiting_receiver: asyncio.Future[None] | None = None
         self._reading_paused = False
         # Sending.
+        self._masks = _masks()
         self._paused = False
         self._pong: bytes | None = None
         self._waiting_senders: list[asyncio.Future[None]] = []
@@ -441,15 +445,15 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
         """Write a frame, unless there is nowhere to write it to."""
         if self.transport.is_closing():
             return
-        mask = secrets.token_bytes(_MASK_SIZE)
-        frame = b"".join((_masked_header(opcode, len(payload)), mask, apply_mask(payload, mask)))
+        mask = next(self._masks)
+        frame = b"".join((frame_header(opcode, len(payload), MASKED), mask, apply_mask(payload, mask)))
         self._written += len(frame)
         self.transport.write(frame)
 
     def _write_parts(self, header: bytes, payload: Buffer) -> None:
-        mask = secrets.token_bytes(_MASK_SIZE)
+        mask = next(self._masks)
         # The header is as long as a few masks, so that the payload begins with the first byte of one.
-        first = _masked_header(BINARY, len(header) + len(payload)) + mask + apply_mask(header, mask)
+        first = frame_header(BINARY, len(header) + len(payload), MASKED) + mask + apply_mask(header, mask)
         rest = apply_mask(payload, mask)
         self._written += len(first) + len(rest)
         if self._sends_lists:
@@ -459,7 +463,9 @@ class ClientFrameProtocol(asyncio.BufferedProtocol):
             self.transport.write(rest)
 
 
-def _masked_header(opcode: int, size: int) -> bytes:
-    header = bytearray(frame_header(opcode, size))
-    header[1] |= MASKED
-    return bytes(header)
+def _masks() -> Iterator[bytes]:
+    """Yield masks that nobody can foresee; many are drawn at once, since the system is asked for each draw."""
+    while True:
+        drawn = secrets.token_bytes(_MASKS_AT_ONCE * _MASK_SIZE)
+        for start in range(0, len(drawn), _MASK_SIZE):
+            yield drawn[start : start + _MASK_SIZE]

@@ -69,6 +69,10 @@ logger = logging.getLogger(__name__)
 
 _MOST_CONTROL = 4096
 """Control messages of one conversation that may wait; a server that obeys the protocol sends a handful."""
+_LAST_MESSAGES = (Finished, End, Watched, BulkCommitted, QueryEnd, Left)
+"""Messages that end their conversation."""
+_FIGURES = (Status, Checkpoint, Window, CreditSet)
+"""Messages of which the newest says all that an older one said."""
 
 
 class WebSocketClientStream(ClientStream):
@@ -239,18 +243,15 @@ class WebSocketClientStream(ClientStream):
             return
         if (
             self._unary
-            or isinstance(message, Finished | End | Watched | BulkCommitted | QueryEnd | Left)
+            or isinstance(message, _LAST_MESSAGES)
             or (isinstance(message, Opened) and message.status.state.terminal)
             or (isinstance(message, BulkOpened) and message.result is not None)
         ):
             self._complete = True
             self._link.forget(self._number)
-        if self._inbound and isinstance(message, Status | Checkpoint | Window | CreditSet):
-            # The newest of these says all that an older one said.
-            last = self._inbound[-1]
-            if type(last) is type(message):
-                self._inbound[-1] = message
-                return
+        if self._inbound and isinstance(message, _FIGURES) and type(self._inbound[-1]) is type(message):
+            self._inbound[-1] = message
+            return
         if self._control >= _MOST_CONTROL and not self._complete:
             if not isinstance(message, ContextEvent):
                 self._refuse(ProtocolError(f"more than {_MOST_CONTROL} messages that nobody asked for"))

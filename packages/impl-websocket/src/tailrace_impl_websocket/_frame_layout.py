@@ -32,10 +32,13 @@ _SHORT = struct.Struct(">BBH")
 _LONG = struct.Struct(">BBQ")
 
 
-def frame_header(opcode: int, size: int) -> bytes:
-    """Return the header of an unmasked frame that is a whole message, with a payload of ``size`` bytes."""
+def frame_header(opcode: int, size: int, masked: int = 0) -> bytes:
+    """Return the header of a frame that is a whole message, with a payload of ``size`` bytes.
+
+    ``masked`` is :data:`MASKED` for a frame whose mask follows, else 0.
+    """
     if size < 126:
-        return bytes((FINAL | opcode, size))
+        return bytes((FINAL | opcode, masked | size))
     if size < 65536:
-        return _SHORT.pack(FINAL | opcode, 126, size)
-    return _LONG.pack(FINAL | opcode, 127, size)
+        return _SHORT.pack(FINAL | opcode, masked | 126, size)
+    return _LONG.pack(FINAL | opcode, masked | 127, size)

@@ -27,6 +27,7 @@ from tailrace_impl_websocket._frame_layout import (
     PING,
     PONG,
     RESERVED,
+    TEXT,
     apply_mask,
 )
 
@@ -40,7 +41,8 @@ _MOST_KEPT = 4
 """Buffers that wait to be used again; more are in use only while that many large frames arrive at the same time."""
 _ANY = 1 << 64
 """More than any header can say."""
-_WHOLE_BINARY = FINAL | BINARY
+_WHOLE_MESSAGES = frozenset((FINAL | TEXT, FINAL | BINARY))
+"""First bytes of almost all frames."""
 
 Payload = bytes | memoryview
 """Bytes of a message; a view is of a buffer that nobody changes while the view is there."""
@@ -238,7 +240,7 @@ class FrameReader:
 
     def _is_acceptable(self, first: int, second: int, size: int) -> bool:
         """Return whether a frame may come here; if not, that is said."""
-        if first == _WHOLE_BINARY and second & MASKED == self._masked and not self._opcode and size <= self._most:
+        if first in _WHOLE_MESSAGES and second & MASKED == self._masked and not self._opcode and size <= self._most:
             return True
         if not self._is_known(first, second):
             return False
