@@ -183,7 +183,7 @@ def _others() -> list[Goal]:
 def _ahead(report: Report) -> list[Goal]:
     """Return that we are ahead of each peer that does as much, and, far off, of the fastest of those that do less.
 
-    Ahead over either transport: of Arrow Flight over WebSocket, and over gRPC far off.
+    Ahead over either transport, but of Arrow Flight over WebSocket, and over gRPC far off, except for lines.
     """
     goals = []
     for what in ("upload", "follow", "lines", "latencies"):
@@ -198,8 +198,8 @@ def _ahead(report: Report) -> list[Goal]:
             less = [peer for peer in factors if what not in peer.same_work]
             title = f"{name}, {comparison.title.partition(',')[0].lower()}: ahead of"
             for peer in same:
-                # Over gRPC it is far off to be ahead of Flight, whose messages enter Python without a copy: of uploads
-                # and downloads that was stated so from the first. Over WebSocket it is a must.
+                # Over gRPC it is far off to be ahead of Flight, whose messages enter Python without a copy, except for
+                # lines, which ours gathers. Over WebSocket it is a must.
                 far_off = ours.startswith("grpc.") and issubclass(peer, FlightStoring) and what != "lines"
                 must, far = (None, 1.0) if far_off else (1.0, None)
                 named = f"{title} {peer.name}, which does as much"

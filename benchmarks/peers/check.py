@@ -57,7 +57,7 @@ async def check(peer: Peer, mebibytes: int, lines: int) -> list[str]:
             downloaded = await peer.download(handle, size)
             if downloaded is not None:
                 said.append(rate("download", downloaded, since(before)))
-                await peer.compare(handle, size)
+            await peer.compare(handle, size)
             before = used()
             if "plain_download" in peer.supports:
                 plain = await peer.download(handle, size, verify=False)

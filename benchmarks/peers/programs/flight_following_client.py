@@ -31,7 +31,8 @@ class _Upload:
         self._unannounced: deque[tuple[int, bytes, bytes]] = deque()
         self._announced = 0, self._hasher.digest()
         self._problem: Exception | None = None
-        self._listener = threading.Thread(target=self._listen)
+        # Whoever gives up ends the program, and need not wait for the server's last word.
+        self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
     def _listen(self) -> None:
@@ -82,10 +83,12 @@ class Client:
         upload.end(size)
 
     def _follow(self, name: str) -> Iterator[memoryview]:
-        """Yield what is stored as it comes, each batch compared with its hash."""
+        """Yield what is stored as it comes, compared with the hash of all bytes up to the end of each batch."""
+        hasher = xxh3_128()
         for chunk in self._reader.do_get(flight.Ticket(name.encode())):
             data = bytes_of(chunk.data)
-            if chunk.app_metadata.to_pybytes() != xxh3_128(data).digest():
+            hasher.update(data)
+            if chunk.app_metadata.to_pybytes() != hasher.digest():
                 raise AssertionError("what arrived has another hash than what was stored")
             yield data
 
@@ -101,6 +104,10 @@ class Client:
         for data in self._follow(name):
             content.feed(data)
         content.end(size)
+
+    def compare(self, handle: str, size: int) -> None:
+        """Compare every byte."""
+        self._compare(handle, size, DATA)
 
     def delete(self, handle: str) -> None:
         """Remove an upload."""

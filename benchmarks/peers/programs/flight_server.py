@@ -9,13 +9,16 @@ import signal
 import struct
 import threading
 import time
+from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import flight
-from xxhash import xxh3_128
+from xxhash import xxh3_128, xxh3_128_digest
 
 PIECE = 1024 * 1024
 SCHEMA = pa.schema([("data", pa.uint8())])
@@ -23,11 +26,15 @@ ENTRY = struct.Struct(">Q16s")
 """Bytes that are stored, and the XXH3-128 of them: of the journal, and of what the uploader is told."""
 ANNOUNCED_EACH = 0.004
 """Seconds between what an uploader is told, at least."""
+_RECENT = 8
+"""Batches that are kept for followers."""
+_LARGE = 64 * 1024
+"""Bytes from which on a batch is sent as it came; smaller ones are read together."""
 _PATIENCE = 10.0
 """Seconds that a follower waits for the begin of what it asks for."""
 
 
-def batch_of(data: bytes) -> pa.RecordBatch:
+def batch_of(data: bytes | memoryview) -> pa.RecordBatch:
     """Return a batch of one column around these bytes, which are not copied."""
     column = pa.Array.from_buffers(pa.uint8(), len(data), [None, pa.py_buffer(data)])
     return pa.RecordBatch.from_arrays([column], schema=SCHEMA)
@@ -94,24 +101,53 @@ class Storing(flight.FlightServerBase):  # type: ignore[misc]  # pyarrow has no 
 
 
 class _Followed:
-    """What is known of an upload: how much of it is stored, and whether it has ended."""
+    """What is known of an upload: where its batches end, the last of them, and whether it has ended."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._size = 0
+        self._ends: list[int] = [0]
+        self._digests: list[bytes] = [xxh3_128_digest(b"")]
+        # What most followers want is what has just come: they need not read it from the file.
+        self._recent: deque[tuple[int, memoryview]] = deque(maxlen=_RECENT)
         self._ended = False
+        self._failed = False
 
-    def grow(self, size: int, *, ended: bool = False) -> None:
-        """Tell followers what is stored."""
+    @property
+    def size(self) -> int:
+        """Bytes that are stored."""
+        return self._ends[-1]
+
+    def grow(self, data: memoryview, digest: bytes) -> None:
+        """Tell followers of a batch that is stored, and of the hash of all bytes up to its end."""
         with self._changed:
-            self._size, self._ended = size, ended
+            self._recent.append((self._ends[-1], data))
+            self._ends.append(self._ends[-1] + len(data))
+            self._digests.append(digest)
             self._changed.notify_all()
 
-    def beyond(self, offset: int) -> tuple[int, bool]:
-        """Wait for more than ``offset`` bytes, or for the end; return how many there are, and whether it has ended."""
+    def end(self, *, failed: bool) -> None:
+        """Tell followers that no more comes."""
         with self._changed:
-            self._changed.wait_for(lambda: self._size > offset or self._ended)
-            return self._size, self._ended
+            self._ended, self._failed = True, failed
+            self._recent.clear()
+            self._changed.notify_all()
+
+    def beyond(self, offset: int) -> tuple[int, bytes, memoryview | None] | None:
+        """Wait for bytes behind ``offset``, the end of a batch.
+
+        Returns:
+            The end of one batch or of several of at most 1 MiB in all, the hash of all bytes up to there, and what is
+            in between if it has just come; ``None`` when there is no more.
+        """
+        with self._changed:
+            self._changed.wait_for(lambda: self._ends[-1] > offset or self._ended)
+            if self._failed:
+                raise flight.FlightServerError("the upload has failed")
+            for start, data in self._recent:
+                if start == offset and len(data) >= _LARGE:
+                    return offset + len(data), self._digests[bisect_right(self._ends, offset)], data
+            last = bisect_right(self._ends, offset + PIECE) - 1
+            return None if self._ends[last] == offset else (self._ends[last], self._digests[last], None)
 
 
 class Following(Storing):
@@ -130,35 +166,48 @@ class Following(Storing):
         """Store batches; answer with size and hash of what is stored, in the end when it is synced."""
         name = Path(descriptor.path[0].decode()).name
         upload = _Followed()
-        with self._begun:
-            self._uploads[name] = upload
-            self._begun.notify_all()
-        hasher, size, due = xxh3_128(), 0, 0.0
+        failed = True
         with (
             (self._folder / name).open("xb", buffering=0) as file,
             (self._folder / f"{name}.hash").open("xb", buffering=0) as journal,
         ):
-            for chunk in reader:
-                data = bytes_of(chunk.data)
-                hasher.update(data)
-                if chunk.app_metadata.to_pybytes() != hasher.digest():
-                    raise flight.FlightServerError("what arrived has another hash than what was sent")
-                size += len(data)
-                while data:
-                    data = data[file.write(data) :]
-                entry = ENTRY.pack(size, hasher.digest())
-                journal.write(entry)
-                upload.grow(size)
-                now = time.monotonic()
-                if now >= due:
-                    writer.write(entry)
-                    due = now + ANNOUNCED_EACH
-            os.fdatasync(file.fileno())
-        upload.grow(size, ended=True)
-        writer.write(ENTRY.pack(size, hasher.digest()))
+            with self._begun:
+                self._uploads[name] = upload
+                self._begun.notify_all()
+            try:
+                entry = self._store(upload, reader, writer, file, journal)
+                failed = False
+            finally:
+                upload.end(failed=failed)
+        writer.write(entry)
+
+    def _store(self, upload: _Followed, reader: Any, writer: Any, file: FileIO, journal: FileIO) -> bytes:
+        hasher, due = xxh3_128(), 0.0
+        entry = ENTRY.pack(0, hasher.digest())
+        for chunk in reader:
+            data = rest = bytes_of(chunk.data)
+            hasher.update(data)
+            digest = hasher.digest()
+            if chunk.app_metadata.to_pybytes() != digest:
+                raise flight.FlightServerError("what arrived has another hash than what was sent")
+            while rest:
+                rest = rest[file.write(rest) :]
+            entry = ENTRY.pack(upload.size + len(data), digest)
+            journal.write(entry)
+            upload.grow(data, digest)
+            now = time.monotonic()
+            if now >= due:
+                writer.write(entry)
+                due = now + ANNOUNCED_EACH
+        for each in (file, journal):
+            os.fdatasync(each.fileno())
+        names = os.open(self._folder, os.O_RDONLY)
+        os.fsync(names)
+        os.close(names)
+        return entry
 
     def do_get(self, context: Any, ticket: Any) -> Any:
-        """Send what is stored in batches of at most 1 MiB, each with its hash, to the end of the upload."""
+        """Send what is stored in batches of at most 1 MiB to the end of the upload, with the hash up to each end."""
         name = Path(ticket.ticket.decode()).name
         with self._begun:
             if not self._begun.wait_for(lambda: name in self._uploads, _PATIENCE):
@@ -166,14 +215,12 @@ class Following(Storing):
             upload = self._uploads[name]
 
         def batches() -> Iterator[Any]:
-            offset, ended = 0, False
+            offset = 0
             with (self._folder / name).open("rb", buffering=0) as file:
-                while not ended:
-                    size, ended = upload.beyond(offset)
-                    while offset < size:
-                        data = os.pread(file.fileno(), min(PIECE, size - offset), offset)
-                        offset += len(data)
-                        yield batch_of(data), xxh3_128(data).digest()
+                while (found := upload.beyond(offset)) is not None:
+                    end, digest, data = found
+                    yield batch_of(os.pread(file.fileno(), end - offset, offset) if data is None else data), digest
+                    offset = end
 
         return flight.GeneratorStream(SCHEMA, batches())
 
