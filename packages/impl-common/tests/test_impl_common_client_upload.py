@@ -2,10 +2,12 @@
 
 import asyncio
 from collections import deque
+from contextlib import aclosing
 
 import pytest
 
 from tailrace_common_api import (
+    Checkpoint,
     ClientSettings,
     ConnectionLost,
     Limits,
@@ -16,9 +18,10 @@ from tailrace_common_api import (
     TailraceError,
     Visibility,
 )
-from tailrace_impl_common import EMPTY_HEAD, ClientStream, Connection, ServerLink
+from tailrace_impl_common import EMPTY_HEAD, ClientStream, Connection, ServerLink, head_of
 from tailrace_impl_common._client_upload import ConnectedUpload
 from tailrace_impl_common.messages import (
+    Chunk,
     ClientMessage,
     Opened,
     OpenUpload,
@@ -26,6 +29,7 @@ from tailrace_impl_common.messages import (
     ServerMessage,
     UnaryAnswer,
     UnaryRequest,
+    Window,
 )
 
 KIB = 1024
@@ -138,6 +142,29 @@ async def test_the_servers_reason_is_told_where_sending_fails_first() -> None:
     stream.say(StorageFull("the disk is full"))
     with pytest.raises(StorageFull):
         await writing
+    await upload.abort()
+
+
+async def test_an_upload_without_room_goes_on_with_the_next_window() -> None:
+    upload, stream = await opened()
+
+    async def sends(size: int) -> None:
+        while upload._machine.sent < size:  # noqa: ASYNC110 - the condition is the state of what is tested.
+            await asyncio.sleep(0)
+        assert sum(len(message.data) for message in stream.sent if isinstance(message, Chunk)) == size
+
+    async with asyncio.timeout(10):
+        # What waits for room is no more than a chunk.
+        await upload.write(bytes(5 * KIB))
+        await sends(4 * KIB)
+        stream.say(Checkpoint(4 * KIB, 0, head_of(bytes(4 * KIB))))
+        async with aclosing(upload.checkpoints()) as checkpoints:
+            while (await anext(checkpoints)).size < 4 * KIB:
+                pass
+        await sends(4 * KIB)
+        stream.say(Window(5 * KIB))
+        await sends(5 * KIB)
+    upload._fail(ConnectionLost("the test is over"))
     await upload.abort()
 
 

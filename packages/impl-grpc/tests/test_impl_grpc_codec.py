@@ -152,6 +152,21 @@ def test_damaged_frames_are_refused_or_read_as_generated_classes_do(chunk: Chunk
         assert generated(parsed) == message.chunk
 
 
+def test_every_damaged_byte_before_the_data_is_refused_or_read_as_generated_classes_do() -> None:
+    chunk = Chunk(300, b"data" * 40, b"h" * 8, b"p" * 8, Checkpoint(300, 2, b"c" * 16))
+    whole = frame_chunk(chunk)
+    parsed = 0
+    for position in range(len(whole) - len(chunk.data)):
+        for value in range(256):
+            wire = whole[:position] + bytes([value]) + whole[position + 1 :]
+            found = parse_chunk(wire)
+            if found is not None:
+                parsed += 1
+                assert generated(found) == pb.UploadRequest.FromString(wire).chunk
+    # Those that are still a chunk have another number or hash.
+    assert parsed > 1000
+
+
 @given(st.permutations([0, 1, 2]), st.sets(st.integers(0, 2), min_size=2), started, chunks, ends)
 def test_messages_to_readers_may_be_one_message_in_any_order(
     order: list[int], held: set[int], first: Started, chunk: Chunk, last: End
