@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import peers
 from cases import DATABASES, GIGABYTE, TITLES, TRANSPORTS, Sample
 from peer_rows import COMPARED, row_of
-from peers.flight import FlightStoring, FlightWithoutPool
+from peers.flight import FlightFollowing, FlightStoring, FlightWithoutPool
 from peers.nginx import Nginx
 from report import NOTHING, Report, figure
 
@@ -183,7 +183,7 @@ def _others() -> list[Goal]:
 def _ahead(report: Report) -> list[Goal]:
     """Return that we are ahead of each peer that does as much, and, far off, of the fastest of those that do less.
 
-    Ahead over either transport, but of Arrow Flight over WebSocket, and over gRPC far off, except for lines.
+    Ahead over either transport, but for what was written for Arrow Flight's followers: that is far off over gRPC.
     """
     goals = []
     for what in ("upload", "follow", "lines", "latencies"):
@@ -198,9 +198,10 @@ def _ahead(report: Report) -> list[Goal]:
             less = [peer for peer in factors if what not in peer.same_work]
             title = f"{name}, {comparison.title.partition(',')[0].lower()}: ahead of"
             for peer in same:
-                # Over gRPC it is far off to be ahead of Flight, whose messages enter Python without a copy, except for
-                # lines, which ours gathers. Over WebSocket it is a must.
-                far_off = ours.startswith("grpc.") and issubclass(peer, FlightStoring) and what != "lines"
+                # Flight itself has no followers. Over gRPC it is far off to be ahead of those that were written for it,
+                # whose batches go from one thread of C++ to the other; over WebSocket it is a must.
+                followers = issubclass(peer, FlightFollowing) and what in ("follow", "latencies")
+                far_off = followers and ours.startswith("grpc.")
                 must, far = (None, 1.0) if far_off else (1.0, None)
                 named = f"{title} {peer.name}, which does as much"
                 goals.append(Goal(named, _factors(ours, row_of(peer, what)), must, far))
