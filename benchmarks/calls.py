@@ -1,4 +1,4 @@
-"""What a line costs in Python: calls from its write to its arrival at a follower, of server and client.
+"""What a line costs in Python: all calls of server and client for one that is written, stored, announced and followed.
 
     python benchmarks/calls.py ws [--least 2]
 

@@ -61,7 +61,8 @@ class FlightFollowing(FlightStoring):
 
     Each batch has the hash of all bytes up to its end, which the handler compares before it writes, enters in a journal
     and wakes followers; every 4 ms it announces what is stored to the uploader, who keeps what is not announced. A
-    follower reads from the file, and compares each batch's hash. Continuing itself is not written, since none is timed.
+    follower gets the last batches from memory, all others from the file, and compares the hash up to the end of each.
+    Continuing itself is not written, since none is timed.
     """
 
     name: ClassVar[str] = "Arrow Flight, followed"

@@ -307,7 +307,7 @@ async def test_a_defect_at_the_server_is_told(bench: WorkBench, caplog: pytest.L
     bench.queue.put(parcels(1))
     async with bench.client.work("tasks", credit=1) as consumer:
         (delivery,) = await take(consumer, 1)
-        bench.queue.settle_errors = [ZeroDivisionError()]  # type: ignore[list-item]  # that is the defect
+        bench.queue.settle_errors = [ZeroDivisionError()]  # type: ignore[list-item]  # no typed error: a defect
         with pytest.raises(InternalError):
             await delivery.ack()
         with pytest.raises(InternalError):
