@@ -119,6 +119,13 @@ async def timed_download(url: str, reference: str, size: int, meter: Meter, *, v
         raise AssertionError(f"{received} bytes of {size} arrived")
 
 
+async def read_through(url: str, reference: str) -> None:
+    """Download, so that the system holds what is stored."""
+    async with connected(url) as client, client.open(reference) as resource, aclosing(resource.chunks()) as chunks:
+        async for _ in chunks:
+            pass
+
+
 async def compare_download(url: str, reference: str, size: int) -> None:
     """Download, and compare each byte with what was uploaded."""
     data = memoryview(random_message() * 6)

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from impl_server_manager_bench import LINES, MIB, Bench, Uploader, ended, follow, read_all, reading, turned, upload
 
 from tailrace_common_api import (
+    Deleted,
     InvalidArgument,
     LineAccessDisabled,
     LineRangeNotSatisfiable,
@@ -281,10 +282,37 @@ async def test_lines_are_found_in_any_order(memory_bench: Bench, data: st.DataOb
         for step in data.draw(st.lists(st.integers(-3, 300) | near, max_size=20)):
             line = step if step > 300 else min(max(0, line + step), len(starts) - 1)
             assert await reader.line_offset(line, reader.snapshot) == starts[line]
+            if step % 3 == 0:
+                # The bytes around it, whether they are in the block that was searched or not.
+                start, end = max(0, starts[line] - step % 20), min(len(content), starts[line] + step % 70 + 1)
+                piece = reader.try_read(start, end) if start < end else None
+                if piece is not None:
+                    assert piece.data == content[start : start + len(piece.data)]
+                    assert piece.hash == chunk_hash(piece.data)
             if step % 4 == 0:
                 # What was found before is not held beyond a read.
                 await reader.read(starts[line] - 1 if line else 0, len(content))
     await memory_bench.close()
+
+
+async def test_lines_that_were_found_are_not_read_again(bench: Bench) -> None:
+    manager = await bench.start()
+    content = b"".join(b"%06d\n" % number for number in range(40_000))
+    status = await upload(manager, content)
+    bench.storage.cached = False
+    async with reading(manager, status.id) as reader:
+        start, end = [await reader.line_offset(line, reader.snapshot) for line in (30_000, 30_010)]
+        calls = bench.gates.calls["read"]
+        piece = reader.try_read(start, end)
+        assert piece == Piece(content[start:end], chunk_hash(content[start:end]))
+        assert bench.gates.calls["read"] == calls == 1
+        # Once: what was searched is not held until the next request.
+        assert reader.try_read(start, end) is None
+        # Nor is anything handed out of a resource that is gone meanwhile.
+        await reader.line_offset(30_000, reader.snapshot)
+        await manager.delete(status.id)
+        with pytest.raises(Deleted):
+            reader.try_read(start, end)
 
 
 async def test_lines_are_looked_up_within_the_announced_size(bench: Bench) -> None:

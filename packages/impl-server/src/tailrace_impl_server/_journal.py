@@ -194,13 +194,11 @@ def unpack_record(data: bytes, block: int) -> BlockDigest:
     Raises:
         JournalDamagedError: The record is damaged, missing, or that of another block.
     """
-    body = data[: _RECORD.size]
-    if len(data) != RECORD_SIZE or _CRC.unpack_from(data, _RECORD.size)[0] != crc32(
-        body, crc32(_BLOCK_NUMBER.pack(block))
-    ):
-        raise JournalDamagedError(f"the record of block {block} is damaged")
-    digest, spine, newlines, _ = _RECORD.unpack(body)
-    return BlockDigest(block, digest, spine, newlines)
+    if len(data) == RECORD_SIZE:
+        digest, spine, newlines, _, checked = _STORED_RECORD.unpack(data)
+        if crc32(data[: _RECORD.size], crc32(_BLOCK_NUMBER.pack(block))) == checked:
+            return BlockDigest(block, digest, spine, newlines)
+    raise JournalDamagedError(f"the record of block {block} is damaged")
 
 
 def boundary_behind(record: BlockDigest) -> Boundary:

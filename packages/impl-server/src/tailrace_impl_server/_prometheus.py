@@ -18,7 +18,6 @@ from typing import Self
 from prometheus_client import (
     CollectorRegistry,
     Counter,
-    Gauge,
     Histogram,
     PlatformCollector,
     ProcessCollector,
@@ -68,33 +67,13 @@ class PrometheusTelemetry(Telemetry):
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
-        self._connections = Counter(
-            "tailrace_connections",
-            "Connections that were accepted; over gRPC, each time that one begins to have calls.",
-            ["transport"],
-            registry=registry,
-        )
-        self._open = Gauge(
-            "tailrace_connections_open",
-            "Connections at the moment; over gRPC, those that have calls.",
-            ["transport"],
-            registry=registry,
-        )
-        self._of_transport: dict[str, _Connections] = {}
+        self._connections: dict[str, _Connections] = {}
+        registry.register(_ConnectionCounts(self._connections))
         self._refused = Counter(
             "tailrace_refused",
             "Connections and requests that were refused before they began, by the code of the error.",
             ["transport", "code"],
             registry=registry,
-        )
-        self._requests = Counter(
-            "tailrace_requests",
-            "Requests that ended, by the code of their error; ok, or cancelled when the client left.",
-            ["transport", "operation", "code"],
-            registry=registry,
-        )
-        self._running = Gauge(
-            "tailrace_requests_in_progress", "Requests at the moment.", ["transport", "operation"], registry=registry
         )
         self._duration = Histogram(
             "tailrace_request_duration_seconds",
@@ -132,7 +111,7 @@ class PrometheusTelemetry(Telemetry):
         )
         registry.register(_LookedUp(figures))
         self._operations: dict[tuple[str, str], _Operation] = {}
-        registry.register(_Bytes(self._operations))
+        registry.register(_RequestCounts(self._operations))
         self.records = RecordCounts()
         """Counts record streams."""
         registry.register(self.records)
@@ -153,10 +132,9 @@ class PrometheusTelemetry(Telemetry):
     # What transports count.
 
     def connection(self, transport: str) -> AbstractContextManager[None]:
-        known = self._of_transport.get(transport)
+        known = self._connections.get(transport)
         if known is None:
-            known = _Connections(self._connections.labels(transport), self._open.labels(transport))
-            self._of_transport[transport] = known
+            known = self._connections[transport] = _Connections()
         return known
 
     def request(self, transport: str, operation: str) -> RequestTelemetry:
@@ -207,12 +185,7 @@ class PrometheusTelemetry(Telemetry):
             return known
         if len(self._operations) >= _MOST_OPERATIONS:
             transport = operation = _OTHER
-        made = _Operation(
-            self._running.labels(transport, operation),
-            self._duration.labels(transport, operation),
-            lambda code: self._requests.labels(transport, operation, code),
-            self.quota_refused,
-        )
+        made = _Operation(self._duration.labels(transport, operation), self.quota_refused)
         return self._operations.setdefault((transport, operation), made)
 
     def _measure_again(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -230,51 +203,39 @@ def _known(code: str) -> str:
 
 
 class _Connections:
-    """The counters of the connections of one transport, looked up once; entered by each of them."""
+    """Counts the connections of one transport; entered by each of them."""
 
-    __slots__ = ("_begun", "_open")
+    __slots__ = ("begun", "open")
 
-    def __init__(self, begun: Counter, open: Gauge) -> None:
-        self._begun = begun
-        self._open = open
+    def __init__(self) -> None:
+        # Plain numbers, as those of operations: over gRPC they change with each call of a client that makes one by one.
+        self.begun = 0
+        self.open = 0
 
     def __enter__(self) -> None:
-        self._begun.inc()
-        self._open.inc()
+        self.begun += 1
+        self.open += 1
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._open.dec()
+        self.open -= 1
 
 
 class _Operation:
-    """The counters of one operation over one transport, looked up once."""
+    """Counts one operation over one transport."""
 
-    __slots__ = ("_codes", "_with_code", "duration", "quota_refused", "received", "running", "sent")
+    __slots__ = ("codes", "duration", "quota_refused", "received", "running", "sent")
 
-    def __init__(
-        self,
-        running: Gauge,
-        duration: Histogram,
-        with_code: Callable[[str], Counter],
-        quota_refused: Callable[[QuotaExceeded], None],
-    ) -> None:
-        self.running = running
+    def __init__(self, duration: Histogram, quota_refused: Callable[[QuotaExceeded], None]) -> None:
         self.duration = duration
         self.quota_refused = quota_refused
-        # Plain numbers, since they change with each chunk: one loop writes them, and a scrape reads them.
+        # Plain numbers, since they change with each request and chunk: one loop writes them, and a scrape reads them.
+        self.running = 0
         self.received = 0
         self.sent = 0
-        self._with_code = with_code
-        self._codes: dict[str, Counter] = {}
-
-    def count(self, code: str) -> None:
-        """Count a request that ended with ``code``."""
-        counter = self._codes.get(code)
-        if counter is None:
-            counter = self._codes[code] = self._with_code(code)
-        counter.inc()
+        self.codes: dict[str, int] = {}
+        """Requests that ended, by code."""
 
 
 class _Request(RequestTelemetry):
@@ -286,16 +247,17 @@ class _Request(RequestTelemetry):
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
-        self._operation.running.inc()
+        self._operation.running += 1
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         operation = self._operation
-        operation.running.dec()
+        operation.running -= 1
         operation.duration.observe(time.perf_counter() - self._started)
-        operation.count(_code_of(exc))
+        code = _code_of(exc)
+        operation.codes[code] = operation.codes.get(code, 0) + 1
         if isinstance(exc, QuotaExceeded):
             operation.quota_refused(exc)
 
@@ -314,20 +276,55 @@ def _code_of(exc: BaseException | None) -> str:
     return "cancelled" if isinstance(exc, asyncio.CancelledError) else "internal"
 
 
-class _Bytes(Collector):
-    """What was received and sent."""
+class _ConnectionCounts(Collector):
+    """Connections of each transport."""
+
+    def __init__(self, connections: dict[str, _Connections]) -> None:
+        self._connections = connections
+
+    def collect(self) -> Iterable[Metric]:
+        begun = CounterMetricFamily(
+            "tailrace_connections",
+            "Connections that were accepted; over gRPC, each time that one begins to have calls.",
+            labels=["transport"],
+        )
+        at_present = GaugeMetricFamily(
+            "tailrace_connections_open",
+            "Connections at the moment; over gRPC, those that have calls.",
+            labels=["transport"],
+        )
+        for transport, connections in list(self._connections.items()):
+            begun.add_metric([transport], connections.begun)
+            at_present.add_metric([transport], connections.open)
+        return (begun, at_present)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()
+
+
+class _RequestCounts(Collector):
+    """Requests that run and that ended, and what was received and sent."""
 
     def __init__(self, operations: dict[tuple[str, str], _Operation]) -> None:
         self._operations = operations
 
     def collect(self) -> Iterable[Metric]:
         labels = ["transport", "operation"]
+        ended = CounterMetricFamily(
+            "tailrace_requests",
+            "Requests that ended, by the code of their error; ok, or cancelled when the client left.",
+            labels=[*labels, "code"],
+        )
+        running = GaugeMetricFamily("tailrace_requests_in_progress", "Requests at the moment.", labels=labels)
         received = CounterMetricFamily("tailrace_received_bytes", "Bytes of data that arrived.", labels=labels)
         sent = CounterMetricFamily("tailrace_sent_bytes", "Bytes of data that were sent.", labels=labels)
         for names, operation in list(self._operations.items()):
+            for code, count in list(operation.codes.items()):
+                ended.add_metric([*names, code], count)
+            running.add_metric(names, operation.running)
             received.add_metric(names, operation.received)
             sent.add_metric(names, operation.sent)
-        return (received, sent)
+        return (ended, running, received, sent)
 
     def describe(self) -> Iterable[Metric]:
         return ()

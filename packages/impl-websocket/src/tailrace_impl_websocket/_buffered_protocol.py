@@ -494,9 +494,9 @@ class BufferedFrameProtocol(asyncio.BufferedProtocol):
         data = text.encode()
         self.transport.write(frame_header(TEXT, len(data)) + data)
 
-    def write_frame(self, frame: bytes) -> None:
-        """Write a frame that has its header; see :meth:`turn`."""
-        self.transport.write(frame)
+    def write_frames(self, frames: bytes) -> None:
+        """Write frames that have their headers; see :meth:`turn`."""
+        self.transport.write(frames)
 
     def write_binary(self, header: bytes, payload: bytes | bytearray | memoryview = b"") -> None:
         """Write a binary message in two parts, the second of which must not change; see :meth:`turn`."""

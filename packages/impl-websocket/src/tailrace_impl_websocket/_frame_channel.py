@@ -7,6 +7,7 @@ is needed between a protocol class and a connection that both belong to this pac
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Protocol
 
 from starlette.types import Message, Receive, Scope, Send
@@ -15,6 +16,7 @@ from tailrace_impl_common.messages import Chunk
 from tailrace_impl_websocket._binary_frame import BinaryMessage, frame_of, frame_parts
 from tailrace_impl_websocket._chunk_frame import chunk_header
 from tailrace_impl_websocket._codec import SUBPROTOCOL
+from tailrace_impl_websocket._frame_layout import BINARY, TEXT, frame_header
 from tailrace_impl_websocket._shared_frame import SharedFrame
 
 FRAMES_EXTENSION = "tailrace.frames"
@@ -56,8 +58,8 @@ class FrameChannel(Protocol):
     def write_text(self, text: str) -> None:
         """Write a text message."""
 
-    def write_frame(self, frame: bytes) -> None:
-        """Write a frame that has its header."""
+    def write_frames(self, frames: bytes) -> None:
+        """Write frames that have their headers."""
 
     def write_binary(self, header: bytes, payload: bytes | bytearray | memoryview = b"") -> None:
         """Write a binary message in two parts, the second of which must not change."""
@@ -142,6 +144,14 @@ class AsgiFrames:
         async with self._sending_frame:
             await self._send({"type": "websocket.send", "bytes": frame_of(request, message)})
 
+    async def send_together(self, request: int, messages: Sequence[str | BinaryMessage], *, alone: bool) -> None:
+        """Send small messages of a request, text and binary, in order; arguments and errors as above."""
+        for message in messages:
+            if isinstance(message, str):
+                await self.send_text(message)
+            else:
+                await self.send_binary(request, message, alone=alone)
+
     @property
     def writable(self) -> bool:
         """Whether :meth:`write_chunk` may be called at the moment; never, where ASGI has to be waited for."""
@@ -210,6 +220,12 @@ class DirectFrames(AsgiFrames):
             await self._channel.turn()
         self._channel.write_binary(*frame_parts(request, message))
 
+    async def send_together(self, request: int, messages: Sequence[str | BinaryMessage], *, alone: bool) -> None:
+        if not self._channel.writable:
+            await self._channel.turn()
+        # A system call for all of them, and the client is woken once.
+        self._channel.write_frames(b"".join([_whole_frame(request, message) for message in messages]))
+
     @property
     def writable(self) -> bool:
         return self._channel.writable
@@ -219,7 +235,15 @@ class DirectFrames(AsgiFrames):
         if frame is None:
             self._channel.write_binary(chunk_header(request, chunk), chunk.data)
         else:
-            self._channel.write_frame(frame)
+            self._channel.write_frames(frame)
+
+
+def _whole_frame(request: int, message: str | BinaryMessage) -> bytes:
+    if isinstance(message, str):
+        data = message.encode()
+        return frame_header(TEXT, len(data)) + data
+    header, payload = frame_parts(request, message)
+    return b"".join((frame_header(BINARY, len(header) + len(payload)), header, payload))
 
 
 def frames_of(scope: Scope, receive: Receive, send: Send) -> AsgiFrames:

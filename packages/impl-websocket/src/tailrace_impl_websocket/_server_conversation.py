@@ -101,7 +101,22 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
     async def send(self, message: ServerMessage) -> None:
         if isinstance(message, Chunk | RecordBatch | Deliveries):
             await self._connection.send_binary(self._number, message)
-            return
+        else:
+            await self._connection.send_text(self._text_of(message))
+
+    async def send_together(self, *messages: ServerMessage) -> None:
+        await self._connection.send_together(
+            self._number,
+            [
+                message if isinstance(message, Chunk | RecordBatch | Deliveries) else self._text_of(message)
+                for message in messages
+            ],
+        )
+
+    async def send_last(self, *messages: ServerMessage) -> None:
+        await self.send_together(*messages)
+
+    def _text_of(self, message: ServerMessage) -> str:
         # Granted before it is sent: the client may answer before the call returns.
         if isinstance(message, Opened):
             self._until = message.until
@@ -111,7 +126,7 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
         elif isinstance(message, Window):
             self._room += max(0, message.until - self._until)
             self._until = max(self._until, message.until)
-        await self._connection.send_text(encode_from_server(self._number, message))
+        return encode_from_server(self._number, message)
 
     @property
     def writer(self) -> Callable[[ServerMessage], None] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -222,6 +222,14 @@ class ServerConnection:
             ConnectionLost: The client is gone.
         """
         await self._transmit(self._frames.send_text(text))
+
+    async def send_together(self, request: int, messages: Sequence[str | BinaryMessage]) -> None:
+        """Send small messages of a request, texts encoded already; waits for the transport.
+
+        Raises:
+            ConnectionLost: The client is gone.
+        """
+        await self._transmit(self._frames.send_together(request, messages, alone=len(self._streams) < 2))
 
     async def _transmit(self, sending: Coroutine[Any, Any, None]) -> None:
         if self._closed:
