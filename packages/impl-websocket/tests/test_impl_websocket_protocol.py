@@ -609,6 +609,38 @@ async def test_client_that_asks_and_never_reads_is_bounded(monkeypatch: pytest.M
             await ask()
 
 
+@pytest.mark.parametrize("size", [0, 1, 200, 64 * 1024])
+@pytest.mark.parametrize("name", ["buffered", "websockets-sansio"])
+async def test_small_answer_is_three_messages_and_one_write(
+    monkeypatch: pytest.MonkeyPatch, name: str, size: int
+) -> None:
+    written: list[bytes] = []
+    write_frames = _buffered_protocol.BufferedFrameProtocol.write_frames
+
+    def observed(protocol: _buffered_protocol.BufferedFrameProtocol, frames: bytes) -> None:
+        written.append(frames)
+        write_frames(protocol, frames)
+
+    monkeypatch.setattr(_buffered_protocol.BufferedFrameProtocol, "write_frames", observed)
+    data = bytes(range(256)) * 300
+    async with running_server({"protocol": name}) as server:
+        resource = await server.store(data)
+        async with raw(server.endpoint) as client:
+            # Two at a time, so that neither is alone on its connection.
+            for number in (1, 2):
+                await client.say("read", number, id=resource, start=0, end=size)
+            told: dict[int, list[Any]] = {1: [], 2: []}
+            while sum(answer[-1:] == ["end"] for answer in told.values()) < 2:
+                message = await client.receive()
+                if isinstance(message, bytes):
+                    told[message[7]].append(message)
+                else:
+                    told[message["request"]].append(message["type"])
+    for number, answer in told.items():
+        assert answer == ["started", *([frame(number, 0, data[:size])] if size else []), "end"]
+    assert len(written) == (2 if name == "buffered" else 0)
+
+
 @pytest.mark.parametrize(
     ("name", "implementation"),
     [("buffered", _buffered_protocol.BufferedFrameProtocol), ("websockets-sansio", _frame_protocol.FrameProtocol)],
