@@ -131,13 +131,12 @@ async def test_pieces_of_any_size_from_anywhere_make_up_the_whole(
     assert found == DATA[start:]
 
 
-async def test_blocks_are_read_once_by_who_reads_on(
-    storage: FilesystemStorage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("read", [1, BLOCK_SIZE], ids=["a byte", "all of the block"])
+async def test_blocks_are_read_once_by_who_reads_on(storage: FilesystemStorage, read: int) -> None:
     writer = await writer_of(storage)
     writer.append(DATA)
     await writer.complete()
-    await storage.read(ID, 0, 1)
+    await storage.read(ID, 0, read)
     flip(storage, "data", 5)
     # The block was checked a moment ago: it is in memory, as it was.
     cached = storage.read_cached(ID, 1, 1000)

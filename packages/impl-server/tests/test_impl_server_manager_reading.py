@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from impl_server_manager_bench import LINES, MIB, Bench, Uploader, ended, follow, read_all, reading, turned, upload
 
 from tailrace_common_api import (
-    Deleted,
     InvalidArgument,
     LineAccessDisabled,
     LineRangeNotSatisfiable,
@@ -293,26 +292,6 @@ async def test_lines_are_found_in_any_order(memory_bench: Bench, data: st.DataOb
                 # What was found before is not held beyond a read.
                 await reader.read(starts[line] - 1 if line else 0, len(content))
     await memory_bench.close()
-
-
-async def test_lines_that_were_found_are_not_read_again(bench: Bench) -> None:
-    manager = await bench.start()
-    content = b"".join(b"%06d\n" % number for number in range(40_000))
-    status = await upload(manager, content)
-    bench.storage.cached = False
-    async with reading(manager, status.id) as reader:
-        start, end = [await reader.line_offset(line, reader.snapshot) for line in (30_000, 30_010)]
-        calls = bench.gates.calls["read"]
-        piece = reader.try_read(start, end)
-        assert piece == Piece(content[start:end], chunk_hash(content[start:end]))
-        assert bench.gates.calls["read"] == calls == 1
-        # Once: what was searched is not held until the next request.
-        assert reader.try_read(start, end) is None
-        # Nor is anything handed out of a resource that is gone meanwhile.
-        await reader.line_offset(30_000, reader.snapshot)
-        await manager.delete(status.id)
-        with pytest.raises(Deleted):
-            reader.try_read(start, end)
 
 
 async def test_lines_are_looked_up_within_the_announced_size(bench: Bench) -> None:

@@ -200,6 +200,8 @@ def _part(
 ) -> Piece:
     """Return ``[start, end)`` of checked bytes, and keep the block in which it ends for who goes on there.
 
+    A full one that was read alone is kept, too: it was read to find a line in it, which is asked for next.
+
     Args:
         files: The open files.
         checked: What was read at ``first`` and found to be good.
@@ -209,8 +211,8 @@ def _part(
         start: First byte.
         end: End.
     """
-    if end < first + len(checked):
-        last = end - first - (end - first) % BLOCK_SIZE
+    if end < first + len(checked) or len(checked) == BLOCK_SIZE:
+        last = min(end - first, len(checked) - 1) // BLOCK_SIZE * BLOCK_SIZE
         files.checked = CheckedBlock(first + last, bytes(memoryview(checked)[last : last + BLOCK_SIZE]))
     whole = start == first and end == first + len(checked)
     part = checked if whole else memoryview(checked)[start - first : end - first]

@@ -14,7 +14,7 @@ from tailrace_common_api import (
     RangeNotSatisfiable,
     Status,
 )
-from tailrace_impl_common import HeadHasher, chunk_hash, count_newlines, find_newline
+from tailrace_impl_common import HeadHasher, count_newlines, find_newline
 from tailrace_impl_server._live_resource import LiveResource
 from tailrace_server_api import BLOCK_SIZE, Buffer, Piece, ResourceReader, Snapshot, Storage
 
@@ -65,13 +65,8 @@ class LiveReader(ResourceReader):
         return self._live.changed(version, absorb)
 
     def try_read(self, start: int, end: int) -> Piece | None:
-        searched = self._searched
         self._searched = None
         self._check_range(start, end)
-        if searched is not None and searched.offset <= start and end <= searched.offset + len(searched.block):
-            # The lines that were looked for: their block is proven. A copy, since a view would keep all of it.
-            data = bytes(memoryview(searched.block)[start - searched.offset : end - searched.offset])
-            return Piece(data, chunk_hash(data))
         try:
             return self._live.pieces.try_read(start, end)
         except NotFound:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tailrace_common_api import (
@@ -105,16 +105,17 @@ class ServerStream(MessageStream[ServerMessage, ClientMessage]):
             await self._connection.send_text(self._text_of(message))
 
     async def send_together(self, *messages: ServerMessage) -> None:
-        await self._connection.send_together(
-            self._number,
-            [
-                message if isinstance(message, Chunk | RecordBatch | Deliveries) else self._text_of(message)
-                for message in messages
-            ],
-        )
+        await self._send_all(messages)
 
     async def send_last(self, *messages: ServerMessage) -> None:
-        await self.send_together(*messages)
+        await self._send_all(messages)
+
+    async def _send_all(self, messages: Sequence[ServerMessage]) -> None:
+        prepared = [
+            message if isinstance(message, Chunk | RecordBatch | Deliveries) else self._text_of(message)
+            for message in messages
+        ]
+        await self._connection.send_together(self._number, prepared)
 
     def _text_of(self, message: ServerMessage) -> str:
         # Granted before it is sent: the client may answer before the call returns.
