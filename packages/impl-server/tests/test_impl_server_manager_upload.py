@@ -71,6 +71,17 @@ async def test_completed_resources_outlive_the_server(disk_bench: Bench) -> None
     assert await read_all(manager, status.id) == b"one\ntwo\n"
 
 
+async def test_a_session_that_has_ended_is_released_without_a_pause(bench: Bench) -> None:
+    manager = await bench.start()
+    uploader = Uploader(await manager.create(LINES))
+    await uploader.send(b"all\n")
+    await uploader.finish()
+    releasing = uploader.ingest.release()
+    # A pause would be time for the client, which has its result, to leave: its upload would count as cancelled.
+    with pytest.raises(StopIteration):
+        releasing.send(None)
+
+
 async def test_nothing_at_all_completes(bench: Bench) -> None:
     manager = await bench.start()
     status = await upload(manager, b"")

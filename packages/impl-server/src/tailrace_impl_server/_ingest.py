@@ -242,7 +242,10 @@ class UploadSession(UploadIngest):
 
     async def ended(self) -> None:
         """Wait until the pump has ended; cancelling the wait does not stop it."""
-        await asyncio.wait((self._pump,))
+        # Not for a turn of the loop where it has: a client that has its result may leave meanwhile, and what was
+        # completed would count as cancelled.
+        if not self._pump.done():
+            await asyncio.wait((self._pump,))
 
     async def _end_with(self, request: _Finish | _Abort) -> Status | None:
         if self._error is not None:
