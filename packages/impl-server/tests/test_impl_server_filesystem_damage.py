@@ -131,17 +131,19 @@ async def test_pieces_of_any_size_from_anywhere_make_up_the_whole(
     assert found == DATA[start:]
 
 
-@pytest.mark.parametrize("read", [1, BLOCK_SIZE], ids=["a byte", "all of the block"])
+@pytest.mark.parametrize("read", [1, BLOCK_SIZE, BLOCK_SIZE + 1], ids=["a byte", "all of the block", "a byte behind"])
 async def test_blocks_are_read_once_by_who_reads_on(storage: FilesystemStorage, read: int) -> None:
     writer = await writer_of(storage)
     writer.append(DATA)
     await writer.complete()
     await storage.read(ID, 0, read)
-    flip(storage, "data", 5)
-    # The block was checked a moment ago: it is in memory, as it was.
-    cached = storage.read_cached(ID, 1, 1000)
+    block = read - 1 - (read - 1) % BLOCK_SIZE
+    flip(storage, "data", block + 5)
+    # The block in which it ended was checked a moment ago: it is in memory, as it was.
+    cached = storage.read_cached(ID, block + 1, block + 1000)
     if storage._residency_known:
         assert cached is not None
-        assert cached.data == DATA[1:1000]
-    await storage.read(ID, BLOCK_SIZE, BLOCK_SIZE + 1)
-    assert await damaged(storage, 1, 1000) == 0
+        assert cached.data == DATA[block + 1 : block + 1000]
+    other = 0 if block else BLOCK_SIZE
+    await storage.read(ID, other, other + 1)
+    assert await damaged(storage, block + 1, block + 1000) == block

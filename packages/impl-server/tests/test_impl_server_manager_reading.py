@@ -282,7 +282,7 @@ async def test_lines_are_found_in_any_order(memory_bench: Bench, data: st.DataOb
             line = step if step > 300 else min(max(0, line + step), len(starts) - 1)
             assert await reader.line_offset(line, reader.snapshot) == starts[line]
             if step % 3 == 0:
-                # The bytes around it, whether they are in the block that was searched or not.
+                # The bytes around it, which may be in the block that was searched.
                 start, end = max(0, starts[line] - step % 20), min(len(content), starts[line] + step % 70 + 1)
                 piece = reader.try_read(start, end) if start < end else None
                 if piece is not None:

@@ -12,8 +12,12 @@ from impl_websocket_protocols import Connection, Listener, Told, masked, told_by
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
+from tailrace_impl_common import chunk_hash
+from tailrace_impl_common.messages import Chunk
 from tailrace_impl_websocket import _buffered_protocol
 from tailrace_impl_websocket._buffered_protocol import BufferedFrameProtocol, buffered_frame_protocol
+from tailrace_impl_websocket._chunk_frame import frame_chunk
+from tailrace_impl_websocket._frame_channel import DirectFrames
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, PING, PONG, TEXT, frame_header
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
 from tailrace_impl_websocket._frame_reader import FrameReader, ReceiveBuffers
@@ -233,6 +237,30 @@ async def test_senders_wait_in_order_while_the_client_does_not_read() -> None:
     told.output = b"".join(connection.wire.written)
     assert [data for _, data in told.frames] == [bytes([number]) for number in sent]
     await connection.finish()
+
+
+async def test_messages_that_are_sent_together_wait_for_their_turn() -> None:
+    connection, told = await accepted()
+    protocol = connection.protocol
+    frames = DirectFrames(nothing_received, nothing_sent, protocol)
+    chunk = Chunk(0, b"data", chunk_hash(b"data"), b"", None)
+    protocol.pause_writing()
+    sending = asyncio.create_task(frames.send_together(1, ["first", chunk, "last"], alone=True))
+    await turns()
+    assert connection.wire.written == []
+    protocol.resume_writing()
+    await sending
+    told.output = b"".join(connection.wire.written)
+    assert [data for _, data in told.frames] == [b"first", frame_chunk(1, chunk), b"last"]
+    await connection.finish()
+
+
+async def nothing_received() -> Message:
+    raise AssertionError("nothing is received by way of ASGI")
+
+
+async def nothing_sent(message: Message) -> None:
+    raise AssertionError(f"{message} is not sent by way of ASGI")
 
 
 async def test_sender_that_was_woken_and_cancelled_wakes_the_next() -> None:
