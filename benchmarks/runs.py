@@ -81,6 +81,14 @@ def measured(count: int, words: list[str], output: Path) -> tuple[list[Path], bo
     return records, failed
 
 
+def command_of(reports: Sequence[Report]) -> str:
+    """Return what made runs that were there already; where their results went changed nothing, and is left out."""
+    folder = argparse.ArgumentParser(add_help=False)
+    folder.add_argument("--output")
+    commands = (shlex.join(folder.parse_known_args(shlex.split(report.arguments))[1]) for report in reports)
+    return f"{len(reports)} times {' and '.join(dict.fromkeys(commands))}"
+
+
 def main() -> int:
     """Run, report, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,7 +104,7 @@ def main() -> int:
     reports = [Report.from_json(json.loads(record.read_text())) for record in records]
     command = shlex.join(["python", "benchmarks/runs.py", str(len(reports)), *words])
     if arguments.of:
-        command = f"{len(reports)} times {reports[0].arguments}"
+        command = command_of(reports)
     print(write(together(reports, command), arguments.output))
     return 1 if failed else 0
 

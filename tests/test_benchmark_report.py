@@ -131,6 +131,18 @@ def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> N
     assert whole.results["ws.download"].problem == "TimeoutError"
 
 
+def test_runs_that_were_there_are_told_with_what_made_them_and_not_with_where_they_went() -> None:
+    from runs import command_of
+
+    first, second, third = _report({}), _report({}), _report({})
+    first.arguments = "python benchmarks/run.py --peers --output /somewhere/run-1"
+    second.arguments = "python benchmarks/run.py --output=run-2 --peers"
+    third.arguments = "python benchmarks/run.py --only 'a|b' --quick"
+    assert command_of([first, second]) == "2 times python benchmarks/run.py --peers"
+    both = "2 times python benchmarks/run.py --peers and python benchmarks/run.py --only 'a|b' --quick"
+    assert command_of([first, third]) == both
+
+
 def test_what_is_recorded_can_be_read_again_and_has_a_line_for_each_sample() -> None:
     from report import Report
     from runs import together
