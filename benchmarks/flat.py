@@ -31,6 +31,7 @@ from typing import Any
 
 import workloads
 from cases import MEBIBYTE, TRANSPORTS, Meter
+from floor import write_seconds
 from interrupted_uploads import enlarge
 from loops import run_coroutine
 from processes import OURSELVES, resident
@@ -277,6 +278,15 @@ def transfer(server: ServerProcess, transport: str, size: int) -> list[Row]:
     return rows
 
 
+def plain_write(folder: Path, size: int) -> Row:
+    """Write a file and sync it: what of a transfer is the system's, which may have memory for the file or not."""
+    path, meter = folder / "plain", Meter((), OURSELVES)
+    with meter:
+        write_seconds(path, size, sync=True)
+    path.unlink()
+    return _transfer_row("plain write", "none", size, meter)
+
+
 def _transfer_row(what: str, transport: str, size: int, meter: Meter) -> Row:
     sample = meter.throughput(size)
     return {
@@ -459,9 +469,11 @@ def _lines(arguments: argparse.Namespace, scratch: Path, folder: Path) -> Iterat
 
 
 def _sizes(arguments: argparse.Namespace, scratch: Path, folder: Path) -> Iterator[Row]:
+    sizes = arguments.sizes or (10 << 20, 1 << 30, 20 << 30)
+    yield from (plain_write(folder, size) for size in sizes)
     for transport in TRANSPORTS:
         # A new server each: its memory is that of these transfers alone.
-        for size in arguments.sizes or (10 << 20, 1 << 30, 20 << 30):
+        for size in sizes:
             with server_on(folder / "data", scratch) as server:
                 yield from transfer(server, transport, size)
 
