@@ -340,6 +340,23 @@ def who_follows_with_others_gets_their_chain() -> None:
 
 
 @saboteur("DWN-4")
+def who_follows_another_resource_gets_the_chunk_that_was_sent_last() -> None:
+    from tailrace_impl_common import _shared_chunk
+
+    real = _shared_chunk.SharedChunk.again
+
+    def again(self: Any, offset: int, previous: bytes, snapshot: Any, most: int) -> Any:
+        last = self._chunk
+        if last is not None and (last.offset, last.previous) == (offset, previous) and len(last.data) <= most:
+            if snapshot is not self._snapshot:
+                executed()
+            return last
+        return real(self, offset, previous, snapshot, most)
+
+    put(_shared_chunk.SharedChunk, "again", again)
+
+
+@saboteur("DWN-4")
 def a_checkpoint_outlives_its_snapshot() -> None:
     from tailrace_impl_common import _shared_chunk
 

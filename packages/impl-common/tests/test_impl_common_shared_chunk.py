@@ -58,6 +58,61 @@ def test_a_checkpoint_belongs_to_its_snapshot_and_to_its_end() -> None:
     assert shared.checkpoint_at(7, SNAPSHOT) is shared.checkpoint_at(7, SNAPSHOT)
 
 
+def _told(shared: SharedChunk, snapshot: Snapshot = SNAPSHOT) -> Chunk:
+    """Return the chunk that a first follower was sent."""
+    return shared.chunk(0, DATA, HASH, b"before..", shared.checkpoint_at(7, snapshot))
+
+
+def test_the_next_follower_gets_what_the_last_one_was_sent_without_a_look_at_the_resource() -> None:
+    shared = SharedChunk()
+    assert shared.again(0, b"before..", SNAPSHOT, 7) is None
+    first = _told(shared)
+    assert shared.again(0, b"before..", SNAPSHOT, 7) is first
+    assert shared.again(0, b"before..", SNAPSHOT, 8) is first
+
+
+@pytest.mark.parametrize(
+    ("offset", "previous", "most"), [(7, b"before..", 7), (0, b"", 7), (0, b"another.", 7), (0, b"before..", 6)]
+)
+def test_who_is_elsewhere_or_wants_less_gets_nothing_of_it(offset: int, previous: bytes, most: int) -> None:
+    shared = SharedChunk()
+    _told(shared)
+    assert shared.again(offset, previous, SNAPSHOT, most) is None
+
+
+def test_what_belongs_to_another_announcement_is_not_given_out() -> None:
+    shared = SharedChunk()
+    first = _told(shared)
+    # Equal to the other in every value, as an announcement of another resource may be.
+    other = replace(SNAPSHOT)
+    assert shared.again(0, b"before..", other, 7) is None
+    # Somebody has looked for the checkpoint of the other one, and the chunk is still that of the first.
+    shared.checkpoint_at(7, other)
+    assert shared.again(0, b"before..", other, 7) is None
+    assert shared.again(0, b"before..", SNAPSHOT, 7) is None
+    assert _told(shared, other) == first
+    assert shared.again(0, b"before..", other, 7) == first
+
+
+def test_a_chunk_that_ends_before_the_announcement_is_read_by_each() -> None:
+    shared = SharedChunk()
+    later = replace(SNAPSHOT, version=2, size=9, head=bytes(16))
+    shared.checkpoint_at(9, later)
+    shared.chunk(0, DATA, HASH, b"", shared.checkpoint_at(7, later))
+    assert shared.again(0, b"", later, 9) is None
+
+
+def test_a_machine_goes_on_behind_the_chunk_that_it_shares() -> None:
+    shared = SharedChunk()
+    first, second, elsewhere = (DownloadSender(offset=offset, window=0) for offset in (0, 0, 1))
+    chunk = first.chunk(DATA, HASH, shared.checkpoint_at(7, SNAPSHOT), shared)
+    assert second.chunk_again(shared, SNAPSHOT, 100) is chunk
+    assert (second.offset, second.previous) == (first.offset, first.previous) == (7, HASH)
+    assert second.chunk_again(shared, SNAPSHOT, 100) is None
+    assert elsewhere.chunk_again(shared, SNAPSHOT, 100) is None
+    assert (second.offset, elsewhere.offset, elsewhere.previous) == (7, 1, b"")
+
+
 def test_machines_at_the_same_place_share_and_others_keep_their_own_chain() -> None:
     shared = SharedChunk()
     together = [DownloadSender(offset=0, window=0) for _ in range(2)]

@@ -46,6 +46,7 @@ from tailrace_impl_common.messages import (
     Started,
     Window,
 )
+from tailrace_server_api import Snapshot
 
 
 class DownloadState(enum.Enum):
@@ -66,31 +67,26 @@ DOWNLOAD_TRANSITIONS: dict[tuple[DownloadState, type], DownloadState] = {
 }
 
 
-class DownloadSender:
+class DownloadSender(ChainSender):
     """The server's half: links chunks and keeps to the reader's window."""
 
-    __slots__ = ("_chain", "_unlimited", "_window")
+    __slots__ = ("_unlimited", "_window")
 
     def __init__(self, *, offset: int, window: int) -> None:
         """Start a stream at ``offset`` for a reader that granted ``window`` bytes from there; 0 for no window."""
-        self._chain = ChainSender(offset)
+        super().__init__(offset)
         self._unlimited = window == 0
         self._window = SendWindow(offset + window)
 
     @property
-    def offset(self) -> int:
-        """Offset of the next chunk."""
-        return self._chain.offset
-
-    @property
     def may_send(self) -> bool:
         """Whether the window has room; one chunk may then go beyond it."""
-        return self._unlimited or self._window.until > self._chain.offset
+        return self._unlimited or self._window.until > self.offset
 
     @property
     def room(self) -> int:
         """How many bytes of the window are left; 0 for a stream without one."""
-        return 0 if self._unlimited else self._window.available(self._chain.offset)
+        return 0 if self._unlimited else self._window.available(self.offset)
 
     def receive(self, message: ClientMessage) -> bool:
         """Take a message of the reader; return whether it allows more than before.
@@ -108,16 +104,28 @@ class DownloadSender:
         self, data: Buffer, hash: bytes, checkpoint: Checkpoint | None, shared: SharedChunk | None = None
     ) -> Chunk:
         """Return the next chunk, of bytes that were hashed already; one of ``shared``, for many readers."""
-        chain = self._chain
-        offset = chain.offset
-        previous = chain.link(hash, len(data))
+        offset = self.offset
+        previous = self.link(hash, len(data))
         if shared is not None:
             return shared.chunk(offset, data, hash, previous, checkpoint)
         return Chunk(offset, data, hash, previous, checkpoint)
 
+    def chunk_again(self, shared: SharedChunk, snapshot: Snapshot, most: int) -> Chunk | None:
+        """Return the next chunk if it is the one that another reader was sent last; ``None`` if it is to be read.
+
+        Args:
+            shared: The chunk that was made last.
+            snapshot: What is announced to this reader.
+            most: Most bytes that the chunk may have.
+        """
+        chunk = shared.again(self.offset, self.previous, snapshot, most)
+        if chunk is not None:
+            self.link(chunk.hash, len(chunk.data))
+        return chunk
+
     def end(self, status: Status) -> End:
         """Return the message that ends the stream."""
-        return End(offset=self._chain.offset, previous=self._chain.previous, status=status)
+        return End(offset=self.offset, previous=self.previous, status=status)
 
 
 class DownloadReceiver:

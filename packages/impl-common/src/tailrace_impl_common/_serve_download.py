@@ -267,18 +267,21 @@ class _DownloadConversation:
         """
         machine, stream = self._machine, self._stream
         offset = machine.offset
-        until = min(snapshot.size, offset + self._budget.chunk_size(self._chunk_size))
-        if until > offset:
+        if snapshot.size > offset:
             write = stream.writer
             if write is None or not machine.may_send:
                 return False
-            piece = self._reader.try_read(offset, until)
-            if piece is None:
-                return False
-            size = len(piece.data)
             shared = self._shared
-            checkpoint = shared.checkpoint_at(offset + size, snapshot)
-            write(machine.chunk(piece.data, piece.hash, checkpoint, shared))
+            most = self._budget.chunk_size(self._chunk_size)
+            chunk = machine.chunk_again(shared, snapshot, most)
+            if chunk is None:
+                piece = self._reader.try_read(offset, min(snapshot.size, offset + most))
+                if piece is None:
+                    return False
+                checkpoint = shared.checkpoint_at(offset + len(piece.data), snapshot)
+                chunk = machine.chunk(piece.data, piece.hash, checkpoint, shared)
+            write(chunk)
+            size = len(chunk.data)
             self._count(size)
             offset += size
         return offset == snapshot.size and not snapshot.state.terminal
@@ -290,20 +293,25 @@ class _DownloadConversation:
         while (offset := machine.offset) < end:
             if not machine.may_send:
                 await self._wait_for_window()
-            until = min(end, offset + budget.chunk_size(self._chunk_size))
-            piece = reader.try_read(offset, until) or await reader.read(offset, until)
-            size = len(piece.data)
-            checkpoint = self._shared.checkpoint_at(offset + size, announced)
+            most = min(end - offset, budget.chunk_size(self._chunk_size))
+            chunk = None if shared is None else machine.chunk_again(shared, announced, most)
+            if chunk is None:
+                until = offset + most
+                piece = reader.try_read(offset, until) or await reader.read(offset, until)
+                checkpoint = self._shared.checkpoint_at(offset + len(piece.data), announced)
+                chunk = machine.chunk(piece.data, piece.hash, checkpoint, shared)
+                del piece
+            size = len(chunk.data)
             budget.in_flight += size
             try:
-                await send(machine.chunk(piece.data, piece.hash, checkpoint, shared))
+                await send(chunk)
             finally:
                 budget.in_flight -= size
             self._count(size)
             if self._owner is not None:
                 self._listen()
             # A shared buffer lives as long as the slowest reader holds it; waiting readers hold none.
-            del piece
+            del chunk
 
     async def _wait_for_window(self) -> None:
         granted = self._granted

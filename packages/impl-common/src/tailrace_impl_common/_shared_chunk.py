@@ -38,6 +38,31 @@ class SharedChunk:
             self._checkpoint = snapshot.checkpoint
         return self._checkpoint
 
+    def again(self, offset: int, previous: bytes, snapshot: Snapshot, most: int) -> Chunk | None:
+        """Return the last chunk if it is the next one of this follower, too, without a look at the resource.
+
+        Args:
+            offset: Where the follower is.
+            previous: Hash of the last chunk that it was sent, empty for none.
+            snapshot: What is announced to it.
+            most: Most bytes that the chunk may have.
+
+        Returns:
+            The last chunk, if it begins there and ends with that snapshot; a snapshot is of one resource only, and so
+            is its checkpoint, which the chunk has. ``None`` if it is another one.
+        """
+        last = self._chunk
+        if (
+            last is not None
+            and snapshot is self._snapshot
+            and last.checkpoint is self._checkpoint
+            and last.offset == offset
+            and last.previous == previous
+            and len(last.data) <= most
+        ):
+            return last
+        return None
+
     def chunk(self, offset: int, data: Buffer, hash: bytes, previous: bytes, checkpoint: Checkpoint | None) -> Chunk:
         """Return the chunk that has exactly these values; the last one, if it has."""
         last = self._chunk
