@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 
 import pytest
 from cells import Cell, Crossing
@@ -30,6 +30,7 @@ from tailrace_common_api import (
 )
 from tailrace_impl_common import ConnectedClient, chunk_hash, head_of
 from tailrace_impl_common.messages import Chunk, End, Follow, Started
+from tailrace_server_api import Piece
 
 HISTORY = b"one\ntwo\r\nthree\n\nfive\nunterminated"
 STARTS: list[tuple[Start, int]] = [
@@ -194,6 +195,42 @@ async def test_many_followers_get_every_byte(new_server: NewServer, cell: Cell) 
     await upload.finish()
     for offset, task in following:
         assert await task == data[offset:]
+
+
+@proves("DWN-4")
+async def test_followers_at_the_same_place_ask_for_new_bytes_once(
+    new_server: NewServer, cell: Cell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tailrace_impl_server._pieces import PieceSource
+
+    real = PieceSource.try_read
+    asked: list[int] = []
+
+    def try_read(source: PieceSource, start: int, end: int) -> Piece | None:
+        asked.append(start)
+        return real(source, start, end)
+
+    server = await new_server()
+    client = server.connect(cell.transport)
+    upload = client.upload("a", lines=True)
+    await upload.open()
+    async with AsyncExitStack() as stack:
+        following = [
+            await stack.enter_async_context(aclosing(client.open(upload.id).follow_chunks())) for _ in range(8)
+        ]
+        # All are there, and behind the same chunk, before it is counted who asks.
+        arriving = [asyncio.create_task(anext(chunks)) for chunks in following]
+        await upload.write(b"0")
+        await upload.flush()
+        assert [bytes(chunk.data) for chunk in await asyncio.gather(*arriving)] == [b"0"] * 8
+        monkeypatch.setattr(PieceSource, "try_read", try_read)
+        for offset in range(1, 6):
+            arriving = [asyncio.create_task(anext(chunks)) for chunks in following]
+            await upload.write(b"%d" % offset)
+            await upload.flush()
+            assert [bytes(chunk.data) for chunk in await asyncio.gather(*arriving)] == [b"%d" % offset] * 8
+    assert asked == [1, 2, 3, 4, 5]
+    await upload.finish()
 
 
 @proves("DWN-4", "DWN-6", "CHK-1")
