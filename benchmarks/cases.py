@@ -205,6 +205,10 @@ class Meter:
         return self.sample(count / self.seconds / per, count=count, more=more)
 
 
+class VoidSampleError(RuntimeError):
+    """What a row is measured beside was not as the row says; it may be when the row is measured again."""
+
+
 class Run:
     """What the rows of a run share: servers, and what is stored on them."""
 
@@ -393,6 +397,8 @@ class Result:
     samples: list[Sample] = field(default_factory=list)
     problem: str | None = None
     """Why it was not, or not always, measured."""
+    voids: int = 0
+    """How often it was measured again, because of :class:`VoidSampleError`."""
 
     @classmethod
     def of(cls, case: Case) -> Result:

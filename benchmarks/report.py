@@ -152,6 +152,12 @@ def _more(result: Result) -> str:
     return ", ".join(texts)
 
 
+def _trouble(result: Result) -> str:
+    """Return what did not go as it should, to stand behind the rest."""
+    again = f"; measured again {result.voids} times" if result.voids else ""
+    return again + (f"; FAILED: {result.problem}" if result.problem else "")
+
+
 def table(report: Report, results: list[Result]) -> list[str]:
     """Return the table of a group."""
     lines = [
@@ -171,7 +177,7 @@ def table(report: Report, results: list[Result]) -> list[str]:
             _processor(result, "server"),
             _processor(result, "client"),
             _peaks(result),
-            _more(result) + (f"; FAILED: {result.problem}" if result.problem else ""),
+            _more(result) + _trouble(result),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

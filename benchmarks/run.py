@@ -35,7 +35,7 @@ import peer_rows
 import record_rows
 import setting_rows
 import transfer_rows
-from cases import CASES, FULL, GIGABYTE, GROUPS, LIMITS, MEBIBYTE, QUICK, Case, Result, Run
+from cases import CASES, FULL, GIGABYTE, GROUPS, LIMITS, MEBIBYTE, QUICK, Case, Result, Run, Sample, VoidSampleError
 from machine import describe_code, describe_libraries, describe_machine, load_average
 from report import Report, render
 
@@ -46,6 +46,8 @@ ROWS = (baseline_rows, transfer_rows, line_rows, fan_out_rows, connection_rows, 
 RESULTS = Path(__file__).parent / "results"
 RAW_SIZE = 256 * MEBIBYTE
 """Bytes of the raw socket directly before a measurement."""
+ATTEMPTS = 3
+"""How often a row is measured until its sample is valid."""
 LONG = 1.0
 """Seconds; who works for longer is not much slower for having rested before."""
 
@@ -53,6 +55,22 @@ LONG = 1.0
 def has_rested(case: Case, result: Result) -> bool:
     """Return whether a row is to be done once before it counts: not if it takes long, or may do so."""
     return result.samples[0].seconds < LONG if result.samples else case.patience is None
+
+
+def measure_valid(run: Run, case: Case, result: Result) -> Sample:
+    """Measure a row, and again if a sample is void; the result counts how often.
+
+    Raises:
+        VoidSampleError: It was void each of :data:`ATTEMPTS` times.
+    """
+    rested = has_rested(case, result)
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return run.measure(case, rested=rested)
+        except VoidSampleError as error:
+            result.voids += 1
+            print(f"{case.id}: measured again: {error}", file=sys.stderr)
+    return run.measure(case, rested=rested)
 
 
 def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, Result]) -> None:
@@ -75,7 +93,7 @@ def measure_round(run: Run, number: int, cases: list[Case], results: dict[str, R
                 raw.seconds(size)
             limit = size / raw.seconds(size) / GIGABYTE
             floor = run.measure(by_hand).value if by_hand is not None and by_hand.group == LIMITS else 0.0
-            sample = run.measure(case, rested=has_rested(case, result))
+            sample = measure_valid(run, case, result)
         except Exception as error:  # noqa: BLE001  # one row that fails shall not cost all others
             result.problem = f"{type(error).__name__}: {error}"
             print(f"{case.id}: {result.problem}", file=sys.stderr)

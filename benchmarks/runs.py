@@ -62,7 +62,8 @@ def _joined(results: Sequence[Result | None], rounds: int) -> Result:
         for sample in result.samples
     ]
     problems = dict.fromkeys(result.problem for result in found if result.problem)
-    return replace(found[0], samples=samples, problem="; ".join(problems) or None)
+    voids = sum(result.voids for result in found)
+    return replace(found[0], samples=samples, problem="; ".join(problems) or None, voids=voids)
 
 
 def measured(count: int, words: list[str], output: Path) -> tuple[list[Path], bool]:

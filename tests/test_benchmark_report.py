@@ -131,6 +131,53 @@ def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> N
     assert whole.results["ws.download"].problem == "TimeoutError"
 
 
+def _case_of(samples: list[Any]) -> Any:
+    """Return a row that gives these one after the other; an exception is raised."""
+    from cases import Case
+
+    def measure(_: Any) -> Any:
+        found = samples.pop(0)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    return Case("row", "row", "Latency", "ms", measure)
+
+
+def test_a_void_sample_is_measured_again_and_counted_in_the_report(tmp_path: Path) -> None:
+    from cases import FULL, Run, Sample, VoidSampleError
+    from report import table
+    from run import measure_valid
+    from runs import together
+
+    left = Sample(3.0)
+    samples = [VoidSampleError("too slow"), VoidSampleError("too slow"), Sample(2.0), left]
+    case = _case_of(samples)
+    report = _report({"row": []})
+    result = report.results["row"]
+    with Run(replace(FULL, prepared=False), tmp_path) as run:
+        result.samples.append(measure_valid(run, case, result))
+    assert samples == [left]
+    assert [sample.value for sample in result.samples] == [2.0]
+    assert result.voids == 2
+    whole = together([report, report], "two").results["row"]
+    assert whole.voids == 4
+    assert "measured again 4 times" in table(report, [whole])[-1]
+
+
+def test_a_row_whose_samples_are_all_void_fails_and_other_errors_are_not_tried_again(tmp_path: Path) -> None:
+    from cases import FULL, Result, Run, Sample, VoidSampleError
+    from run import measure_valid
+
+    for errors in ([VoidSampleError("too slow")] * 3, [TimeoutError("none")]):
+        case = _case_of([*errors, Sample(2.0)])
+        result = Result.of(case)
+        with Run(replace(FULL, prepared=False), tmp_path) as run, pytest.raises(type(errors[0])):
+            measure_valid(run, case, result)
+        assert [case.measure(run).value] == [2.0]
+        assert result.voids == len(errors) - 1
+
+
 def test_runs_that_were_there_are_told_with_what_made_them_and_not_with_where_they_went() -> None:
     from runs import command_of
 
