@@ -25,45 +25,51 @@ from run import RESULTS, write
 RUN = Path(__file__).with_name("run.py")
 
 
-def together(reports: Sequence[Report], arguments: str) -> Report:
+def together(reports: Sequence[Report]) -> Report:
     """Return the report of runs of the same suite.
 
     Args:
-        reports: One of each run, in their order.
-        arguments: The command that made them.
+        reports: One of each run, or of several of them, in their order.
 
     Raises:
-        ValueError: They have other numbers of rounds or other sizes, or are not of single runs.
+        ValueError: They have other numbers of rounds or other sizes.
     """
     first = reports[0]
-    if any((report.rounds, report.size, report.runs) != (first.rounds, first.size, 1) for report in reports):
-        raise ValueError("only single runs with the same rounds and sizes can be reported on together")
+    if any((report.rounds, report.size) != (first.rounds, first.size) for report in reports):
+        raise ValueError("only runs with the same rounds and sizes can be reported on together")
+    runs = [run for report in reports for run in report.each_run()]
+    results = {
+        name: _joined([run.results.get(name) for run in runs], first.rounds)
+        for name in dict.fromkeys(name for run in runs for name in run.results)
+    }
+    # What went wrong is known of each report only, not of each of the runs that are in it.
+    for name, result in results.items():
+        found = [report.results[name] for report in reports if name in report.results]
+        result.problem = "; ".join(dict.fromkeys(other.problem for other in found if other.problem)) or None
+        result.voids = sum(other.voids for other in found)
     return replace(
         first,
-        arguments=arguments,
+        date=" to ".join(dict.fromkeys((first.date, reports[-1].date))),
+        libraries=" and ".join(dict.fromkeys(report.libraries for report in reports)),
+        arguments=_command_of(reports),
         code=" and ".join(dict.fromkeys(report.code for report in reports)),
         seconds=sum(report.seconds for report in reports),
         load=max(report.load for report in reports),
-        results={
-            name: _joined([report.results.get(name) for report in reports], first.rounds)
-            for name in dict.fromkeys(name for report in reports for name in report.results)
-        },
+        results=results,
         missing={name: why for report in reports for name, why in report.missing.items()},
-        runs=len(reports),
+        runs=len(runs),
     )
 
 
 def _joined(results: Sequence[Result | None], rounds: int) -> Result:
     found = [result for result in results if result is not None]
     samples = [
-        replace(sample, round=sample.round + number * rounds)
+        replace(sample, round=sample.round % rounds + number * rounds)
         for number, result in enumerate(results)
         if result is not None
         for sample in result.samples
     ]
-    problems = dict.fromkeys(result.problem for result in found if result.problem)
-    voids = sum(result.voids for result in found)
-    return replace(found[0], samples=samples, problem="; ".join(problems) or None, voids=voids)
+    return replace(found[0], samples=samples)
 
 
 def measured(count: int, words: list[str], output: Path) -> tuple[list[Path], bool]:
@@ -82,12 +88,20 @@ def measured(count: int, words: list[str], output: Path) -> tuple[list[Path], bo
     return records, failed
 
 
-def command_of(reports: Sequence[Report]) -> str:
-    """Return what made runs that were there already; where their results went changed nothing, and is left out."""
+def _command_of(reports: Sequence[Report]) -> str:
+    """Return what made runs; where their results went changed nothing, and is left out."""
     folder = argparse.ArgumentParser(add_help=False)
     folder.add_argument("--output")
-    commands = (shlex.join(folder.parse_known_args(shlex.split(report.arguments))[1]) for report in reports)
-    return f"{len(reports)} times {' and '.join(dict.fromkeys(commands))}"
+    commands = []
+    for report in reports:
+        command = report.arguments.removeprefix(_times(report.runs)) if report.runs > 1 else report.arguments
+        commands.append(shlex.join(folder.parse_known_args(shlex.split(command))[1]))
+    count = sum(report.runs for report in reports)
+    return f"{_times(count) if count > 1 else ''}{' and '.join(dict.fromkeys(commands))}"
+
+
+def _times(count: int) -> str:
+    return f"{count} times "
 
 
 def main() -> int:
@@ -103,10 +117,7 @@ def main() -> int:
     if records is None:
         records, failed = measured(arguments.count, words, arguments.output)
     reports = [Report.from_json(json.loads(record.read_text())) for record in records]
-    command = shlex.join(["python", "benchmarks/runs.py", str(len(reports)), *words])
-    if arguments.of:
-        command = command_of(reports)
-    print(write(together(reports, command), arguments.output))
+    print(write(together(reports), arguments.output))
     return 1 if failed else 0
 
 

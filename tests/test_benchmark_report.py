@@ -59,14 +59,14 @@ def test_a_goal_is_met_if_every_run_meets_it_by_itself() -> None:
 
     runs = [_report({"ws.upload_warm": [value] * 3}) for value in (4.6, 4.4, 7.0)]
     what = "WebSocket upload to a warm file, to raw"
-    assert _goal(together(runs, "three"), what)[1:6] == [
+    assert _goal(together(runs), what)[1:6] == [
         "0.46; 0.44; 0.70",
         "≥ 0.45",
         "**missed**, met 2 of 3 times",
         "≥ 0.65",
         "missed, met 1 of 3 times",
     ]
-    assert _goal(together([runs[0], runs[2]], "two"), what)[3] == "met"
+    assert _goal(together([runs[0], runs[2]]), what)[3] == "met"
     assert _goal(runs[1], what)[1:4] == ["0.44", "≥ 0.45", "**missed**"]
 
 
@@ -75,7 +75,7 @@ def test_ratios_are_of_the_rounds_of_one_run_also_where_one_has_fewer() -> None:
 
     first = _report({"grpc.upload_warm": [1.0, 2.0], "floor.upload_warm": [2.0, 4.0, 4.0]})
     second = _report({"grpc.upload_warm": [3.0, 3.0, 3.0], "floor.upload_warm": [12.0, 12.0, 12.0]})
-    whole = together([first, second], "two")
+    whole = together([first, second])
     assert whole.ratios_to("grpc.upload_warm", ["floor.upload_warm"]) == [0.5, 0.5, 0.25, 0.25, 0.25]
     assert [run.values("grpc.upload_warm") for run in whole.each_run()] == [{0: 1.0, 1: 2.0}, {3: 3.0, 4: 3.0, 5: 3.0}]
 
@@ -106,18 +106,34 @@ def test_a_row_that_one_run_lacks_is_told_of_the_others() -> None:
     from runs import together
 
     with_row, without = _report({"ws.upload_warm": [5.0]}), _report({"ws.download": [5.0]})
-    whole = together([without, with_row], "two")
+    whole = together([without, with_row])
     assert _goal(whole, "WebSocket upload to a warm file, to raw")[1] == "0.50"
     assert _goal(whole, "WebSocket download, to raw")[1] == "0.50"
 
 
-def test_runs_of_other_sizes_or_of_several_runs_are_not_put_together() -> None:
+def test_runs_of_other_sizes_are_not_put_together() -> None:
     from runs import together
 
-    one = _report({})
-    for other in (_report({}, size=2), _report({}, rounds=5), together([one, one], "two")):
-        with pytest.raises(ValueError, match="only single runs"):
-            together([one, other], "two")
+    for other in (_report({}, size=2), _report({}, rounds=5)):
+        with pytest.raises(ValueError, match="only runs with the same"):
+            together([_report({}), other])
+
+
+def test_further_runs_are_added_to_the_report_of_several() -> None:
+    from runs import together
+
+    values = ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
+    first, second, third = (_report({"ws.upload": list(run)}, rounds=2) for run in values)
+    third.date = "2026-11-22 13:00"
+    second.results["ws.upload"].voids, second.results["ws.upload"].problem = 2, "TimeoutError"
+    whole = together([together([first, second]), third])
+    assert whole == together([first, second, third])
+    assert (whole.runs, whole.seconds, whole.date) == (3, 180.0, "2026-11-21 12:00 to 2026-11-22 13:00")
+    assert (whole.results["ws.upload"].voids, whole.results["ws.upload"].problem) == (2, "TimeoutError")
+    assert [list(run.values("ws.upload").values()) for run in whole.each_run()] == [list(run) for run in values]
+    assert together([third, together([first, second])]).values("ws.upload") == dict(
+        enumerate([5.0, 6.0, 1.0, 2.0, 3.0, 4.0])
+    )
 
 
 def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> None:
@@ -126,7 +142,7 @@ def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> N
     first, second = _report({"ws.download": [1.0]}, missing={"nginx": "not there"}), _report({"ws.download": [2.0]})
     second.code = "def"
     second.results["ws.download"].problem = "TimeoutError"
-    whole = together([first, second], "two")
+    whole = together([first, second])
     assert (whole.code, whole.seconds, whole.missing) == ("abc and def", 120.0, {"nginx": "not there"})
     assert whole.results["ws.download"].problem == "TimeoutError"
 
@@ -160,7 +176,7 @@ def test_a_void_sample_is_measured_again_and_counted_in_the_report(tmp_path: Pat
     assert samples == [left]
     assert [sample.value for sample in result.samples] == [2.0]
     assert result.voids == 2
-    whole = together([report, report], "two").results["row"]
+    whole = together([report, report]).results["row"]
     assert whole.voids == 4
     assert "measured again 4 times" in table(report, [whole])[-1]
 
@@ -178,16 +194,18 @@ def test_a_row_whose_samples_are_all_void_fails_and_other_errors_are_not_tried_a
         assert result.voids == len(errors) - 1
 
 
-def test_runs_that_were_there_are_told_with_what_made_them_and_not_with_where_they_went() -> None:
-    from runs import command_of
+def test_runs_are_told_with_what_made_them_and_not_with_where_they_went() -> None:
+    from runs import together
 
     first, second, third = _report({}), _report({}), _report({})
     first.arguments = "python benchmarks/run.py --peers --output /somewhere/run-1"
     second.arguments = "python benchmarks/run.py --output=run-2 --peers"
     third.arguments = "python benchmarks/run.py --only 'a|b' --quick"
-    assert command_of([first, second]) == "2 times python benchmarks/run.py --peers"
-    both = "2 times python benchmarks/run.py --peers and python benchmarks/run.py --only 'a|b' --quick"
-    assert command_of([first, third]) == both
+    both = together([first, second])
+    assert both.arguments == "2 times python benchmarks/run.py --peers"
+    assert together([first]).arguments == "python benchmarks/run.py --peers"
+    whole = "3 times python benchmarks/run.py --peers and python benchmarks/run.py --only 'a|b' --quick"
+    assert together([both, third]).arguments == whole
 
 
 def test_what_is_recorded_can_be_read_again_and_has_a_line_for_each_sample() -> None:
@@ -195,26 +213,37 @@ def test_what_is_recorded_can_be_read_again_and_has_a_line_for_each_sample() -> 
     from runs import together
 
     one = _report({"ws.download": [1.0, 2.0], "nothing": []}, missing={"nginx": "not there"})
-    whole = together([one, one], "two")
+    whole = together([one, one])
     text = whole.to_text()
     assert Report.from_json(json.loads(text)) == whole
     assert sum(line.strip().startswith('{"value"') for line in text.splitlines()) == 4
 
 
 def test_goals_name_every_peer_that_does_as_much_and_the_fastest_of_the_others() -> None:
+    from goals import section
+
     report = _report(
         {
             "ws.upload": [2.0, 2.0],
             "peer.arrow-flight.upload": [4.0, 4.0],
+            "peer.arrow-flight-followed.upload": [4.0, 4.0],
             "peer.durable-streams-npm.upload": [1.0, 1.0],
             "peer.nginx.upload": [8.0, 8.0],
             "peer.rsync.upload": [1.0, 1.0],
         }
     )
     what = "WebSocket, upload: ahead of"
-    assert _goal(report, f"{what} Arrow Flight, which does as much")[1:4] == ["0.50", "≥ 1", "**missed**"]
+    assert _goal(report, f"{what} Arrow Flight, followed, which does as much")[1:4] == ["0.50", "≥ 1", "**missed**"]
     assert _goal(report, f"{what} Durable Streams (npm), which does as much")[1:4] == ["2.00", "≥ 1", "met"]
+    assert not any("ahead of Arrow Flight, which" in line for line in section(report))
     assert _goal(report, f"{what} nginx, the fastest of those that do less")[1:6] == ["0.25", "–", "", "≥ 1", "missed"]
+
+
+def test_uploads_that_nobody_can_follow_are_less_work_and_a_far_goal() -> None:
+    report = _report({"grpc.upload": [0.9], "peer.arrow-flight.upload": [1.0]})
+    what = "gRPC upload, to Arrow Flight's, that nobody can follow"
+    assert _goal(report, what)[1:6] == ["0.90", "–", "", "≥ 1", "missed"]
+    assert _goal(report, "gRPC, upload: ahead of Arrow Flight, the fastest of those that do less")[2:4] == ["–", ""]
 
 
 def test_ahead_of_arrow_flights_followers_is_a_must_over_websocket_and_far_off_over_grpc() -> None:
