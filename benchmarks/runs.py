@@ -23,6 +23,8 @@ from report import Report
 from run import RESULTS, write
 
 RUN = Path(__file__).with_name("run.py")
+_TO = " to "
+"""Between the dates of the first and of the last run."""
 
 
 def together(reports: Sequence[Report]) -> Report:
@@ -49,7 +51,7 @@ def together(reports: Sequence[Report]) -> Report:
         result.voids = sum(other.voids for other in found)
     return replace(
         first,
-        date=" to ".join(dict.fromkeys((first.date, reports[-1].date))),
+        date=_TO.join(dict.fromkeys((first.date.partition(_TO)[0], reports[-1].date.rpartition(_TO)[2]))),
         libraries=" and ".join(dict.fromkeys(report.libraries for report in reports)),
         arguments=_command_of(reports),
         code=" and ".join(dict.fromkeys(report.code for report in reports)),

@@ -124,7 +124,7 @@ def test_further_runs_are_added_to_the_report_of_several() -> None:
 
     values = ([1.0, 2.0], [3.0, 4.0], [5.0, 6.0])
     first, second, third = (_report({"ws.upload": list(run)}, rounds=2) for run in values)
-    third.date = "2026-11-22 13:00"
+    second.date, third.date = "2026-11-21 12:30", "2026-11-22 13:00"
     second.results["ws.upload"].voids, second.results["ws.upload"].problem = 2, "TimeoutError"
     whole = together([together([first, second]), third])
     assert whole == together([first, second, third])
