@@ -64,8 +64,10 @@ def latency_busy(run: Run, transport: str) -> Sample:
         meter = run.meter(clients=(*OURSELVES, uploader.pid))
         times = run.wait(workloads.follow_latencies(url, run.scale.latencies, 0.002, meter))
         said, _ = uploader.communicate()
+    if uploader.returncode:
+        raise RuntimeError(f"the upload ended with {uploader.returncode}")
     rate = float(said)
-    if uploader.returncode or rate < RATE * 0.9:
+    if rate < RATE * 0.9:
         raise VoidSampleError(f"the upload ran at {rate / 1e6:.0f} MB/s instead of {RATE / 1e6:.0f}")
     figures = milliseconds(times)
     return meter.sample(figures["p99_ms"], count=len(times), more=figures)
