@@ -67,7 +67,7 @@ COMPARED = {
 """All of it, by the name that peers have for it."""
 
 
-def _side_by_side(peer: type[Any], what: str) -> bool:
+def side_by_side(peer: type[Any], what: str) -> bool:
     """Whether ours is measured directly before, once more, in every round.
 
     For transfers, which take less time than the machine keeps its pace, where others do as much or are as fast, or
@@ -144,7 +144,7 @@ def register() -> dict[str, str]:
         for make in peers.PEERS:
             if make.name not in missing and what in make.supports:
                 unit = {"lines": "thousand/s", "latencies": "ms"}.get(what, THROUGHPUT)
-                beside = _side_by_side(make, what)
+                beside = side_by_side(make, what)
                 case(
                     row_of(make, what),
                     f"{make.name}: {what.replace('_', ' ')}",

@@ -131,19 +131,20 @@ def test_further_runs_are_added_to_the_report_of_several() -> None:
     assert (whole.runs, whole.seconds, whole.date) == (3, 180.0, "2026-11-21 12:00 to 2026-11-22 13:00")
     assert (whole.results["ws.upload"].voids, whole.results["ws.upload"].problem) == (2, "TimeoutError")
     assert [list(run.values("ws.upload").values()) for run in whole.each_run()] == [list(run) for run in values]
-    assert together([third, together([first, second])]).values("ws.upload") == dict(
-        enumerate([5.0, 6.0, 1.0, 2.0, 3.0, 4.0])
-    )
+    turned = together([third, together([first, second])])
+    assert turned.date == "2026-11-22 13:00 to 2026-11-21 12:30"
+    assert turned.values("ws.upload") == dict(enumerate([5.0, 6.0, 1.0, 2.0, 3.0, 4.0]))
 
 
 def test_problems_codes_and_peers_that_were_missing_are_those_of_all_runs() -> None:
     from runs import together
 
     first, second = _report({"ws.download": [1.0]}, missing={"nginx": "not there"}), _report({"ws.download": [2.0]})
-    second.code = "def"
+    second.code, second.libraries = "def", "others"
     second.results["ws.download"].problem = "TimeoutError"
     whole = together([first, second])
     assert (whole.code, whole.seconds, whole.missing) == ("abc and def", 120.0, {"nginx": "not there"})
+    assert whole.libraries == "libraries and others"
     assert whole.results["ws.download"].problem == "TimeoutError"
 
 
@@ -244,6 +245,17 @@ def test_uploads_that_nobody_can_follow_are_less_work_and_a_far_goal() -> None:
     what = "gRPC upload, to Arrow Flight's, that nobody can follow"
     assert _goal(report, what)[1:6] == ["0.90", "–", "", "≥ 1", "missed"]
     assert _goal(report, "gRPC, upload: ahead of Arrow Flight, the fastest of those that do less")[2:4] == ["–", ""]
+
+
+def test_ours_are_measured_directly_before_transfers_that_are_as_much_work_or_as_fast() -> None:
+    from peer_rows import side_by_side
+    from peers.flight import FlightFollowing, FlightStoring
+    from peers.nginx import Nginx
+
+    assert all(side_by_side(FlightStoring, what) for what in ("upload", "download"))
+    assert side_by_side(FlightFollowing, "upload")
+    assert [side_by_side(Nginx, what) for what in ("upload", "download", "plain_download")] == [False, False, True]
+    assert not side_by_side(FlightFollowing, "lines")
 
 
 def test_ahead_of_arrow_flights_followers_is_a_must_over_websocket_and_far_off_over_grpc() -> None:
