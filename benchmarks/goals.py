@@ -167,16 +167,13 @@ def _throughput() -> list[Goal]:
 
 
 def _others() -> list[Goal]:
-    """Return what is wanted beside others who do as much at downloads, or who do less and come close."""
+    """Return what is wanted of downloads beside those of others."""
     flight, nginx, plain = row_of(FlightStoring, "download"), row_of(Nginx, "download"), row_of(Nginx, "plain_download")
     alike = row_of(FlightWithoutPool, "download")
-    unfollowed, unfollowed_alike = row_of(FlightStoring, "upload"), row_of(FlightWithoutPool, "upload")
     return [
         Goal("gRPC download, to Arrow Flight's", ratio("grpc.download", flight), 0.8, 1.0),
         Goal("– to Arrow Flight's without its core's threads", ratio("grpc.download", alike), None, 1.0),
         Goal("WebSocket download, to Arrow Flight's", ratio("ws.download", flight), 0.8, 1.0),
-        Goal("gRPC upload, to Arrow Flight's, that nobody can follow", ratio("grpc.upload", unfollowed), None, 1.0),
-        Goal("– to that without its core's threads", ratio("grpc.upload", unfollowed_alike), None, 1.0),
         Goal("plain GET, to nginx's", ratio("http.download", plain), 0.75, 1.0),
         # What is hashed besides is work that only the client of the other does.
         Goal("WebSocket download, to nginx's GET whose client hashes", ratio("ws.download", nginx), None, 0.75),

@@ -17,10 +17,9 @@ def section(report: Report) -> list[str]:
         "## Beside others",
         "",
         "Each with its own client, in the same rounds. Factors are of the same round; those to transfers of who does "
-        "as much and of Arrow Flight, and to plain GETs, are of ours directly before, measured once more; above 1 "
-        "Tailrace is ahead. *As "
-        "much work* is that what is sent has a hash that the other side checks, and that an upload can be read while "
-        "it is made, is stored, and is synced before the answer; or that something is done that costs more instead.",
+        "as much, and to plain GETs, are of ours directly before, measured once more; above 1 Tailrace is ahead. *As "
+        "much work* is that what is sent has a hash that the other side checks, and that an upload is stored and "
+        "synced before the answer; or that something is done that costs more instead.",
         *lines,
         *([""] if absent else []),
         *absent,

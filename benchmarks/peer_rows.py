@@ -28,7 +28,6 @@ from cases import (
     milliseconds,
 )
 from peers import Peer
-from peers.flight import FlightStoring
 
 T = TypeVar("T")
 
@@ -70,11 +69,10 @@ COMPARED = {
 def side_by_side(peer: type[Any], what: str) -> bool:
     """Whether ours is measured directly before, once more, in every round.
 
-    For transfers, which take less time than the machine keeps its pace, where others do as much or are as fast, or
-    where both are read by the same client.
+    For transfers, which take less time than the machine keeps its pace, where others do as much, or where both are read
+    by the same client.
     """
-    close = what in peer.same_work or issubclass(peer, FlightStoring)
-    return what == "plain_download" or (what in ("upload", "download") and close)
+    return what == "plain_download" or (what in ("upload", "download") and what in peer.same_work)
 
 
 def slug(name: str) -> str:

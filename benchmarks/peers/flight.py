@@ -22,9 +22,9 @@ class FlightStoring(DrivenPeer):
     """
 
     name: ClassVar[str] = "Arrow Flight"
-    does_less: ClassVar[str] = "no live readers, no resuming, one hash at the end"
+    does_less: ClassVar[str] = "the same work, but no live readers, no resuming, one hash at the end"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download", "lines"})
-    same_work: ClassVar[frozenset[str]] = frozenset({"download"})
+    same_work: ClassVar[frozenset[str]] = supports
     _program: ClassVar[str] = "flight_client"
     _options: ClassVar[tuple[str, ...]] = ()
     _environment: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -52,6 +52,7 @@ class FlightWithoutPool(FlightStoring):
 
     name: ClassVar[str] = "Arrow Flight, without its core's threads"
     supports: ClassVar[frozenset[str]] = frozenset({"upload", "download"})
+    same_work: ClassVar[frozenset[str]] = supports
     _environment: ClassVar[Mapping[str, str]] = WITHOUT_POOL
 
 

@@ -33,8 +33,8 @@ class Peer(Protocol):
     def same_work(self) -> frozenset[str]:
         """Those of :attr:`supports` at which it does what Tailrace does, or something else that costs more.
 
-        That is: what is sent has a hash that the other side checks; and what is uploaded can be read meanwhile, is
-        stored, and is synced to disk before whoever sends it hears so.
+        That is: what is sent has a hash that the other side checks; and what is uploaded is stored, and synced to disk
+        before whoever sends it hears so.
         """
 
     @property
