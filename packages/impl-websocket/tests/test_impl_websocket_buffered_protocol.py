@@ -12,7 +12,7 @@ from impl_websocket_protocols import Connection, Listener, Told, masked, told_by
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.utils import ClientDisconnected
 
-from tailrace_impl_common import chunk_hash
+from tailrace_impl_common import chunk_hash, sends_lists
 from tailrace_impl_common.messages import Chunk
 from tailrace_impl_websocket import _buffered_protocol
 from tailrace_impl_websocket._buffered_protocol import BufferedFrameProtocol, buffered_frame_protocol
@@ -21,7 +21,6 @@ from tailrace_impl_websocket._frame_channel import DirectFrames
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, PING, PONG, TEXT, frame_header
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
 from tailrace_impl_websocket._frame_reader import FrameReader, ReceiveBuffers
-from tailrace_impl_websocket._transports import sends_lists
 
 MIB = 1 << 20
 

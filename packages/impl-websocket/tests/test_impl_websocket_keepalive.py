@@ -19,16 +19,15 @@ from websockets.asyncio.client import connect as connect_websocket
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosedError
 
+from tailrace_impl_common import LOOKS_PER_TIMEOUT, Keepalive, Patience, Traffic
 from tailrace_impl_websocket._buffered_protocol import BufferedFrameProtocol
 from tailrace_impl_websocket._client_connection import LibraryFrames, OpeningConnection
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol
 from tailrace_impl_websocket._frame_layout import CLOSE, PING
 from tailrace_impl_websocket._frame_protocol import FrameProtocol
-from tailrace_impl_websocket._keepalive import Keepalive
-from tailrace_impl_websocket._traffic import LOOKS, Patience, Traffic
 
 INTERVAL, TIMEOUT = 10.0, 20.0
-LOOK = TIMEOUT / LOOKS
+LOOK = TIMEOUT / LOOKS_PER_TIMEOUT
 
 
 class Line:
@@ -153,7 +152,7 @@ def test_without_a_timeout_it_only_asks() -> None:
 @pytest.mark.parametrize(
     "seen", ["received", "acknowledged behind unsent", "acknowledged behind buffered", "taken", "told"]
 )
-@pytest.mark.parametrize("looks_between", [1, LOOKS])
+@pytest.mark.parametrize("looks_between", [1, LOOKS_PER_TIMEOUT])
 def test_time_begins_anew_while_bytes_flow(seen: str, looks_between: int) -> None:
     asked = Asked()
     line, wire = asked.line, asked.wire
@@ -324,7 +323,7 @@ def test_system_that_tells_less_is_as_one_that_tells_nothing() -> None:
 
 
 PROTOCOLS = pytest.mark.parametrize("implementation", [BufferedFrameProtocol, FrameProtocol])
-ENOUGH = 10 * LOOKS
+ENOUGH = 10 * LOOKS_PER_TIMEOUT
 """Looks in the time in which a connection would be given up ten times."""
 
 
@@ -468,7 +467,7 @@ async def test_reader_who_takes_a_little_at_a_time_is_kept_and_one_who_takes_not
         )
         with socket.fromfd(connection.fileno(), socket.AF_INET, socket.SOCK_STREAM) as reader:
             reader.setblocking(False)
-            for _ in range(3 * LOOKS):
+            for _ in range(3 * LOOKS_PER_TIMEOUT):
                 await looked.wait()
                 while not Traffic.of(protocol.transport).has_moved(waiting[0]._seen):
                     with suppress(BlockingIOError):

@@ -7,6 +7,7 @@ import socket
 
 import pytest
 
+from tailrace_impl_common import listen
 from tailrace_impl_server import create_manager
 from tailrace_impl_websocket import WebSocketServer, _server
 from tailrace_server_api import TransportServerSettings
@@ -29,10 +30,10 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(monkeypatch: pyte
     starting: list[asyncio.Task[None]] = []
     listeners: list[socket.socket] = []
     ports: list[int] = []
-    real_listen, real_startup = _server._listen, _server._Server.startup
+    real_startup = _server._Server.startup
 
-    async def listen(host: str, port: int) -> socket.socket:
-        listeners.append(await real_listen(host, port))
+    async def listen_and_tell(host: str, port: int) -> socket.socket:
+        listeners.append(await listen(host, port))
         ports.append(listeners[0].getsockname()[1])
         return listeners[0]
 
@@ -45,7 +46,7 @@ async def test_a_start_that_is_cancelled_leaves_nothing_behind(monkeypatch: pyte
         if moment == "listening":
             starting[0].cancel()
 
-    monkeypatch.setattr(_server, "_listen", listen)
+    monkeypatch.setattr(_server, "listen", listen_and_tell)
     monkeypatch.setattr(_server._Server, "startup", startup)
     async with create_manager(None, {}) as managed:
         server = WebSocketServer()

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tailrace_impl_websocket._transports import sends_lists
+from tailrace_impl_common import sends_lists
 
 
 @pytest.mark.parametrize(

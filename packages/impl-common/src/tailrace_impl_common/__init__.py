@@ -30,6 +30,7 @@ from tailrace_impl_common._head import (
 )
 from tailrace_impl_common._ids import IdGenerator
 from tailrace_impl_common._inprocess import InProcessConnection
+from tailrace_impl_common._keepalive import Keepalive
 from tailrace_impl_common._lasting_upload import DEFAULT_SPOOL_BYTES, LastingUpload
 from tailrace_impl_common._lines import (
     count_newlines,
@@ -38,6 +39,7 @@ from tailrace_impl_common._lines import (
     line_count,
     resolve_lines,
 )
+from tailrace_impl_common._listening import listen
 from tailrace_impl_common._local_uploads import DirectoryClient, DiscardingClient
 from tailrace_impl_common._message_chain import MessageChainReceiver, MessageChainSender
 from tailrace_impl_common._options import check_option_names, flag_option, is_loopback
@@ -56,7 +58,9 @@ from tailrace_impl_common._spool import Spool
 from tailrace_impl_common._statuses import status_under
 from tailrace_impl_common._streams import ClientStream, Connection, MessageStream, ServerStream
 from tailrace_impl_common._tracing import current_trace, outgoing_trace, traced
+from tailrace_impl_common._traffic import LOOKS_PER_TIMEOUT, Patience, Traffic
 from tailrace_impl_common._transcode import Transcoder
+from tailrace_impl_common._transports import sends_lists
 from tailrace_impl_common._upload_machine import (
     UPLOAD_TRANSITIONS,
     Resumption,
@@ -74,6 +78,7 @@ __all__ = [
     "DOWNLOAD_TRANSITIONS",
     "EMPTY_HEAD",
     "HASH_SIZE",
+    "LOOKS_PER_TIMEOUT",
     "MAX_CHUNK_SIZE",
     "UPLOAD_TRANSITIONS",
     "BlockDigest",
@@ -104,10 +109,12 @@ __all__ = [
     "HeadHasher",
     "IdGenerator",
     "InProcessConnection",
+    "Keepalive",
     "LastingUpload",
     "MessageChainReceiver",
     "MessageChainSender",
     "MessageStream",
+    "Patience",
     "ProcessExit",
     "ReceiveWindow",
     "Reconnection",
@@ -125,6 +132,7 @@ __all__ = [
     "Source",
     "SourceRestarted",
     "Spool",
+    "Traffic",
     "Transcoder",
     "UploadReceiver",
     "UploadSender",
@@ -150,6 +158,7 @@ __all__ = [
     "iter_source",
     "last_lines",
     "line_count",
+    "listen",
     "log_failure",
     "make_head",
     "next_spine",
@@ -157,6 +166,7 @@ __all__ = [
     "read_pieces",
     "resolve_lines",
     "save_resource",
+    "sends_lists",
     "serve_conversation",
     "set_caller",
     "status_under",

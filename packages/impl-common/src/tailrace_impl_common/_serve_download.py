@@ -284,6 +284,8 @@ class _DownloadConversation:
             size = len(chunk.data)
             self._count(size)
             offset += size
+            if self._owner is not None:
+                self._listen()
         return offset == snapshot.size and not snapshot.state.terminal
 
     async def _send(self, end: int, announced: Snapshot) -> None:

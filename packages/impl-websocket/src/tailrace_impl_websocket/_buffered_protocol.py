@@ -25,14 +25,13 @@ from uvicorn.protocols.utils import (
 from websockets.frames import Close, CloseCode
 
 from tailrace_common_api import KIBIBYTE, MEBIBYTE, TailraceError
+from tailrace_impl_common import Keepalive, sends_lists
 from tailrace_impl_websocket._codec import Failure, encode_from_server
 from tailrace_impl_websocket._frame_channel import FRAMES_EXTENSION, FrameReceiver
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, PING, PONG, TEXT, frame_header
 from tailrace_impl_websocket._frame_reader import FrameReader, ReceiveBuffers
 from tailrace_impl_websocket._handshake import Handshake
 from tailrace_impl_websocket._http_protocol import LINGER
-from tailrace_impl_websocket._keepalive import Keepalive
-from tailrace_impl_websocket._transports import sends_lists
 
 if TYPE_CHECKING:
     from uvicorn.server import ServerState

@@ -11,12 +11,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import CloseCode
 from websockets.protocol import State
 
-from tailrace_impl_common import cancel_and_wait
+from tailrace_impl_common import LOOKS_PER_TIMEOUT, Patience, cancel_and_wait
 from tailrace_impl_common.messages import Buffer
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
 from tailrace_impl_websocket._client_frames import ClientFrameProtocol, ClientFrames, MessageReceiver
 from tailrace_impl_websocket._frame_reader import Payload
-from tailrace_impl_websocket._traffic import LOOKS, Patience
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +87,7 @@ class OpeningConnection(ClientConnection):
             answer = asyncio.ensure_future(await self.ping())
             if self.ping_timeout is None:
                 continue
-            while not (await asyncio.wait((answer,), timeout=self.ping_timeout / LOOKS))[0]:
+            while not (await asyncio.wait((answer,), timeout=self.ping_timeout / LOOKS_PER_TIMEOUT))[0]:
                 if not patience.lasts():
                     async with self.send_context():
                         self.protocol.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")

@@ -10,12 +10,11 @@ from typing import Protocol
 from websockets.frames import Close, CloseCode
 
 from tailrace_common_api import KIBIBYTE, MEBIBYTE, TailraceError
+from tailrace_impl_common import Keepalive, sends_lists
 from tailrace_impl_common.messages import Buffer
 from tailrace_impl_websocket._frame_layout import BINARY, CLOSE, MASKED, PING, PONG, TEXT, apply_mask, frame_header
 from tailrace_impl_websocket._frame_reader import FrameReader, Payload
-from tailrace_impl_websocket._keepalive import Keepalive
 from tailrace_impl_websocket._payload_buffers import PayloadBuffers
-from tailrace_impl_websocket._transports import sends_lists
 
 _MASK_SIZE = 4
 _MASKS_AT_ONCE = 256

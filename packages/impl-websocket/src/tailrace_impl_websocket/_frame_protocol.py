@@ -9,9 +9,9 @@ from websockets.exceptions import PayloadTooBig
 from websockets.frames import Close, CloseCode, Frame, Opcode
 
 from tailrace_common_api import InternalError, MessageTooLarge, ProtocolError, TailraceError
+from tailrace_impl_common import Keepalive
 from tailrace_impl_websocket._codec import Failure, encode_from_server
 from tailrace_impl_websocket._http_protocol import LINGER
-from tailrace_impl_websocket._keepalive import Keepalive
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGISendEvent

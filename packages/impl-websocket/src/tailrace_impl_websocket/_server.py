@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from tailrace_common_api import ConfigurationError, url_scheme
-from tailrace_impl_common import Endpoint, cancel_and_wait, where_waits
+from tailrace_impl_common import Endpoint, cancel_and_wait, listen, where_waits
 from tailrace_impl_websocket._application import BEST_CHUNK_SIZE, Endpoints
 from tailrace_impl_websocket._buffered_protocol import buffered_frame_protocol
 from tailrace_impl_websocket._chunk_frame import MAX_FRAME_SIZE
@@ -30,7 +29,6 @@ from tailrace_server_api import ResourceManager, TransportServer, TransportServe
 
 logger = logging.getLogger(__name__)
 
-_BACKLOG = 2048
 _TICK = 1.0
 """Time between two updates of the date in responses, in seconds."""
 _LAST_CHANCE = 1.0
@@ -56,7 +54,7 @@ class WebSocketServer(TransportServer):
             _check_base(settings.public_base)
         await asyncio.to_thread(check_server_files, settings)
         secure = "" if settings.certificate_file is None else "s"
-        listener = await _listen(settings.host, settings.port)
+        listener = await listen(settings.host, settings.port)
         try:
             prefix = options.prefix
             if prefix is None:
@@ -203,32 +201,6 @@ class _Server(uvicorn.Server):
     def cut_connections(self) -> None:
         for connection in tuple(self.server_state.connections):
             connection.transport.abort()
-
-
-async def _listen(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound to the first address of ``host``.
-
-    Raises:
-        ConfigurationError: The address cannot be listened on.
-    """
-    listener: socket.socket | None = None
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host or None, port, type=socket.SOCK_STREAM, proto=socket.IPPROTO_TCP, flags=socket.AI_PASSIVE
-        )
-        family, kind, protocol, _, address = found[0]
-        # Not socket.create_server(): it leaves the protocol at 0, which connections inherit, and asyncio switches off
-        # Nagle's algorithm only where it reads TCP. With it, windows wait 40 ms for the acknowledgement of data.
-        listener = socket.socket(family, kind, protocol)
-        if os.name == "posix":
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(_BACKLOG)
-        return listener
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        raise ConfigurationError(field="host", problem=f"cannot listen on {host}:{port}: {error.strerror}") from None
 
 
 def _frame_protocol(options: WebSocketServerOptions) -> type[asyncio.Protocol]:

@@ -8,7 +8,7 @@ import struct
 import sys
 from dataclasses import dataclass
 
-LOOKS = 4
+LOOKS_PER_TIMEOUT = 4
 """Looks at a connection in the time that an answer may take."""
 _COUNTS = struct.Struct("=QQ8xI")
 """What is read of Linux's `tcp_info`: tcpi_bytes_acked, tcpi_bytes_received, tcpi_notsent_bytes (Linux 4.6)."""
@@ -69,10 +69,10 @@ class Patience:
         self._idle = 0
 
     def lasts(self) -> bool:
-        """Look whether bytes have flown; return whether to look again, which is due `LOOKS` times in the time."""
+        """Look whether bytes have flown; return whether to look again: `LOOKS_PER_TIMEOUT` times in the time."""
         seen, self._seen = self._seen, Traffic.of(self._transport)
         self._idle = 0 if self._seen.has_moved(seen) else self._idle + 1
-        return self._idle < LOOKS
+        return self._idle < LOOKS_PER_TIMEOUT
 
     def begin_anew(self) -> None:
         """Wait as long as at the beginning."""

@@ -6,7 +6,7 @@ import asyncio
 import random
 from collections.abc import Callable
 
-from tailrace_impl_websocket._traffic import LOOKS, Patience
+from tailrace_impl_common._traffic import LOOKS_PER_TIMEOUT, Patience
 
 
 class Keepalive:
@@ -107,7 +107,7 @@ class Keepalive:
 
     def _look_later(self) -> None:
         if self._timeout is not None:
-            self._timer = self._loop.call_later(self._timeout / LOOKS, self._look)
+            self._timer = self._loop.call_later(self._timeout / LOOKS_PER_TIMEOUT, self._look)
 
     def _look(self) -> None:
         self._timer = None
