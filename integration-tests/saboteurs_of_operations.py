@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 from sabotage import executed, put, saboteur
@@ -66,11 +67,13 @@ def new_work_is_taken_while_the_server_drains() -> None:
 
 @saboteur("UPL-8", cell="grpc-memory")
 def a_server_of_grpc_does_not_look_whether_its_clients_live() -> None:
-    from tailrace_impl_grpc import _server
-    from tailrace_impl_grpc._options import server_options
+    from tailrace_impl_grpc._http2_connection import Http2Connection
 
-    def options(*arguments: Any) -> Any:
+    real: Callable[..., None] = vars(Http2Connection)["connection_made"]
+
+    def connection_made(self: Any, transport: Any) -> None:
+        real(self, transport)
         executed()
-        return [option for option in server_options(*arguments) if not option[0].startswith("grpc.keepalive")]
+        self._keepalive.stop()
 
-    put(_server, "server_options", options)
+    put(Http2Connection, "connection_made", connection_made)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from importlib.abc import MetaPathFinder
 from typing import Any
 
-from sabotage import executed, saboteur
+from sabotage import executed, put, saboteur
 
 
 @saboteur("USE-1")
@@ -53,17 +53,17 @@ def environment_is_not_asked() -> None:
 
 @saboteur("USE-4", trap="shared-poller", cell="grpc-memory")
 def several_loops_disturb_the_poller() -> None:
-    from tailrace_impl_grpc import _client
+    from tailrace_impl_grpc._client import GrpcConnection
 
-    real: Callable[[], None] = vars(_client)["keep_poller"]
+    real: Callable[..., Any] = vars(GrpcConnection)["_connect"]
 
-    def keep_poller() -> None:
-        real()
+    async def _connect(self: Any) -> Any:
         if threading.current_thread() is not threading.main_thread():
             executed()
             logging.getLogger("asyncio").error("Exception in callback PollerCompletionQueue._handle_events()")
+        return await real(self)
 
-    vars(_client)["keep_poller"] = keep_poller
+    put(GrpcConnection, "_connect", _connect)
 
 
 @saboteur("USE-4")

@@ -28,7 +28,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "client-download-api": set(),
     "impl-common": {"opentelemetry", "stringzilla", "watchfiles", "xxhash"},
     "impl-server": {"asyncpg", "google", "jsonschema_rs", "orjson", "prometheus_client"},
-    "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection"},
+    "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection", "hpack"},
     "impl-websocket": {"starlette", "uvicorn", "websockets"},
     "tailrace": {"anyio", "click", "pydantic", "pydantic_settings", "rich", "uvloop"},
 }

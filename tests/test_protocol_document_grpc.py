@@ -49,7 +49,7 @@ from tailrace_impl_common import (
     messages,
     record_messages,
 )
-from tailrace_impl_grpc import _client as grpc_client
+from tailrace_impl_grpc import _address as grpc_address
 from tailrace_impl_grpc import _codec as grpc_codec
 from tailrace_impl_grpc import _codec_records as grpc_records
 from tailrace_impl_grpc import _codec_values as grpc_values
@@ -92,7 +92,7 @@ def test_grpc_methods() -> None:
         for request in quoted(row["begins with"]):
             method = grpc_codec._METHODS[getattr(messages, request, None) or getattr(record_messages, request)]
             assert [f"`{method.service}`", f"`{method.name}`"] == [row["service"], row["method"]]
-    assert f"without a port, {grpc_client.DEFAULT_PORT} is" in prose("4.1")
+    assert f"without a port, {grpc_address.DEFAULT_PORT} is" in prose("4.1")
 
 
 def test_fields_in_the_proto_file_bear_the_names_of_the_messages() -> None:

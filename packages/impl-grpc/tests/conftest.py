@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -47,10 +47,11 @@ async def manager(no_task_is_left: None) -> AsyncIterator[ResourceManager]:
         yield managed.manager
 
 
-@pytest.fixture
-async def server(manager: ResourceManager) -> AsyncIterator[GrpcServer]:
+@pytest.fixture(params=["buffered", "grpcio"])
+async def server(manager: ResourceManager, request: pytest.FixtureRequest) -> AsyncIterator[GrpcServer]:
+    """A server, by each of those that take calls."""
     server = GrpcServer()
-    await server.start(manager, TransportServerSettings())
+    await server.start(manager, TransportServerSettings(options={"protocol": request.param}))
     yield server
     await server.close(5.0)
 
@@ -65,13 +66,20 @@ def address(url: str) -> str:
     return url.removeprefix("grpc://")
 
 
+@pytest.fixture(params=["buffered", "grpcio"])
+def client_protocol(request: pytest.FixtureRequest) -> str:
+    """What makes the calls of clients."""
+    return str(request.param)
+
+
 @pytest.fixture
-async def new_client(url: str) -> AsyncIterator[Callable[..., ConnectedClient]]:
+async def new_client(url: str, client_protocol: str) -> AsyncIterator[Callable[..., ConnectedClient]]:
     clients: list[ConnectedClient] = []
 
-    def new(**settings: object) -> ConnectedClient:
+    def new(*, options: Mapping[str, str] | None = None, **settings: object) -> ConnectedClient:
         build: Callable[..., ClientSettings] = ClientSettings
-        clients.append(connect(url, build(**settings)))
+        options = {"protocol": client_protocol, **(options or {})}
+        clients.append(connect(url, build(options=options, **settings)))
         return clients[-1]
 
     yield new

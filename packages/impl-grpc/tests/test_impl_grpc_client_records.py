@@ -107,7 +107,7 @@ async def test_behind_the_last_message_the_end_is_waited_for(request_: Request, 
         await asyncio.sleep(0)
         talking.may_end.set()
         await closing
-        assert await call.code() is grpc.StatusCode.OK
+        assert (await call.status()).code is grpc.StatusCode.OK
 
 
 @pytest.mark.parametrize(("request_", "answer"), NOT_LAST)
@@ -121,7 +121,7 @@ async def test_before_the_last_message_closing_cancels(
         assert await stream.receive() == answer
         call = stream._call  # type: ignore[attr-defined]  # of this transport's stream
         await stream.close()
-        assert await call.code() is grpc.StatusCode.CANCELLED
+        assert (await call.status()).code is grpc.StatusCode.CANCELLED
 
 
 async def test_the_reason_reaches_a_bulk_that_only_sends() -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Iterator
+from typing import Any
 
-import grpc.aio._server
 import pytest
 
 from tailrace_impl_grpc import GrpcServer
+from tailrace_impl_grpc._call_server import CallServer
+from tailrace_impl_grpc._http2_server import Http2Server
+from tailrace_impl_grpc._library_server import LibraryServer
 from tailrace_server_api import ResourceManager, TransportServerSettings
 
 HOST = "127.0.0.2"
@@ -24,17 +27,32 @@ def no_collection() -> Iterator[None]:
     gc.enable()
 
 
+SERVERS: dict[str, type[CallServer]] = {"buffered": Http2Server, "grpcio": LibraryServer}
+
+
+@pytest.fixture(params=SERVERS)
+def protocol(request: pytest.FixtureRequest) -> str:
+    """What takes the calls."""
+    return str(request.param)
+
+
 @pytest.fixture
-def ports(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def settings(protocol: str) -> TransportServerSettings:
+    return TransportServerSettings(host=HOST, options={"protocol": protocol})
+
+
+@pytest.fixture
+def ports(protocol: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The ports that servers are bound to."""
     bound: list[int] = []
-    real = grpc.aio._server.Server.add_insecure_port
+    kind: Any = SERVERS[protocol]
+    real = kind.bind
 
-    def add_insecure_port(server: grpc.aio._server.Server, address: str) -> int:
-        bound.append(real(server, address))
+    async def bind(server: CallServer) -> int:
+        bound.append(await real(server))
         return bound[-1]
 
-    monkeypatch.setattr(grpc.aio._server.Server, "add_insecure_port", add_insecure_port)
+    monkeypatch.setattr(kind, "bind", bind)
     return bound
 
 
@@ -49,28 +67,35 @@ async def _is_free(port: int) -> bool:
 
 @pytest.mark.parametrize("times", [1, 2])
 async def test_a_start_that_is_cancelled_leaves_no_port_behind(
-    manager: ResourceManager, ports: list[int], monkeypatch: pytest.MonkeyPatch, times: int
+    manager: ResourceManager,
+    protocol: str,
+    settings: TransportServerSettings,
+    ports: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
 ) -> None:
     starting: list[asyncio.Task[None]] = []
-    real_start, real_stop = grpc.aio._server.Server.start, grpc.aio._server.Server.stop
+    kind: Any = SERVERS[protocol]
+    real_start, real_stop = kind.start, kind.stop
     stopped = asyncio.Event()
 
-    async def start(server: grpc.aio._server.Server) -> None:
+    async def start(server: CallServer) -> None:
         # It is cancelled where gRPC waits for its own beginning.
         starting[0].cancel()
         await real_start(server)
+        await asyncio.sleep(0)
 
-    async def stop(server: grpc.aio._server.Server, grace: float | None) -> None:
+    async def stop(server: CallServer, grace: float | None) -> None:
         if times == 2:
             starting[0].cancel()
             await asyncio.sleep(0)
         await real_stop(server, grace)
         stopped.set()
 
-    monkeypatch.setattr(grpc.aio._server.Server, "start", start)
-    monkeypatch.setattr(grpc.aio._server.Server, "stop", stop)
+    monkeypatch.setattr(kind, "start", start)
+    monkeypatch.setattr(kind, "stop", stop)
     server = GrpcServer()
-    starting.append(asyncio.ensure_future(server.start(manager, TransportServerSettings(host=HOST))))
+    starting.append(asyncio.ensure_future(server.start(manager, settings)))
     with pytest.raises(asyncio.CancelledError):
         await starting[0]
     await stopped.wait()
@@ -80,7 +105,7 @@ async def test_a_start_that_is_cancelled_leaves_no_port_behind(
 
 
 async def test_a_start_that_fails_leaves_no_port_behind(
-    manager: ResourceManager, ports: list[int], monkeypatch: pytest.MonkeyPatch
+    manager: ResourceManager, settings: TransportServerSettings, ports: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def add_base(base: str) -> None:
         raise LookupError(base)
@@ -88,6 +113,6 @@ async def test_a_start_that_fails_leaves_no_port_behind(
     monkeypatch.setattr(manager, "add_base", add_base)
     server = GrpcServer()
     with pytest.raises(LookupError):
-        await server.start(manager, TransportServerSettings(host=HOST))
+        await server.start(manager, settings)
     assert await _is_free(ports[0])
     await server.close(1.0)

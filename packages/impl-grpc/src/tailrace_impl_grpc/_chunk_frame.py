@@ -88,11 +88,11 @@ def parse_chunk(message: bytes) -> Chunk | None:
             tag = message[position]
         if tag == _HASH_TAG:
             start, position = _length_at(message, position + 1)
-            own = message[start:position]
+            own = bytes(message[start:position])
             tag = message[position]
         if tag == _PREVIOUS_TAG:
             start, position = _length_at(message, position + 1)
-            previous = message[start:position]
+            previous = bytes(message[start:position])
             tag = message[position]
         if tag == _CHECKPOINT_TAG:
             start, position = _length_at(message, position + 1)
@@ -130,7 +130,7 @@ def _parse_checkpoint(message: bytes, position: int, end: int) -> Checkpoint | N
         newlines, position = _varint_at(message, position + 1)
     if position < end and message[position] == _HEAD_TAG:
         start, position = _length_at(message, position + 1)
-        head = message[start:position]
+        head = bytes(message[start:position])
     return Checkpoint(size, newlines, head) if position == end else None
 
 

@@ -1,46 +1,45 @@
-"""The client's side: a connection over ``grpc.aio``."""
+"""The client's side: a connection, and what is asked over it."""
 
 from __future__ import annotations
 
 import asyncio
-from urllib.parse import urlsplit
+import os
+import ssl
+from contextlib import suppress
 
 import grpc
-import grpc.aio
 
-from tailrace_common_api import (
-    ClientSettings,
-    ConfigurationError,
-    ConnectionLost,
-    DeadlineExceeded,
-    ProtocolError,
-    url_scheme,
-)
+from tailrace_common_api import ClientSettings, ConnectionLost, DeadlineExceeded, ProtocolError
 from tailrace_impl_common import (
     ClientStream,
     ConnectedClient,
     Connection,
     cancel_and_wait,
+    is_loopback,
     outgoing_trace,
     warn_of_clear_text,
 )
-from tailrace_impl_common.messages import WATCH_REQUESTS, Request, UnaryAnswer, UnaryRequest
-from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of, raise_if_not_cancelled
-from tailrace_impl_grpc._codec import method_of
+from tailrace_impl_common.messages import (
+    WATCH_REQUESTS,
+    Request,
+    UnaryAnswer,
+    UnaryRequest,
+)
+from tailrace_impl_grpc._address import parse_url
+from tailrace_impl_grpc._client_streams import GrpcClientStream, error_of_status
+from tailrace_impl_grpc._codec import Method, method_of
 from tailrace_impl_grpc._error_table import ERROR_KEY
+from tailrace_impl_grpc._http2_client_connection import Http2ClientConnection
+from tailrace_impl_grpc._http2_headers import Metadata
+from tailrace_impl_grpc._http2_stream import CallEnded
+from tailrace_impl_grpc._library_client import LibraryConnection
 from tailrace_impl_grpc._options import (
     BEST_CHUNK_SIZE,
+    MAX_RECEIVED_MESSAGE,
+    CallProtocols,
     GrpcClientOptions,
-    channel_credentials,
-    channel_options,
-    compression_of,
+    client_context,
 )
-from tailrace_impl_grpc._poller import keep_poller
-
-DEFAULT_PORT = 7070
-"""Port of a URL that names none."""
-
-_SCHEMES = ("grpc", "grpcs")
 
 
 def connect(url: str, settings: ClientSettings | None = None) -> ConnectedClient:
@@ -54,25 +53,40 @@ def connect(url: str, settings: ClientSettings | None = None) -> ConnectedClient
         ConfigurationError: The URL or an option is not one that gRPC can have.
     """
     settings = settings or ClientSettings()
-    return ConnectedClient(GrpcConnection(url, settings), settings)
+    server = parse_url(url)
+    if settings.token is not None and not server.secure:
+        warn_of_clear_text(server.host)
+    options = GrpcClientOptions.parse(settings.options)
+    # Proxies are the library's.
+    own = options.protocol is CallProtocols.BUFFERED and not (
+        options.proxy and not is_loopback(server.host) and _has_proxy()
+    )
+    new_connection = GrpcConnection if own else LibraryConnection
+    return ConnectedClient(new_connection(url, settings, options), settings)
+
+
+def _has_proxy() -> bool:
+    """Return whether the environment has a proxy that gRPC would use."""
+    return any(os.environ.get(name) for name in ("grpc_proxy", "https_proxy", "http_proxy"))
 
 
 class GrpcConnection(Connection):
-    """A channel to a server, made when it is first used and made anew when it is broken."""
+    """A connection to a server, made when it is first used and made anew when it is lost."""
 
-    def __init__(self, url: str, settings: ClientSettings) -> None:
-        """Prepare a connection; see :func:`connect`."""
-        self._secure, host, port = _parse_url(url)
-        if settings.token is not None and not self._secure:
-            warn_of_clear_text(host)
-        self._address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def __init__(self, url: str, settings: ClientSettings, options: GrpcClientOptions | None = None) -> None:
+        """Prepare a connection to the server at ``url``; nothing is connected yet.
+
+        Raises:
+            ConfigurationError: The URL or an option is not one that gRPC can have.
+        """
+        self._server = parse_url(url)
+        self._address = str(self._server)
         self._settings = settings
-        self._options = GrpcClientOptions.parse(settings.options)
-        self._channel_options = channel_options(settings, self._options, host)
-        self._credentials: grpc.ChannelCredentials | None = None
-        self._channel: grpc.aio.Channel | None = None
+        self._options = options or GrpcClientOptions.parse(settings.options)
+        self._context: ssl.SSLContext | None = None
+        self._connection: Http2ClientConnection | None = None
+        self._connecting: asyncio.Task[Http2ClientConnection] | None = None
         self._streams: set[GrpcClientStream] = set()
-        self._connecting: set[asyncio.Future[None]] = set()
         self._closed = False
 
     @property
@@ -87,36 +101,20 @@ class GrpcConnection(Connection):
     async def open(self, request: Request) -> ClientStream:
         method = method_of(request)
         first = method.encode_request(request)
-        channel = await self._ready_channel()
-        if isinstance(request, WATCH_REQUESTS):
-            # Its connection is proven by its first message: gRPC sends this request together with the call's headers.
-            watch = channel.unary_stream(method.path, _same, _same)(first, metadata=self._metadata())
-            return self._opened(GrpcClientStream(method, watch, self._address, self._streams.discard))
-        call = channel.stream_stream(method.path, _same, _same)(metadata=self._metadata())
-        seconds = self._settings.connect_timeout
-        connecting = asyncio.ensure_future(call.wait_for_connection())
-        self._connecting.add(connecting)
+        connection = await self._ready()
         try:
-            async with asyncio.timeout(seconds):
-                await connecting
-        except grpc.aio.AioRpcError as exc:
-            raise error_of(exc, self._address) from None
-        except TimeoutError:
-            call.cancel()
-            raise DeadlineExceeded(what=f"the connection to {self._address}", seconds=seconds) from None
-        except asyncio.CancelledError:
-            call.cancel()
-            raise_if_not_cancelled(self._address)
-            raise
-        finally:
-            self._connecting.discard(connecting)
+            call = await connection.begin(method.path, self._metadata())
+        except CallEnded:
+            raise self._lost("the server is going away") from None
         if self._closed:
-            # Between the call's connection and this: closing did not know of it any more, nor of the stream yet.
             call.cancel()
-            raise ConnectionLost(f"the connection to {self._address} was closed by this client")
-        stream = self._opened(GrpcClientStream(method, call, self._address, self._streams.discard))
+            raise self._closed_here()
+        stream = GrpcClientStream(method, call, self._address, self._streams)
         try:
-            await stream.send_encoded(first)
+            if isinstance(request, WATCH_REQUESTS):
+                await stream.send_only(first)
+            else:
+                await stream.send_encoded(first)
         except BaseException:
             await stream.close()
             raise
@@ -125,30 +123,49 @@ class GrpcConnection(Connection):
     async def call(self, request: UnaryRequest) -> UnaryAnswer:
         method = method_of(request)
         data = method.encode_request(request)
-        channel = await self._ready_channel()
         seconds = self._settings.answer_timeout
         try:
-            unary = channel.unary_unary(method.path, _same, _same)
-            answer = await unary(data, timeout=seconds, metadata=self._metadata())
-        except grpc.aio.AioRpcError as exc:
-            if exc.code() is grpc.StatusCode.DEADLINE_EXCEEDED and ERROR_KEY not in (exc.trailing_metadata() or ()):
-                raise DeadlineExceeded(what=f"the answer to {method.name}", seconds=seconds) from None
-            raise error_of(exc, self._address) from None
-        except asyncio.CancelledError:
-            raise_if_not_cancelled(self._address)
+            async with asyncio.timeout(seconds):
+                answer = await self._answer(method, data, seconds)
+        except DeadlineExceeded:
+            # Connecting has a time of its own.
             raise
-        if answer is None:
-            # The library does not say that a call ended well and without the one message that it has to have.
-            raise ProtocolError(f"no message answers {method.name}")
+        except TimeoutError:
+            raise DeadlineExceeded(what=f"the answer to {method.name}", seconds=seconds) from None
         message = method.decode_response(answer)
         if not isinstance(message, UnaryAnswer):
             raise ProtocolError(f"{type(message).__name__} does not answer {type(request).__name__}")
         return message
 
+    async def _answer(self, method: Method, data: bytes, seconds: float) -> bytes:
+        connection = await self._ready()
+        try:
+            call = await connection.begin(method.path, self._metadata(), timeout=seconds)
+        except CallEnded:
+            raise self._lost("the server is going away") from None
+        try:
+            with suppress(CallEnded):
+                # Its status says why.
+                await call.write_last(data)
+            answer = await call.read()
+            extra = None if answer is None else await call.read()
+            status = await call.status()
+        finally:
+            call.cancel()
+        if self._closed:
+            raise self._closed_here()
+        if status.code is grpc.StatusCode.DEADLINE_EXCEEDED and not any(key == ERROR_KEY for key, _ in status.metadata):
+            raise TimeoutError
+        if status.code is not grpc.StatusCode.OK:
+            raise error_of_status(status, self._address)
+        if answer is None or extra is not None:
+            raise ProtocolError(f"not one message answers {method.name}")
+        return bytes(answer)
+
     async def close(self) -> None:
         self._closed = True
-        # Closing the channel would not wake those who wait for its connection.
-        for connecting in self._connecting:
+        connecting = self._connecting
+        if connecting is not None:
             connecting.cancel()
         closing = [asyncio.ensure_future(stream.close()) for stream in self._streams]
         try:
@@ -157,69 +174,98 @@ class GrpcConnection(Connection):
         finally:
             # Also when this is cancelled: who closes has nobody behind who would.
             try:
-                await cancel_and_wait(*closing)
+                await cancel_and_wait(*closing, *(() if connecting is None else (connecting,)))
             finally:
-                channel, self._channel = self._channel, None
-                if channel is not None:
-                    await channel.close()
+                made = () if connecting is None or not _has_result(connecting) else (connecting.result(),)
+                for connection in (self._connection, *made):
+                    if connection is not None:
+                        connection.close()
+                        await asyncio.shield(connection.gone)
 
-    def _metadata(self) -> tuple[tuple[str, str], ...]:
+    def _metadata(self) -> Metadata:
         """Return what a call says beside its messages."""
         token = self._settings.token
         authorization = () if token is None else (("authorization", f"Bearer {token}"),)
         return (*authorization, *outgoing_trace().items())
 
-    async def _ready_channel(self) -> grpc.aio.Channel:
-        """Return a channel that is connected, or is about to try."""
-        broken = self._channel
-        if self._closed:
-            raise ConnectionLost(f"the connection to {self._address} was closed by this client")
-        if broken is not None:
-            if broken.get_state() is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-                return broken
-            # It would refuse every call until its own time to try again has come.
-            self._channel = None
-        if self._secure and self._credentials is None:
-            credentials = await asyncio.to_thread(channel_credentials, self._settings)
-            self._credentials = credentials
-            # Somebody else may have made the channel meanwhile, or closed the connection.
-            return await self._ready_channel()
-        channel = self._channel = self._new_channel()
-        if broken is not None:
-            await broken.close()
+    async def _ready(self) -> Http2ClientConnection:
+        """Return a connection that takes calls.
+
+        Raises:
+            ConnectionLost: The server cannot be reached.
+            DeadlineExceeded: It took too long.
+        """
+        while True:
             if self._closed:
-                raise ConnectionLost(f"the connection to {self._address} was closed by this client")
-        return channel
+                raise self._closed_here()
+            if self._connection is not None and self._connection.usable:
+                return self._connection
+            if self._connecting is None:
+                self._connecting = asyncio.create_task(self._connect(), name="tailrace grpc connection")
+                # Whoever waited may have been cancelled.
+                self._connecting.add_done_callback(_has_result)
+            connecting = self._connecting
+            # Several may wait; who is cancelled leaves it to the others.
+            await asyncio.wait((connecting,))
+            if self._connecting is connecting:
+                self._connecting = None
+            if connecting.cancelled():
+                raise self._closed_here()
+            self._connection = connecting.result()
 
-    def _new_channel(self) -> grpc.aio.Channel:
-        keep_poller()
-        compression = compression_of(self._options)
-        if self._secure:
-            assert self._credentials is not None
-            return grpc.aio.secure_channel(self._address, self._credentials, self._channel_options, compression)
-        return grpc.aio.insecure_channel(self._address, self._channel_options, compression)
+    async def _connect(self) -> Http2ClientConnection:
+        seconds = self._settings.connect_timeout
+        loop = asyncio.get_running_loop()
+        if self._server.secure and self._context is None:
+            self._context = await asyncio.to_thread(client_context, self._settings)
+        connection = Http2ClientConnection(
+            loop,
+            authority=self._address,
+            secure=self._server.secure,
+            max_message=MAX_RECEIVED_MESSAGE,
+            compress=self._options.compression,
+            keepalive_interval=self._settings.keepalive_interval,
+            keepalive_timeout=self._settings.keepalive_timeout,
+        )
+        try:
+            async with asyncio.timeout(seconds):
+                await loop.create_connection(
+                    lambda: connection, self._server.host, self._server.port, ssl=self._context
+                )
+                await connection.ready
+        except TimeoutError:
+            _drop(connection)
+            raise DeadlineExceeded(what=f"the connection to {self._address}", seconds=seconds) from None
+        except OSError as error:
+            raise ConnectionLost(f"{self._address} cannot be reached: {_problem_of(error)}") from None
+        except BaseException:
+            _drop(connection)
+            raise
+        if not connection.usable:
+            _drop(connection)
+            raise self._lost("it does not speak HTTP/2, or goes away")
+        return connection
 
-    def _opened(self, stream: GrpcClientStream) -> GrpcClientStream:
-        self._streams.add(stream)
-        return stream
+    def _lost(self, problem: str) -> ConnectionLost:
+        return ConnectionLost(f"the connection to {self._address} failed: {problem}")
+
+    def _closed_here(self) -> ConnectionLost:
+        return ConnectionLost(f"the connection to {self._address} was closed by this client")
 
 
-def _same(data: bytes) -> bytes:
-    """Stand in for gRPC's serializers: the codec has done their work, or will."""
-    return data
+def _has_result(task: asyncio.Task[Http2ClientConnection]) -> bool:
+    """Return whether a task that is done has succeeded."""
+    return not task.cancelled() and task.exception() is None
 
 
-def _parse_url(url: str) -> tuple[bool, str, int]:
-    """Return whether the connection is secure, the host and the port."""
-    scheme = url_scheme(url)
-    if scheme not in _SCHEMES:
-        raise ConfigurationError(field="url", problem=f"{url!a} is not grpc://HOST[:PORT] or grpcs://HOST[:PORT]")
-    parts = urlsplit(url)
-    try:
-        port = parts.port or DEFAULT_PORT
-    except ValueError:
-        raise ConfigurationError(field="url", problem=f"{url!a} has no valid port") from None
-    if parts.path not in ("", "/") or parts.query or parts.fragment or parts.username is not None:
-        raise ConfigurationError(field="url", problem=f"{url!a} has more than host and port, which gRPC cannot use")
-    assert parts.hostname is not None
-    return scheme == "grpcs", parts.hostname, port
+def _problem_of(error: OSError) -> str:
+    """Return what the system says; event loops have texts of their own."""
+    if error.errno is not None and error.errno > 0 and not isinstance(error, ssl.SSLError):
+        return os.strerror(error.errno)
+    return error.strerror or str(error) or type(error).__name__
+
+
+def _drop(connection: Http2ClientConnection) -> None:
+    transport: asyncio.Transport | None = connection.transport
+    if transport is not None:
+        transport.abort()

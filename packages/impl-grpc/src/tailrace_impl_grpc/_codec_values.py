@@ -82,7 +82,7 @@ def parse(cls: type[MessageT], data: bytes) -> MessageT:
         ProtocolError: It is malformed.
     """
     try:
-        return cls.FromString(data)
+        return cls.FromString(data if type(data) is bytes else bytes(data))
     except DecodeError:
         raise ProtocolError(f"malformed {cls.DESCRIPTOR.name} of {len(data)} bytes") from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,20 @@ BEST_CHUNK_SIZE = MEBIBYTE // 2
 
 ChannelOptions = list[tuple[str, int]]
 
-# Above the limits of this protocol, so that it is this protocol that refuses a message, with a typed error.
-_MAX_RECEIVED_MESSAGE = 8 * MEBIBYTE
+MAX_RECEIVED_MESSAGE = 8 * MEBIBYTE
+"""Largest message that is received at all, in bytes: above the limits of this protocol, so that it is this protocol
+that refuses a message, with a typed error."""
 # While gRPC waits with a connection, nothing can be asked through it: how long to wait is decided above it.
 _FIRST_RECONNECT_BACKOFF, _LARGEST_RECONNECT_BACKOFF = 0.1, 0.25
+
+
+class CallProtocols(enum.Enum):
+    """Who makes calls, or takes them."""
+
+    BUFFERED = "buffered"
+    """This package, which receives every large message into its own buffer and sends it as it is."""
+    LIBRARY = "grpcio"
+    """The library grpcio."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +44,8 @@ class GrpcClientOptions:
     """Whether to compress what is sent with gzip: worth it on slow networks only."""
     proxy: bool = True
     """Whether the environment's HTTP proxy is used for servers on other machines."""
+    protocol: CallProtocols = CallProtocols.BUFFERED
+    """Who makes calls. Through a proxy it is always the library."""
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Self:
@@ -41,11 +54,12 @@ class GrpcClientOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        check_option_names(options, ("compression", "proxy"))
+        check_option_names(options, ("compression", "proxy", "protocol"))
         defaults = cls()
         return cls(
             compression=flag_option(options, "compression", defaults.compression),
             proxy=flag_option(options, "proxy", defaults.proxy),
+            protocol=_protocol(options.get("protocol"), defaults.protocol),
         )
 
 
@@ -55,6 +69,8 @@ class GrpcServerOptions:
 
     compression: bool = False
     """Whether to compress what is sent with gzip, where a client accepts it."""
+    protocol: CallProtocols = CallProtocols.BUFFERED
+    """Who takes calls."""
 
     @classmethod
     def parse(cls, options: Mapping[str, str]) -> Self:
@@ -63,8 +79,22 @@ class GrpcServerOptions:
         Raises:
             ConfigurationError: One is unknown, or its value is not one that it can have.
         """
-        check_option_names(options, ("compression",))
-        return cls(compression=flag_option(options, "compression", cls().compression))
+        check_option_names(options, ("compression", "protocol"))
+        defaults = cls()
+        return cls(
+            compression=flag_option(options, "compression", defaults.compression),
+            protocol=_protocol(options.get("protocol"), defaults.protocol),
+        )
+
+
+def _protocol(text: str | None, default: CallProtocols) -> CallProtocols:
+    if text is None:
+        return default
+    try:
+        return CallProtocols(text.lower())
+    except ValueError:
+        known = " or ".join(protocol.value for protocol in CallProtocols)
+        raise ConfigurationError(field="protocol", problem=f"{text!a} is not {known}") from None
 
 
 def channel_options(settings: ClientSettings, options: GrpcClientOptions, host: str) -> ChannelOptions:
@@ -118,6 +148,41 @@ def server_credentials(settings: TransportServerSettings) -> grpc.ServerCredenti
     return grpc.ssl_server_credentials([(key, certificate)], ca, require_client_auth=ca is not None)
 
 
+def client_context(settings: ClientSettings) -> ssl.SSLContext:
+    """Return what this package's own client needs for TLS. Blocking: reads files.
+
+    Raises:
+        ConfigurationError: A file cannot be read or is not what it should be.
+    """
+    certificate, _ = _read_certificate(settings.certificate_file, settings.key_file)
+    ca = None if settings.ca_file is None else _read_authorities("ca_file", settings.ca_file)
+    context = ssl.create_default_context(cadata=None if ca is None else ca.decode("ascii"))
+    context.set_alpn_protocols(["h2"])
+    if certificate is not None and settings.certificate_file is not None:
+        context.load_cert_chain(settings.certificate_file, settings.key_file, password=_no_password)
+    return context
+
+
+def server_context(settings: TransportServerSettings) -> ssl.SSLContext | None:
+    """Return what this package's own server needs for TLS; ``None`` for a server without it. Blocking: reads files.
+
+    Raises:
+        ConfigurationError: A file cannot be read or is not what it should be.
+    """
+    certificate, _ = _read_certificate(settings.certificate_file, settings.key_file)
+    if certificate is None or settings.certificate_file is None:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(settings.certificate_file, settings.key_file, password=_no_password)
+    # gRPC is spoken over HTTP/2 alone, and its clients look for that.
+    context.set_alpn_protocols(["h2"])
+    if settings.client_ca_file is not None:
+        authorities = _read_authorities("client_ca_file", settings.client_ca_file)
+        context.load_verify_locations(cadata=authorities.decode("ascii"))
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
 def compression_of(options: GrpcClientOptions | GrpcServerOptions) -> grpc.Compression:
     """Return gRPC's name for what the options say of compression."""
     return grpc.Compression.Gzip if options.compression else grpc.Compression.NoCompression
@@ -125,7 +190,7 @@ def compression_of(options: GrpcClientOptions | GrpcServerOptions) -> grpc.Compr
 
 def _common_options(interval: float, timeout: float) -> ChannelOptions:
     return [
-        ("grpc.max_receive_message_length", _MAX_RECEIVED_MESSAGE),
+        ("grpc.max_receive_message_length", MAX_RECEIVED_MESSAGE),
         # What is sent is limited by the codec.
         ("grpc.max_send_message_length", -1),
         ("grpc.keepalive_time_ms", _milliseconds(interval)),

@@ -1,11 +1,11 @@
-"""The server's side: the services over ``grpc.aio``, with health and reflection."""
+"""The server's side: the services, with health and reflection, over whatever takes their calls."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import grpc
@@ -34,18 +34,13 @@ from tailrace_impl_common import (
 from tailrace_impl_common.messages import UNARY_REQUESTS, WATCH_REQUESTS, ClientMessage, Request
 from tailrace_impl_grpc._call_abort import abort_call
 from tailrace_impl_grpc._call_metadata import credentials_of, trace_of
+from tailrace_impl_grpc._call_server import CallServer
 from tailrace_impl_grpc._codec import ANSWERS, CONVERSATIONS, DOWNLOADS, SERVICES, WATCHES, Method
 from tailrace_impl_grpc._health import HealthServicer
-from tailrace_impl_grpc._library_log import quiet_library
-from tailrace_impl_grpc._options import (
-    BEST_CHUNK_SIZE,
-    GrpcServerOptions,
-    compression_of,
-    server_credentials,
-    server_options,
-)
+from tailrace_impl_grpc._http2_server import Http2Server
+from tailrace_impl_grpc._library_server import LibraryServer
+from tailrace_impl_grpc._options import BEST_CHUNK_SIZE, CallProtocols, GrpcServerOptions
 from tailrace_impl_grpc._peers import Peers
-from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_grpc._reflection import ReflectionServicer
 from tailrace_impl_grpc._server_streams import Context, GrpcServerStream, server_stream, shared_message
 from tailrace_server_api import ResourceManager, ResourceService, TransportServer, TransportServerSettings
@@ -69,7 +64,7 @@ class GrpcServer(TransportServer):
 
     def __init__(self) -> None:
         """Prepare a server; :meth:`start` makes it listen."""
-        self._server: grpc.aio.Server | None = None
+        self._server: CallServer | None = None
         self._health = HealthServicer(self._is_ready, ("", *SERVICES))
         self._running: dict[asyncio.Task[object], _Call] = {}
         self._manager: ResourceManager | None = None
@@ -84,49 +79,31 @@ class GrpcServer(TransportServer):
         options = GrpcServerOptions.parse(settings.options)
         if settings.public_base is not None:
             _check_base(settings.public_base)
-        keep_poller()
-        quiet_library()
-        options_of_grpc = [
-            *server_options(settings),
-            # Calls beyond the limit are refused with an error; clients hold back only where they are far beyond it.
-            ("grpc.max_concurrent_streams", 2 * manager.limits.max_requests),
-        ]
-        server = grpc.aio.server(options=options_of_grpc, compression=compression_of(options))
+        new_server = Http2Server if options.protocol is CallProtocols.BUFFERED else LibraryServer
+        # Calls beyond the limit are refused with an error; clients hold back only where they are far beyond it.
+        server = new_server(settings, options, max_calls=2 * manager.limits.max_requests)
         self._add_services(server)
-        address = _address(settings.host, settings.port)
-        credentials = await asyncio.to_thread(server_credentials, settings)
-        scheme = "grpc" if credentials is None else "grpcs"
+        scheme = "grpc" if settings.certificate_file is None else "grpcs"
         try:
-            if credentials is None:
-                port = server.add_insecure_port(address)
-            else:
-                port = server.add_secure_port(address, credentials)
-        except RuntimeError:
-            port = 0
-        if not port:
-            # gRPC does not tell which.
-            problem = f"cannot listen on {address}: it is in use, or is no address of this machine"
-            raise ConfigurationError(field="host", problem=problem)
-        url = f"{scheme}://{_address(settings.host, port)}"
-        self._endpoint = Endpoint(
-            transport="grpc",
-            base=(settings.public_base or url).rstrip("/"),
-            chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
-            telemetry=manager.telemetry,
-        )
-        self._peers = Peers(
-            max_connections=settings.max_connections,
-            max_requests=manager.limits.max_requests,
-            telemetry=manager.telemetry,
-        )
-        self._certificates = credentials is not None and settings.client_ca_file is not None
-        self._manager = manager
-        starting = asyncio.ensure_future(server.start())
-        try:
+            port = await server.bind()
+            url = f"{scheme}://{_address(settings.host, port)}"
+            self._endpoint = Endpoint(
+                transport="grpc",
+                base=(settings.public_base or url).rstrip("/"),
+                chunk_size=min(settings.chunk_size or BEST_CHUNK_SIZE, manager.limits.chunk_size),
+                telemetry=manager.telemetry,
+            )
+            self._peers = Peers(
+                max_connections=settings.max_connections,
+                max_requests=manager.limits.max_requests,
+                telemetry=manager.telemetry,
+            )
+            self._certificates = settings.client_ca_file is not None
+            self._manager = manager
             manager.add_base(self._endpoint.base)
-            await asyncio.shield(starting)
+            await server.start()
         except BaseException:
-            self._closing = asyncio.ensure_future(_unbind(server, starting))
+            self._closing = asyncio.ensure_future(server.stop(None))
             await asyncio.shield(self._closing)
             raise
         self._server = server
@@ -143,7 +120,7 @@ class GrpcServer(TransportServer):
             self._closing = asyncio.ensure_future(self._close(self._server, grace))
         await asyncio.shield(self._closing)
 
-    async def _close(self, server: grpc.aio.Server, grace: float) -> None:
+    async def _close(self, server: CallServer, grace: float) -> None:
         self._health.dismiss()
         for call in self._running.values():
             call.dismiss()
@@ -179,7 +156,7 @@ class GrpcServer(TransportServer):
     def _is_ready(self) -> bool:
         return self._manager is not None and self._manager.ready
 
-    def _add_services(self, server: grpc.aio.Server) -> None:
+    def _add_services(self, server: CallServer) -> None:
         handlers: dict[str, dict[str, grpc.RpcMethodHandler[bytes, bytes]]] = {service: {} for service in SERVICES}
         for method in CONVERSATIONS:
             # What is unary here goes out together with the status. What is written before that goes as in a stream, and
@@ -191,13 +168,14 @@ class GrpcServer(TransportServer):
             handlers[method.service][method.name] = grpc.unary_stream_rpc_method_handler(self._watching(method))
         for method in ANSWERS:
             handlers[method.service][method.name] = grpc.unary_unary_rpc_method_handler(self._answering(method))
-        server.add_generic_rpc_handlers(
-            [grpc.method_handlers_generic_handler(service, methods) for service, methods in handlers.items()]
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        for service, methods in handlers.items():
+            server.add_registered_method_handlers(service, methods)
+        # Generated code does with it what it would do with a server of the library.
+        generated: Any = server
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, generated)
         services = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflecting = ReflectionServicer(services, self._reflect)
-        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, server)  # type: ignore[no-untyped-call]  # it has no types
+        reflection_pb2_grpc.add_ServerReflectionServicer_to_server(reflecting, generated)  # type: ignore[no-untyped-call]  # it has no types
 
     # gRPC asks whether a handler is a coroutine function, so each of these returns one.
 
@@ -362,15 +340,6 @@ def _error_to_tell(call: _Call, exc: BaseException) -> TailraceError | None:
         return None
     logger.error("a call failed", exc_info=exc)
     return InternalError("the call failed; the server's log says why")
-
-
-async def _unbind(server: grpc.aio.Server, starting: asyncio.Future[None]) -> None:
-    """Let go of the port of a server whose start has failed, which garbage collection alone would do else.
-
-    Only a server that has started can be stopped, and gRPC does not bear to be cancelled on its way there.
-    """
-    await asyncio.wait((starting,))
-    await server.stop(None)
 
 
 async def _first_message(stream: GrpcServerStream) -> ClientMessage | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -10,8 +11,9 @@ import grpc.aio
 from tailrace_common_api import MEBIBYTE, ConnectionLost
 from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
-from tailrace_impl_grpc._codec import DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
+from tailrace_impl_grpc._codec import BULK, DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
 from tailrace_impl_grpc._codec_values import join_responses
+from tailrace_impl_grpc._http2_call import Http2Call
 
 Context = grpc.aio.ServicerContext[bytes, bytes]
 SharedMessage = EncodedOnce[bytes]
@@ -62,10 +64,13 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
             shared: What encodes the chunks to all readers of the server.
         """
         self._context = context
+        # What this package takes calls with itself can do more.
+        self._call = context if isinstance(context, Http2Call) else None
         self._shared = shared
         self._encode = method.encode_response
         self._decode = method.decode_request
         self._open_ended = method is UPLOAD
+        self._takes_bytes = method is UPLOAD or method is BULK
         self._answered = False
         self.abandoned = False
         """Whether the client has stopped sending without saying that its upload is over."""
@@ -90,6 +95,19 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
     async def _answer(self, data: bytes) -> None:
         await write_first(self._context, data)
         self._answered = True
+        if self._takes_bytes and self._call is not None:
+            # The client was let in, and what it was granted follows.
+            self._call.expect_large()
+
+    @property
+    def writer(self) -> Callable[[ServerMessage], None] | None:
+        if self._call is None or not self._answered or not self._call.writable:
+            return None
+        return self._write_now
+
+    def _write_now(self, message: ServerMessage) -> None:
+        assert self._call is not None
+        self._call.write_now(self._shared.of(message) if type(message) is Chunk else self._encode(message))
 
     @property
     def keeps_unread(self) -> bool:
@@ -98,10 +116,10 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
 
     async def receive(self) -> ClientMessage | None:
         try:
-            data: object = await self._context.read()
+            data: Any = await self._context.read()
         except grpc.aio.BaseError:
             raise ConnectionLost("the client is gone") from None
-        if not isinstance(data, bytes):
+        if data is grpc.aio.EOF:
             self.abandoned = self._open_ended
             return None
         message = self._decode(data)
