@@ -85,6 +85,8 @@ class GrpcConnection(Connection):
         self._options = options or GrpcClientOptions.parse(settings.options)
         self._context: ssl.SSLContext | None = None
         self._connection: Http2ClientConnection | None = None
+        # That one, and those that go away and still have calls.
+        self._connections: set[Http2ClientConnection] = set()
         self._connecting: asyncio.Task[Http2ClientConnection] | None = None
         self._streams: set[GrpcClientStream] = set()
         self._closed = False
@@ -105,6 +107,8 @@ class GrpcConnection(Connection):
         try:
             call = await connection.begin(method.path, self._metadata())
         except CallEnded:
+            if self._closed:
+                raise self._closed_here() from None
             raise self._lost("the server is going away") from None
         if self._closed:
             call.cancel()
@@ -142,6 +146,8 @@ class GrpcConnection(Connection):
         try:
             call = await connection.begin(method.path, self._metadata(), timeout=seconds)
         except CallEnded:
+            if self._closed:
+                raise self._closed_here() from None
             raise self._lost("the server is going away") from None
         try:
             with suppress(CallEnded):
@@ -177,10 +183,9 @@ class GrpcConnection(Connection):
                 await cancel_and_wait(*closing, *(() if connecting is None else (connecting,)))
             finally:
                 made = () if connecting is None or not _has_result(connecting) else (connecting.result(),)
-                for connection in (self._connection, *made):
-                    if connection is not None:
-                        connection.close()
-                        await asyncio.shield(connection.gone)
+                for connection in {*self._connections, *made}:
+                    connection.close()
+                    await asyncio.shield(connection.gone)
 
     def _metadata(self) -> Metadata:
         """Return what a call says beside its messages."""
@@ -200,18 +205,23 @@ class GrpcConnection(Connection):
                 raise self._closed_here()
             if self._connection is not None and self._connection.usable:
                 return self._connection
-            if self._connecting is None:
+            # A failure for which nobody waited is nobody's.
+            if self._connecting is None or (self._connecting.done() and not _has_result(self._connecting)):
                 self._connecting = asyncio.create_task(self._connect(), name="tailrace grpc connection")
                 # Whoever waited may have been cancelled.
                 self._connecting.add_done_callback(_has_result)
             connecting = self._connecting
             # Several may wait; who is cancelled leaves it to the others.
             await asyncio.wait((connecting,))
-            if self._connecting is connecting:
+            first = self._connecting is connecting
+            if first:
                 self._connecting = None
             if connecting.cancelled():
                 raise self._closed_here()
-            self._connection = connecting.result()
+            made = connecting.result()
+            if first:
+                self._connection = made
+                self._connections = {each for each in self._connections if not each.gone.done()} | {made}
 
     async def _connect(self) -> Http2ClientConnection:
         seconds = self._settings.connect_timeout

@@ -92,7 +92,12 @@ class Http2ClientCall(Http2Stream):
         try:
             data = await self.read_message()
         except MessageRefused as refused:
-            self.give_up(CallStatus(refused.code, refused.problem))
+            status = CallStatus(refused.code, refused.problem)
+            # The server may have ended the call in order behind what is refused.
+            if self.over and self._status is not None and self._status.code is grpc.StatusCode.OK:
+                self._status = status
+            else:
+                self.give_up(status)
         except CallEnded:
             pass
         else:
@@ -111,19 +116,32 @@ class Http2ClientCall(Http2Stream):
         """Take the headers of the answer, or those behind it."""
         if self._answered:
             if ends:
-                self._finish(parse_trailers(fields))
+                self._complete(parse_trailers(fields), ends)
+            return
+        if not ends and dict(fields).get(b":status", b"").startswith(b"1"):
+            # More will follow (RFC 9113, section 8.1).
             return
         self._answered = True
         status, self.encoding = parse_response_headers(fields)
         if status is not None:
-            self._finish(status)
+            self._complete(status, ends)
         elif ends:
-            self._finish(CallStatus(grpc.StatusCode.UNKNOWN, "the answer has no status"))
+            self._complete(CallStatus(grpc.StatusCode.UNKNOWN, "the answer has no status"), ends)
+
+    def _complete(self, status: CallStatus, ends: bool) -> None:
+        """End the call as the server says, on both sides; ``ends`` if the server has ended its own."""
+        super().received_all()
+        if self._refused is not None and status.code is grpc.StatusCode.OK:
+            status = CallStatus(self._refused.code, self._refused.problem)
+        if not (ends and self._sent_all):
+            code = ErrorCode.NO_ERROR if ends else ErrorCode.CANCEL
+            self._connection.write_control(reset(self.number, code))
+        self._finish(status)
 
     def received_all(self) -> None:
         super().received_all()
         # An answer ends with its status, and not with data.
-        self.give_up(CallStatus(grpc.StatusCode.UNKNOWN, "the answer has no status"))
+        self._complete(CallStatus(grpc.StatusCode.UNKNOWN, "the answer has no status"), True)
 
     def reset(self, code: int) -> None:
         status = _STATUS_OF_RESET.get(code, grpc.StatusCode.INTERNAL)
@@ -142,6 +160,9 @@ class Http2ClientCall(Http2Stream):
 
     def cancel(self) -> None:
         self.give_up(CallStatus(grpc.StatusCode.CANCELLED, "the call was cancelled by this client"))
+
+    def broken(self) -> None:
+        self._finish(CallStatus(grpc.StatusCode.INTERNAL, "the server has broken a rule of HTTP/2"))
 
     def _finish(self, status: CallStatus) -> None:
         if self.over:

@@ -79,6 +79,8 @@ class Http2ClientConnection(Http2Peer[Http2ClientCall]):
         self._most_calls = _MOST_STREAMS
         self._room: list[asyncio.Future[None]] = []
         self._last_stream = -1
+        # The server begins no stream.
+        self._last_served = 0
         # Those whose stream has not begun among them.
         self._calls: set[Http2ClientCall] = set()
         self._problem = "the server has closed the connection"
@@ -187,6 +189,8 @@ class Http2ClientConnection(Http2Peer[Http2ClientCall]):
     def _take_setting(self, name: int, value: int) -> None:
         if name == MAX_CONCURRENT_STREAMS:
             self._most_calls = min(value, LARGEST_WINDOW)
+            for _ in range(min(len(self._room), self._most_calls - len(self._calls))):
+                self._wake_next()
 
     def _settled(self) -> None:
         if not self.ready.done():

@@ -182,7 +182,7 @@ def parse_trailers(fields: Fields) -> CallStatus:
     metadata: list[tuple[str, str | bytes]] = []
     for name, value in fields:
         if name == b"grpc-status":
-            number = int(value) if value.isdigit() else -1
+            number = int(value) if value.isdigit() and len(value) < 4 else -1
         elif name == b"grpc-message":
             details = unquote_to_bytes(value).decode("utf-8", "replace")
         elif not name.startswith(b":") and name not in _OWN:

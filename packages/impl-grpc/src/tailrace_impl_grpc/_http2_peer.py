@@ -469,7 +469,7 @@ class Http2Peer(asyncio.BufferedProtocol, ABC, Generic[StreamT]):
 
     def _reset(self, stream: StreamT, code: ErrorCode) -> None:
         self.write_control(reset(stream.number, code))
-        stream.cancel()
+        stream.broken()
 
     def ended(self, stream: StreamT) -> None:
         """Learn that nothing is sent or received of a stream any more."""

@@ -427,6 +427,10 @@ class Http2Stream(ABC):
     def cancel(self) -> None:
         """Learn that the connection is gone, or that the peer has broken a rule; or give the stream up."""
 
+    def broken(self) -> None:
+        """Learn that the peer has broken a rule, and was told."""
+        self.cancel()
+
     def reset(self, code: int) -> None:
         """Learn that the peer has ended the stream, with an error code of HTTP/2."""
         self.cancel()
