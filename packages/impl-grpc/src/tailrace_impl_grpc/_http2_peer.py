@@ -59,7 +59,7 @@ AREA_SIZE = 32 * KIBIBYTE
 """Bytes of the shared area: hundreds of small frames at once; little to copy of a large one."""
 _FRAME_SIZE = 4 * 1024 * KIBIBYTE
 """Largest frame that may be sent to this side, in bytes: a whole chunk. Nothing is kept of one that is on its way."""
-_MOST_UNREAD = 1024 * KIBIBYTE
+_MOST_UNREAD = 896 * KIBIBYTE
 """Bytes for which nobody waits, answers of the connection and statuses of calls, that a peer may leave unread."""
 _MOST_LENT = 16 * 1024 * KIBIBYTE
 """Bytes that all streams together may let come beyond their windows, for messages that are larger."""
