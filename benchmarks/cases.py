@@ -352,8 +352,9 @@ def transport_case(
     slow: bool = False,
     floor: str | None = None,
     new_file: bool = False,
+    beside: Iterable[str] = (),
 ) -> Callable[[Callable[[Run, str], Sample]], Callable[[Run, str], Sample]]:
-    """Register a function that takes a transport as a row of each."""
+    """Register a function that takes a transport as a row of each; ``beside`` are names of rows of the same one."""
 
     def register(measure: Callable[[Run, str], Sample]) -> Callable[[Run, str], Sample]:
         for transport in TRANSPORTS:
@@ -367,6 +368,7 @@ def transport_case(
                 slow=slow,
                 floor=floor,
                 new_file=new_file,
+                beside=[f"{transport}.{other}" for other in beside],
             )(bound)
         return measure
 

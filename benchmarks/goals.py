@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import peers
 from cases import DATABASES, GIGABYTE, TITLES, TRANSPORTS, Sample
 from peer_rows import COMPARED, row_of
-from peers.flight import FlightFollowing, FlightStoring, FlightWithoutPool
+from peers.flight import FlightStoring, FlightWithoutPool
 from peers.nginx import Nginx
 from report import NOTHING, Report, figure
+from setting_rows import ADDED
 
 Measured = Callable[[Report], list[float]]
 _BY_HAND = 0.85
@@ -88,6 +89,15 @@ def server_time(sample: Sample) -> float:
     return sample.server_cpu / (sample.bytes / GIGABYTE)
 
 
+def to_beside(id: str, other: str) -> Measured:
+    """The ratio of a row to another that was measured directly before it."""
+
+    def find(report: Report) -> list[float]:
+        return [1 / ahead for ahead in report.factors(other, report.results[id])] if id in report.results else []
+
+    return find
+
+
 def to_socket_or_disk(id: str) -> Measured:
     """The ratio of a row to the slower of the raw socket directly before it and a plain write of the same round."""
 
@@ -95,21 +105,6 @@ def to_socket_or_disk(id: str) -> Measured:
         written = report.values("raw.write")
         samples = report.results[id].samples if id in report.results else []
         return [sample.value / min(sample.raw, written[sample.round]) for sample in samples if sample.round in written]
-
-    return find
-
-
-def added_by_lines(transport: str) -> Measured:
-    """Processor time that line access adds to an upload of lines in the server, in percent, per round."""
-
-    def find(report: Report) -> list[float]:
-        with_lines, without = (
-            {sample.round: server_time(sample) for sample in report.results[f"{transport}.{name}"].samples}
-            if f"{transport}.{name}" in report.results
-            else {}
-            for name in ("text_upload_lines", "text_upload")
-        )
-        return [(used / without[number] - 1) * 100 for number, used in with_lines.items() if number in without]
 
     return find
 
@@ -181,10 +176,7 @@ def _others() -> list[Goal]:
 
 
 def _ahead(report: Report) -> list[Goal]:
-    """Return that we are ahead of each peer that does as much, and, far off, of the fastest of those that do less.
-
-    Ahead over either transport, but for what was written for Arrow Flight's followers: that is far off over gRPC.
-    """
+    """Return that we are ahead of each peer that does as much, and, far off, of the fastest of those that do less."""
     goals = []
     for what in ("upload", "follow", "lines", "latencies"):
         comparison = COMPARED[what]
@@ -197,14 +189,10 @@ def _ahead(report: Report) -> list[Goal]:
             same = [peer for peer in factors if what in peer.same_work]
             less = [peer for peer in factors if what not in peer.same_work]
             title = f"{name}, {comparison.title.partition(',')[0].lower()}: ahead of"
-            for peer in same:
-                # Flight itself has no followers. Over gRPC it is far off to be ahead of those that were written for it,
-                # whose batches go from one thread of C++ to the other; over WebSocket it is a must.
-                followers = issubclass(peer, FlightFollowing) and what in ("follow", "latencies")
-                far_off = followers and ours.startswith("grpc.")
-                must, far = (None, 1.0) if far_off else (1.0, None)
-                named = f"{title} {peer.name}, which does as much"
-                goals.append(Goal(named, _factors(ours, row_of(peer, what)), must, far))
+            goals += [
+                Goal(f"{title} {peer.name}, which does as much", _factors(ours, row_of(peer, what)), 1.0, None)
+                for peer in same
+            ]
             if less:
                 fastest = min(less, key=lambda peer: factors[peer])
                 of = _factors(ours, row_of(fastest, what))
@@ -260,8 +248,18 @@ def _goals() -> list[Goal]:
                 True,
             ),
             Goal(f"hashes and journal add to the server, {name}", added_by_integrity(transport), 10, 5, "%", True),
-            Goal(f"line access adds to the server, {name}", added_by_lines(transport), 20, 10, "%", True),
-            Goal(f"8 uploads against 1, {name}", ratio(f"{transport}.uploads_8", f"{transport}.upload_warm"), 0.6, 0.9),
+            Goal(
+                f"line access adds to the server, {name}",
+                more(f"{transport}.text_upload_lines", ADDED),
+                *(20, 10),
+                "%",
+                True,
+            ),
+            Goal(
+                f"8 uploads against 1, {name}",
+                to_beside(f"{transport}.uploads_8", f"{transport}.upload_warm"),
+                *(0.6, 0.9),
+            ),
             Goal(
                 f"server killed to next byte at a follower, {name}",
                 more(f"{transport}.restart", "from_the_kill"),

@@ -62,7 +62,7 @@ def _uploads(run: Run, transport: str, number: int) -> Sample:
     return meter.throughput(size)
 
 
-@transport_case("uploads_8", "8 uploads at once, warm file", group=UPLOAD)
+@transport_case("uploads_8", "8 uploads at once, warm file", group=UPLOAD, beside=("upload_warm",))
 def uploads_8(run: Run, transport: str) -> Sample:
     return _uploads(run, transport, 8)
 
