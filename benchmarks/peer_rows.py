@@ -72,7 +72,7 @@ def side_by_side(peer: type[Any], what: str) -> bool:
     For transfers, which take less time than the machine keeps its pace, where others do as much, or where both are read
     by the same client.
     """
-    return what == "plain_download" or (what in ("upload", "download") and what in peer.same_work)
+    return what == "plain_download" or (what in ("upload", "download", "follow") and what in peer.same_work)
 
 
 def slug(name: str) -> str:

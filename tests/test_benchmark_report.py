@@ -242,7 +242,7 @@ def test_ours_are_measured_directly_before_transfers_that_are_as_much_work() -> 
     from peers.nginx import Nginx
 
     assert all(side_by_side(FlightStoring, what) for what in ("upload", "download"))
-    assert side_by_side(FlightFollowing, "upload")
+    assert all(side_by_side(FlightFollowing, what) for what in ("upload", "follow"))
     assert [side_by_side(Nginx, what) for what in ("upload", "download", "plain_download")] == [False, False, True]
     assert not side_by_side(FlightFollowing, "lines")
 

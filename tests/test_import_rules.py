@@ -30,7 +30,7 @@ THIRD_PARTY: dict[str, set[str]] = {
     "impl-server": {"asyncpg", "google", "jsonschema_rs", "orjson", "prometheus_client"},
     "impl-grpc": {"google", "grpc", "grpc_health", "grpc_reflection", "hpack"},
     "impl-websocket": {"starlette", "uvicorn", "websockets"},
-    "tailrace": {"anyio", "click", "pydantic", "pydantic_settings", "rich", "uvloop"},
+    "tailrace": {"click", "pydantic", "pydantic_settings", "rich", "uvloop"},
 }
 
 # In the interface packages, a module of this name in the path may import these: they come with an extra.

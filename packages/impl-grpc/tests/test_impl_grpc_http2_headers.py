@@ -8,8 +8,10 @@ from urllib.parse import unquote
 
 import grpc
 import pytest
-from hpack import Decoder, Encoder
+from hpack import Decoder, Encoder, HPACKError
 from hpack.struct import HeaderTuple, NeverIndexedHeaderTuple
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tailrace_impl_grpc._http2_headers import (
     MAX_HEADER_BLOCK,
@@ -19,8 +21,10 @@ from tailrace_impl_grpc._http2_headers import (
     HeaderDecoder,
     MalformedHeaders,
     Metadata,
+    _plain_fields,
     parse_request_headers,
     refusal,
+    request_headers,
     response_headers,
     trailers,
 )
@@ -340,3 +344,81 @@ def test_more_than_a_call_may_have_can_be_decoded_up_to_a_limit() -> None:
     block = trailers(grpc.StatusCode.OK, "", (("k", "v" * MAX_HEADER_BLOCK),), alone=False)
     with pytest.raises(ConnectionOffence):
         HeaderDecoder().decode(block)
+
+
+# Blocks without a table
+
+
+def by_the_library(block: bytes) -> Fields | None:
+    """Decode a block on a new connection; ``None`` if it is malformed, or changes what is known for the next one."""
+    decoder = Decoder(max_header_list_size=MAX_HEADER_BLOCK)
+    try:
+        fields = [(bytes(name), bytes(value)) for name, value in decoder.decode(block, raw=True)]
+    except HPACKError:
+        return None
+    untouched = not decoder.header_table.dynamic_entries and decoder.header_table.maxsize == 4096
+    return fields if untouched else None
+
+
+def written_here(*, token: str = "", secure: bool = False, compressed: bool = False) -> bytes:
+    metadata = (("authorization", token), ("trace-bin", b"\0\1"))
+    return request_headers("/a.B/C", "here:1", metadata, secure=secure, compressed=compressed, timeout=1.5)
+
+
+@pytest.mark.parametrize("size", [0, 1, 126, 127, 128, 254, 255, 256, 4000, 15000])
+@pytest.mark.parametrize("secure", [False, True])
+def test_what_a_client_writes_is_read_without_the_library(size: int, secure: bool) -> None:
+    block = written_here(token="t" * size, secure=secure, compressed=size > 200)
+    fields = _plain_fields(block)
+    assert fields is not None
+    assert (b"authorization", b"t" * size) in fields
+    assert fields == by_the_library(block)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        response_headers(compressed=False),
+        response_headers(compressed=True, metadata=(("a", "b"),)),
+        trailers(grpc.StatusCode.OK, "", (), alone=False),
+        trailers(grpc.StatusCode.NOT_FOUND, "nothing there: ä", (("error-bin", b"\xff" * 300),), alone=True),
+    ],
+)
+def test_what_a_server_writes_is_read_without_the_library(block: bytes) -> None:
+    assert _plain_fields(block) == by_the_library(block) is not None
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(b"\x40\x01a\x01b", id="kept in the table"),
+        pytest.param(b"\xbe", id="of the table"),
+        pytest.param(b"\x20", id="size of the table"),
+        pytest.param(b"\x10\x01a\x01b", id="never kept"),
+        pytest.param(b"\x00\x01a\x81\x1f", id="Huffman"),
+        pytest.param(b"\x00\x01a\x05b", id="cut off"),
+        pytest.param(b"\x00\x01a", id="without a value"),
+        pytest.param(b"\x00\x01a\x7f\x80\x80\x01", id="a long length"),
+        pytest.param(b"\x83" * 65, id="many"),
+        pytest.param(b"\x00\x01a\x7f\x81\x7f" + bytes(16384), id="large"),
+    ],
+)
+def test_any_other_spelling_is_left_to_the_library(block: bytes) -> None:
+    assert _plain_fields(block) is None
+
+
+@given(at=st.integers(0, 200), value=st.integers(0, 255), cut=st.integers(0, 300), more=st.binary(max_size=6))
+def test_whatever_is_read_without_the_library_is_what_it_reads(at: int, value: int, cut: int, more: bytes) -> None:
+    block = bytearray(written_here(token="t" * 130))
+    block[at % len(block)] = value
+    changed = bytes(block[:cut]) + more
+    fields = _plain_fields(changed)
+    assert fields is None or fields == by_the_library(changed)
+
+
+def test_what_is_read_without_the_library_leaves_its_table_alone() -> None:
+    encoder, decoder = Encoder(), HeaderDecoder()
+    first = encoder.encode([(b"kept", b"value")])
+    assert decoder.decode(first) == [(b"kept", b"value")]
+    assert (b":path", b"/a.B/C") in decoder.decode(written_here())
+    assert decoder.decode(encoder.encode([(b"kept", b"value")])) == [(b"kept", b"value")]

@@ -2,14 +2,95 @@
 
 from __future__ import annotations
 
-import importlib.util
+import asyncio
+import inspect
 import os
 import threading
-from contextlib import AbstractContextManager, suppress
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
 
-if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal
+
+class LoopThread:
+    """An event loop in a thread of its own, in which all other threads can start tasks; a way into it.
+
+    ``anyio`` has one, too. From a thread it waits twice for the loop, until a task was started and until it has ended,
+    and to wait for another thread is most of what a call costs.
+    """
+
+    def __init__(self) -> None:
+        """Start the loop."""
+        self._lock = threading.Lock()
+        self._ended = False
+        # The loop itself keeps no task, and one that is dropped as a program ends without closing would be told of.
+        self._results: set[Future[Any]] = set()
+        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._thread = threading.Thread(target=self._run, args=(started,), name="tailrace-loop", daemon=True)
+        self._thread.start()
+        self._loop, self._end = started.result()
+
+    def start_task_soon(self, func: Callable[..., Any], *args: Any) -> Future[Any]:
+        """Start a task in the loop and return a future of its result; cancelling the future cancels the task.
+
+        The task has the context variables of the caller.
+
+        Args:
+            func: What to call there: a coroutine function, or a plain one that does not wait.
+            args: What to call it with.
+
+        Raises:
+            RuntimeError: The loop has ended, or this is its own thread, which cannot wait for it.
+        """
+        if threading.get_ident() == self._thread.ident:
+            raise RuntimeError("this cannot be called in the event loop's own thread")
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("the event loop has ended")
+            result = asyncio.run_coroutine_threadsafe(_call(func, args), self._loop)
+        self._results.add(result)
+        result.add_done_callback(self._results.discard)
+        return result
+
+    def stop(self) -> None:
+        """Cancel whatever still runs there, and wait until the loop has ended."""
+        with suppress(RuntimeError):  # It is closed.
+            self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join()
+
+    def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        try:
+            with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+                runner.run(self._until_ended(started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)
+
+    async def _until_ended(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+        end = asyncio.Event()
+        started.set_result((asyncio.get_running_loop(), end))
+        try:
+            await end.wait()
+        finally:
+            with self._lock:
+                self._ended = True
+        # What came until now is started, so that it is cancelled with the rest, and nobody waits for it.
+        await asyncio.sleep(0)
+
+
+async def _call(func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    result = func(*args)
+    return await result if inspect.isawaitable(result) else result
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """Return what makes the loop: uvloop where it is installed, as everywhere in this package."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
 
 
 class SharedPortal:
@@ -18,34 +99,25 @@ class SharedPortal:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users = 0
-        self._running: AbstractContextManager[BlockingPortal] | None = None
-        self._portal: BlockingPortal | None = None
+        self._running: LoopThread | None = None
 
-    def acquire(self) -> BlockingPortal:
-        """Return the portal; starts the loop for its first user."""
-        from anyio.from_thread import start_blocking_portal
-
+    def acquire(self) -> LoopThread:
+        """Return the way into the loop; starts it for its first user."""
         with self._lock:
-            if self._portal is None:
-                # uvloop where it is installed, as everywhere in this package.
-                options = {"use_uvloop": importlib.util.find_spec("uvloop") is not None}
-                self._running = start_blocking_portal("asyncio", options)
-                self._portal = self._running.__enter__()
+            if self._running is None:
+                self._running = LoopThread()
             self._users += 1
-            return self._portal
+            return self._running
 
     def release(self) -> None:
-        """Give the portal back; the last user ends the loop, and whatever still runs there is cancelled."""
+        """Give it back; the last user ends the loop, and whatever still runs there is cancelled."""
         with self._lock:
             self._users -= 1
-            if self._users or self._portal is None or self._running is None:
+            if self._users or self._running is None:
                 return
-            portal, running = self._portal, self._running
-            self._portal = self._running = None
+            running, self._running = self._running, None
             # Iterators and files that were never closed must not keep the thread.
-            with suppress(RuntimeError):
-                portal.call(portal.stop, True)
-            running.__exit__(None, None, None)
+            running.stop()
 
 
 PORTAL = SharedPortal()
