@@ -15,6 +15,7 @@ import h2.settings
 from h2.config import H2Configuration
 
 from tailrace_impl_grpc._http2_server import Http2Server
+from tailrace_impl_grpc._http2_stream import Parts
 from tailrace_impl_grpc._options import GrpcServerOptions
 from tailrace_server_api import TransportServerSettings
 
@@ -68,7 +69,7 @@ class Service:
         self.cancelled = 0
         self.changed = asyncio.Event()
         self.may_end = asyncio.Event()
-        self.answer = b""
+        self.answer: bytes | Parts = b""
         """What :meth:`large` says."""
 
     async def until(self, condition: Callable[[], bool]) -> None:
@@ -91,7 +92,7 @@ class Service:
             self.changed.set()
         return b"%d" % len(self.messages)
 
-    async def large(self, request: bytes, context: Any) -> bytes:
+    async def large(self, request: bytes, context: Any) -> bytes | Parts:
         return self.answer
 
     async def fail(self, request: bytes, context: Any) -> bytes:

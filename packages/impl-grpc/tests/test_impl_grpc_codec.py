@@ -52,7 +52,7 @@ from tailrace_impl_common import MAX_CHUNK_SIZE, chunk_hash, messages
 from tailrace_impl_common.messages import Abort, Chunk, Done, End, List, OpenUpload, Read, Started, Window
 from tailrace_impl_grpc import _codec
 from tailrace_impl_grpc._chunk_frame import frame_checkpoint, frame_chunk, parse_chunk
-from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method
+from tailrace_impl_grpc._codec import MAX_CONTROL_MESSAGE, MAX_DATA_MESSAGE, Method, encode_chunk
 from tailrace_impl_grpc._codec_values import join_responses
 from tailrace_impl_grpc._proto.v1 import tailrace_pb2 as pb
 
@@ -78,6 +78,9 @@ def generated(chunk: Chunk) -> pb.Chunk:
 def test_framed_chunk_is_what_the_generated_classes_write(chunk: Chunk) -> None:
     expected = pb.UploadRequest(chunk=generated(chunk)).SerializeToString()
     assert frame_chunk(chunk) == expected
+    fields, data = encode_chunk(chunk)
+    assert data is chunk.data
+    assert fields + data == expected
     assert pb.DownloadResponse(chunk=generated(chunk)).SerializeToString() == expected
 
 
@@ -96,6 +99,8 @@ def test_numbers_that_do_not_fit_are_not_framed(number: int) -> None:
         frame_chunk(Chunk(0, b"data", b"h" * 8, b"", checkpoint))
     with pytest.raises(ValueError, match="not within 64 bits"):
         frame_chunk(Chunk(number, b"data", b"h" * 8, b""))
+    with pytest.raises(InvalidArgument, match="not within 64 bits"):
+        encode_chunk(Chunk(number, b"data", b"h" * 8, b""))
 
 
 @given(chunks)
@@ -349,6 +354,8 @@ def test_sizes_are_limited_both_ways() -> None:
         _codec.UPLOAD.encode_request(chunk)
     with pytest.raises(MessageTooLarge):
         _codec.READ.encode_response(chunk)
+    with pytest.raises(MessageTooLarge):
+        encode_chunk(chunk)
     wire = frame_chunk(chunk)
     with pytest.raises(MessageTooLarge) as caught:
         _codec.UPLOAD.decode_request(wire)

@@ -283,6 +283,30 @@ async def test_a_large_response_comes_as_it_is_let(port: int, service: Service, 
         assert (await peer.response(stream)).messages() == [(0, service.answer)]
 
 
+@pytest.mark.parametrize("sizes", [(0,), (0, 5), (1, 1), (30, 0, 7), (40, 100_000), (40, 16_384, 3, 50_000)])
+async def test_a_response_in_pieces_is_one_message(port: int, service: Service, sizes: tuple[int, ...]) -> None:
+    chance = random.Random(5)
+    pieces = tuple(chance.randbytes(size) for size in sizes)
+    service.answer = pieces
+    async with connected(port) as peer:
+        assert (await peer.call("Large", b"")).messages() == [(0, b"".join(pieces))]
+    async with connected(port, initial_window_size=5) as peer:
+        peer.grants = False
+        peer.h2.increment_flow_control_window(1 << 20)
+        stream = peer.begin("Large")
+        await peer.send(stream, message(b""), end=True)
+        # To the end of the prefix and of each piece, and somewhere between.
+        ends = list(itertools.accumulate(sizes, initial=5))
+        let = 5
+        for until in sorted({*ends, *(chance.randint(5, ends[-1]) for _ in range(6))}):
+            if until > let:
+                peer.h2.increment_flow_control_window(until - let, stream)
+                peer.flush()
+                let = until
+            await peer.until(lambda: len(peer.data(stream)) == let)  # noqa: B023
+        assert (await peer.response(stream)).messages() == [(0, b"".join(pieces))]
+
+
 async def test_who_does_not_read_one_call_can_make_others(port: int, service: Service) -> None:
     service.answer = bytes(100_000)
     async with connected(port, initial_window_size=50_000) as peer:

@@ -34,9 +34,9 @@ class Written:
     """Stands for the context of a call."""
 
     def __init__(self) -> None:
-        self.messages: list[bytes] = []
+        self.messages: list[Any] = []
 
-    async def write(self, message: bytes) -> None:
+    async def write(self, message: Any) -> None:
         self.messages.append(message)
 
 
@@ -50,7 +50,7 @@ def answer(status: Status, limits: Limits) -> tuple[ServerMessage, ...]:
 
 async def test_the_last_messages_are_left_to_the_handler(manager: ResourceManager) -> None:
     context: Any = Written()
-    stream = GrpcDownloadStream(READ, context, shared_message())
+    stream = GrpcDownloadStream(READ, context, shared_message(whole=True))
     messages = answer(STATUS, manager.limits)
     await stream.send_last(*messages)
     assert context.messages == []
@@ -59,7 +59,7 @@ async def test_the_last_messages_are_left_to_the_handler(manager: ResourceManage
 
 async def test_what_would_be_too_large_together_goes_by_itself(manager: ResourceManager) -> None:
     context: Any = Written()
-    stream = GrpcDownloadStream(READ, context, shared_message())
+    stream = GrpcDownloadStream(READ, context, shared_message(whole=True))
     messages = answer(replace(STATUS, reason="x" * (MAX_CONTROL_MESSAGE // 2)), manager.limits)
     await stream.send_last(*messages)
     assert [READ.decode_response(data) for data in (*context.messages, stream.last)] == list(messages)
@@ -67,8 +67,34 @@ async def test_what_would_be_too_large_together_goes_by_itself(manager: Resource
 
 async def test_what_an_uploader_is_told_at_once_is_one_message() -> None:
     context: Any = Written()
-    stream = GrpcUploadStream(UPLOAD, context, shared_message())
+    stream = GrpcUploadStream(UPLOAD, context, shared_message(whole=True))
     checkpoint, window = Checkpoint(4, 0, head_of(DATA)), Window(8)
     await stream.send_together(checkpoint, window)
     await stream.send_together(window)
     assert [UPLOAD.decode_response(data) for data in context.messages] == [[checkpoint, window], window]
+
+
+async def sent_to_two(chunk: Chunk, *, whole: bool) -> Any:
+    """Return what two readers get of a chunk, which is one and the same."""
+    first, second = Written(), Written()
+    shared = shared_message(whole=whole)
+    for context in (first, second):
+        written: Any = context
+        await GrpcDownloadStream(READ, written, shared).send(chunk)
+    (message,) = first.messages
+    assert second.messages[0] is message
+    return message
+
+
+async def test_what_readers_get_of_a_large_chunk_is_the_chunk_itself() -> None:
+    data = bytes(100_000)
+    chunk = Chunk(7, data, chunk_hash(data), b"")
+    fields, sent = await sent_to_two(chunk, whole=False)
+    assert sent is data
+    assert fields + sent == READ.encode_response(chunk)
+    assert await sent_to_two(chunk, whole=True) == READ.encode_response(chunk)
+
+
+async def test_small_chunks_are_one_message() -> None:
+    for whole in (False, True):
+        assert await sent_to_two(CHUNK, whole=whole) == READ.encode_response(CHUNK)

@@ -16,6 +16,7 @@ to the generated classes, and so is a ``DownloadResponse`` that has more than th
 from __future__ import annotations
 
 from tailrace_common_api import Checkpoint
+from tailrace_impl_common import Buffer
 from tailrace_impl_common.messages import Chunk
 
 CHUNK_TAG = 0x1A
@@ -40,8 +41,8 @@ _SIZE, _NEWLINES, _HEAD = (_BYTES[tag] for tag in (_SIZE_TAG, _NEWLINES_TAG, _HE
 _LARGEST = 2**64 - 1
 
 
-def frame_chunk(chunk: Chunk) -> bytes:
-    """Return the message that holds ``chunk``; the data is copied once, into it.
+def chunk_parts(chunk: Chunk) -> tuple[bytes, Buffer]:
+    """Return the message that holds ``chunk``: what is before the data, and the data itself.
 
     Raises:
         ValueError: A number is not within 64 bits.
@@ -60,7 +61,12 @@ def frame_chunk(chunk: Chunk) -> bytes:
     size = len(data)
     if size:
         fields += _DATA + _varint(size)
-    return b"".join((_CHUNK, _varint(len(fields) + size), fields, data))
+    return _CHUNK + _varint(len(fields) + size) + fields, data
+
+
+def frame_chunk(chunk: Chunk) -> bytes:
+    """Return the same as one; the data is copied once, into it."""
+    return b"".join(chunk_parts(chunk))
 
 
 def frame_checkpoint(checkpoint: Checkpoint) -> bytes:

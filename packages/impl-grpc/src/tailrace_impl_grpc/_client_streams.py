@@ -9,14 +9,14 @@ import grpc
 
 from tailrace_common_api import ConnectionLost, ProtocolError, TailraceError
 from tailrace_impl_common import ClientStream
-from tailrace_impl_common.messages import ClientMessage, End, Finished, Opened, ServerMessage, Watched
+from tailrace_impl_common.messages import Chunk, ClientMessage, End, Finished, Opened, ServerMessage, Watched
 from tailrace_impl_common.record_messages import BulkCommitted, BulkOpened, Left, QueryEnd
 from tailrace_impl_grpc._call_status import STATUS_TIMEOUT
-from tailrace_impl_grpc._codec import WATCHES, Method
+from tailrace_impl_grpc._codec import WATCHES, Method, encode_chunk
 from tailrace_impl_grpc._error_table import error_from_status
 from tailrace_impl_grpc._http2_client_call import Http2ClientCall
 from tailrace_impl_grpc._http2_headers import CallStatus
-from tailrace_impl_grpc._http2_stream import CallEnded
+from tailrace_impl_grpc._http2_stream import CallEnded, Parts
 
 
 class GrpcClientStream(ClientStream):
@@ -36,9 +36,11 @@ class GrpcClientStream(ClientStream):
     async def send(self, message: ClientMessage) -> None:
         if self._method in WATCHES:
             raise ProtocolError(f"{self._method.name} takes no further messages")
-        await self.send_encoded(self._method.encode_request(message))
+        await self.send_encoded(
+            encode_chunk(message) if type(message) is Chunk else self._method.encode_request(message)
+        )
 
-    async def send_encoded(self, data: bytes) -> None:
+    async def send_encoded(self, data: bytes | Parts) -> None:
         """Send a message that is encoded already; see :meth:`send`."""
         try:
             await self._call.write(data)

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from tailrace_common_api import InvalidArgument, ProtocolError
+from tailrace_common_api import InvalidArgument, MessageTooLarge, ProtocolError
+from tailrace_impl_common import Buffer
 from tailrace_impl_common.messages import (
     UPLOAD_REQUESTS,
+    Chunk,
     ClientMessage,
     CloseContext,
     CreateContext,
@@ -34,6 +36,7 @@ from tailrace_impl_common.messages import (
     WatchContext,
 )
 from tailrace_impl_common.record_messages import GetQueue, OpenBulk, Query, Work
+from tailrace_impl_grpc._chunk_frame import chunk_parts
 from tailrace_impl_grpc._codec_contexts import (
     decode_close_context_request,
     decode_context,
@@ -161,6 +164,23 @@ def _from_server(decode: Callable[[bytes], DecodedT]) -> Callable[[bytes], Decod
             raise ProtocolError(f"the server sent a value that cannot be accepted: {exc}") from None
 
     return decode_response
+
+
+def encode_chunk(chunk: Chunk) -> tuple[bytes, Buffer]:
+    """Return the message that has a chunk, to a server or to a reader, in two pieces: nothing of its data is copied.
+
+    Raises:
+        InvalidArgument: A number has no place on the wire.
+        MessageTooLarge: It is too large.
+    """
+    try:
+        fields, data = chunk_parts(chunk)
+    except ValueError as exc:
+        raise InvalidArgument(field="Chunk", problem=str(exc)) from None
+    size = len(fields) + len(data)
+    if size > MAX_DATA_MESSAGE:
+        raise MessageTooLarge(size=size, maximum=MAX_DATA_MESSAGE)
+    return fields, data
 
 
 UPLOADS, RESOURCES, CONTEXTS = "tailrace.v1.Uploads", "tailrace.v1.Resources", "tailrace.v1.Contexts"

@@ -22,7 +22,7 @@ from tailrace_impl_grpc._http2_layout import (
     frame_header,
     reset,
 )
-from tailrace_impl_grpc._http2_stream import LARGE_WINDOW, CallEnded, Http2Stream, MessageRefused
+from tailrace_impl_grpc._http2_stream import LARGE_WINDOW, CallEnded, Http2Stream, MessageRefused, Parts
 
 if TYPE_CHECKING:
     from tailrace_impl_grpc._http2_client_connection import Http2ClientConnection
@@ -75,7 +75,7 @@ class Http2ClientCall(Http2Stream):
         self._status: CallStatus | None = None
         self._ended = asyncio.Event()
 
-    async def write(self, data: bytes) -> None:
+    async def write(self, data: bytes | Parts) -> None:
         """Write a message; returns when the next one can be.
 
         Raises:

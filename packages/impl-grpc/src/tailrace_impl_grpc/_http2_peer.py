@@ -67,7 +67,7 @@ _SETTINGS_AT_ONCE = 200
 """Changes of settings that a peer may make at once; one more with each second."""
 _LARGEST_BLOCK = 4 * MAX_HEADER_BLOCK
 """Bytes of headers that are taken, though not looked at, so that their call can be told that they are too many."""
-_JOINED = 16 * KIBIBYTE
+JOINED = 16 * KIBIBYTE
 """What is written together up to this size is joined: that costs less than several buffers."""
 _CONNECTION_WINDOW = LARGEST_WINDOW
 """What all streams of a connection may send together: each has a window of its own."""
@@ -584,7 +584,7 @@ class Http2Peer(asyncio.BufferedProtocol, ABC, Generic[StreamT]):
             return
         if len(parts) == 1:
             transport.write(parts[0])
-        elif sum(map(len, parts)) <= _JOINED:
+        elif sum(map(len, parts)) <= JOINED:
             transport.write(b"".join(parts))
         elif self._sends_lists:
             transport.writelines(parts)

@@ -6,13 +6,13 @@ import asyncio
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from tailrace_common_api import KIBIBYTE, MEBIBYTE
+from tailrace_impl_common import Buffer
 from tailrace_impl_grpc._http2_layout import DATA, frame_header, window_update
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ _DECOMPRESSED_HERE = 1 * KIBIBYTE
 """Size up to which a message is decompressed by the event loop, in bytes; it may become a thousand times as much."""
 _MOST_IN_A_ROW = 64
 """Messages that are written without a turn of the event loop."""
+Parts = tuple[Buffer, ...]
+"""A message in pieces, one at least, which are sent as they are and must not change until then."""
 _GZIP, _ZLIB = 31, 15
 """What ``zlib`` calls the formats that gRPC names gzip and deflate."""
 _IN_THREAD = 16 * KIBIBYTE
@@ -100,7 +102,7 @@ class Http2Stream(ABC):
         """What the peer lets this side send, in bytes; may be below 0."""
         self._headers_sent = False
         self._writers: tuple[asyncio.Future[None], ...] = ()
-        self._unsent: memoryview | None = None
+        self._unsent: Parts | None = None
         self._last = b""
         self._in_a_row = 0
 
@@ -293,23 +295,25 @@ class Http2Stream(ABC):
         """Whether :meth:`write_now` may be called."""
         return self._unsent is None and self._connection.writable and not self.over and not self._compress
 
-    def write_now(self, data: bytes) -> None:
+    def write_now(self, data: bytes | Parts) -> None:
         """Write a message without waiting; what the peer does not let be sent yet is kept until it does."""
-        self._put(0, data, b"")
+        self._put(0, data if isinstance(data, tuple) else (data,), b"")
 
-    async def _write(self, data: bytes, last: bytes) -> None:
+    async def _write(self, data: bytes | Parts, last: bytes) -> None:
         self._check_open()
         flags = 0
         if self._compress and data:
-            smaller = await _compressed(data)
-            if len(smaller) < len(data):
+            whole = b"".join(data) if isinstance(data, tuple) else data
+            smaller = await _compressed(whole)
+            if len(smaller) < len(whole):
                 flags, data = 1, smaller
+            del whole
             self._check_open()
         connection = self._connection
         while self._is_stuck() or not connection.writable:
             await self._wait_for_room()
             self._check_open()
-        self._put(flags, data, last)
+        self._put(flags, data if isinstance(data, tuple) else (data,), last)
         del data
         self._in_a_row += 1
         if self._in_a_row >= _MOST_IN_A_ROW:
@@ -343,13 +347,17 @@ class Http2Stream(ABC):
             if not waiting.done():
                 waiting.set_result(None)
 
-    def _put(self, flags: int, data: bytes, last: bytes) -> None:
+    def _put(self, flags: int, message: Parts, last: bytes) -> None:
         """Write a message, and the status if it is the last one, as far as there is room."""
         connection = self._connection
         parts: list[bytes | memoryview] = [] if self._headers_sent else [self._first_headers()]
-        size = len(data) + PREFIX_SIZE
+        size = sum(map(len, message))
+        first, *others = message
+        # What is before the bytes of a resource goes with the prefix: each piece may be a call of the system.
+        pieces = (_prefix(flags, size) + first, *others) if others else (_prefix(flags, size), first)
+        size += PREFIX_SIZE
         if min(self.send_window, connection.send_window) >= size:
-            self._add_frames(parts, (_prefix(flags, len(data)), data), size)
+            self._add_frames(parts, pieces, size)
             if last:
                 parts.append(self._last_headers(last))
             connection.write(parts)
@@ -358,30 +366,30 @@ class Http2Stream(ABC):
             return
         if parts:
             connection.write(parts)
-        self._unsent, self._last = memoryview(b"".join((_prefix(flags, len(data)), data))), last
+        self._unsent, self._last = tuple(filter(None, pieces)), last
         self._flush()
 
     def _flush(self) -> None:
         """Write of what is left as much as there is room for."""
         connection, unsent = self._connection, self._unsent
-        while unsent is not None:
+        while unsent:
             room = min(self.send_window, connection.send_window)
             if room <= 0 or connection.paused:
                 self._unsent = unsent
                 if self.send_window > 0:
                     connection.wait_for_room(self)
                 return
-            piece, unsent = unsent[:room], unsent[room:] or None
+            pieces, unsent = _split(unsent, room)
             parts: list[bytes | memoryview] = []
-            self._add_frames(parts, (piece,), len(piece))
-            if unsent is None and self._last:
+            self._add_frames(parts, pieces, sum(map(len, pieces)))
+            if not unsent and self._last:
                 parts.append(self._last_headers(self._last))
             connection.write(parts)
         self._unsent = None
         if self._last:
             self._sent_last()
 
-    def _add_frames(self, parts: list[Any], pieces: Sequence[bytes | memoryview], size: int) -> None:
+    def _add_frames(self, parts: list[Any], pieces: Parts, size: int) -> None:
         """Add the frames that hold ``pieces``, which have ``size`` bytes, for which there is room."""
         connection = self._connection
         self.send_window -= size
@@ -447,6 +455,18 @@ class Http2Stream(ABC):
 
 class _TooLarge(Exception):
     pass
+
+
+def _split(parts: Parts, size: int) -> tuple[Parts, Parts]:
+    """Return the first ``size`` bytes of what is in ``parts``, and the others."""
+    for index, part in enumerate(parts):
+        if not size:
+            return parts[:index], parts[index:]
+        if len(part) > size:
+            view = memoryview(part)
+            return (*parts[:index], view[:size]), (view[size:], *parts[index + 1 :])
+        size -= len(part)
+    return parts, ()
 
 
 def _prefix(flags: int, size: int) -> bytes:

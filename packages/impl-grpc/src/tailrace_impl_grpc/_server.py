@@ -73,13 +73,15 @@ class GrpcServer(TransportServer):
         self._urls: Mapping[str, str] = {}
         self._closing: asyncio.Future[None] | None = None
         self._certificates = False
-        self._shared = shared_message()
+        self._shared = shared_message(whole=True)
 
     async def start(self, manager: ResourceManager, settings: TransportServerSettings) -> None:
         options = GrpcServerOptions.parse(settings.options)
         if settings.public_base is not None:
             _check_base(settings.public_base)
-        new_server = Http2Server if options.protocol is CallProtocols.BUFFERED else LibraryServer
+        buffered = options.protocol is CallProtocols.BUFFERED
+        new_server = Http2Server if buffered else LibraryServer
+        self._shared = shared_message(whole=not buffered)
         # Calls beyond the limit are refused with an error; clients hold back only where they are far beyond it.
         server = new_server(settings, options, max_calls=2 * manager.limits.max_requests)
         self._add_services(server)

@@ -11,18 +11,30 @@ import grpc.aio
 from tailrace_common_api import MEBIBYTE, ConnectionLost
 from tailrace_impl_common import EncodedOnce, MessageStream, cancel_and_wait
 from tailrace_impl_common.messages import Abort, Chunk, ClientMessage, Finish, ServerMessage, Watched
-from tailrace_impl_grpc._codec import BULK, DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method
+from tailrace_impl_grpc._codec import BULK, DOWNLOADS, FOLLOW, MAX_CONTROL_MESSAGE, UPLOAD, Method, encode_chunk
 from tailrace_impl_grpc._codec_values import join_responses
 from tailrace_impl_grpc._http2_call import Http2Call
+from tailrace_impl_grpc._http2_peer import JOINED
+from tailrace_impl_grpc._http2_stream import Parts
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
-SharedMessage = EncodedOnce[bytes]
+Context = grpc.aio.ServicerContext[bytes, bytes | Parts]
+SharedMessage = EncodedOnce[bytes | Parts]
 
 
-def shared_message() -> SharedMessage:
-    """Return what encodes the chunks to readers: those who are sent the same chunk are sent the same bytes."""
+def shared_message(*, whole: bool) -> SharedMessage:
+    """Return what encodes the chunks to readers: those who are sent the same chunk are sent the same bytes.
+
+    Args:
+        whole: Whether to join what is sent, for gRPC's library; each byte of a chunk is copied once more for that.
+    """
     # All methods that send chunks have the same messages.
-    return EncodedOnce(FOLLOW.encode_response, largest=MEBIBYTE)
+    return EncodedOnce(FOLLOW.encode_response if whole else _in_pieces, largest=MEBIBYTE)
+
+
+def _in_pieces(chunk: Chunk) -> bytes | Parts:
+    fields, data = encode_chunk(chunk)
+    # What is small is joined for each reader anyway, with what is before it.
+    return fields + data if len(data) <= JOINED else (fields, data)
 
 
 def server_stream(method: Method, context: Context, shared: SharedMessage) -> GrpcServerStream:
@@ -83,7 +95,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         del message
         await self._write(data)
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, data: bytes | Parts) -> None:
         try:
             if self._answered:
                 await self._context.write(data)
@@ -92,7 +104,7 @@ class GrpcServerStream(MessageStream[ServerMessage, ClientMessage]):
         except grpc.aio.BaseError:
             raise ConnectionLost("the client is gone") from None
 
-    async def _answer(self, data: bytes) -> None:
+    async def _answer(self, data: bytes | Parts) -> None:
         await write_first(self._context, data)
         self._answered = True
         if self._takes_bytes and self._call is not None:
