@@ -13,6 +13,7 @@ import pytest
 from tailrace_common_api import ClientSettings
 from tailrace_impl_common import ConnectedClient
 from tailrace_impl_grpc import GrpcServer, connect
+from tailrace_impl_grpc._poller import keep_poller
 from tailrace_impl_server import create_manager
 from tailrace_server_api import ResourceManager, TransportServerSettings
 
@@ -39,6 +40,15 @@ async def no_task_is_left() -> AsyncIterator[None]:
             return
         await asyncio.wait(left, timeout=0.1)
     pytest.fail(f"tasks are left: {left}")
+
+
+@pytest.fixture(autouse=True)
+async def events_of_closed_loops_are_left() -> None:
+    """Each test has a loop of its own, and ``grpc.aio`` a poller for all: it may still have an event for the last one.
+
+    Servers and clients by the library make sure of that themselves; some tests talk to it without them.
+    """
+    keep_poller()
 
 
 @pytest.fixture
