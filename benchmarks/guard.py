@@ -231,6 +231,10 @@ def main() -> None:
     if arguments.update:
         records[key] = {**records.get(key, {}), **{title: round(count) for title, count in counted.items()}}
         RECORD.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n")
+        if others := sorted(records.keys() - {key}):
+            # Where this is a gain, the others' counts are too high from now on, and whoever has such an interpreter
+            # is told so by a check that fails.
+            print(f"To be counted anew, too, each with its own interpreter: {', '.join(others)}")
     elif key not in records:
         # Another interpreter needs other numbers of instructions for the same work.
         print(f"There is no record for {key}; there are: {', '.join(records)}. Nothing to compare with:")
