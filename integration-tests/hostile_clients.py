@@ -191,6 +191,8 @@ async def send_garbage_over_grpc(url: str) -> None:
 
 async def _see(call: grpc.aio.StreamStreamCall[bytes, bytes], body: bytes) -> None:
     status = CallStatus(call)
+    task = asyncio.current_task()
+    assert task is not None
     try:
         await call.write(body)
         await call.done_writing()
@@ -198,6 +200,9 @@ async def _see(call: grpc.aio.StreamStreamCall[bytes, bytes], body: bytes) -> No
             pass
         note("garbage over gRPC", "untyped")
     except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+        if task.cancelling():
+            # The library has cancelled the call, and ended the write with an error of its own; no status may follow.
+            raise asyncio.CancelledError from None
         # A write that has failed hides the status of the call.
         ended = await status.known()
         _note_status(ended.code(), ended.details(), ended.trailing_metadata())

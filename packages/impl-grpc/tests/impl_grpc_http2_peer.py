@@ -64,6 +64,8 @@ class Service:
     def __init__(self) -> None:
         self.messages: list[bytes] = []
         """What :meth:`collect` was sent."""
+        self.collected: list[int] = []
+        """What :meth:`collect` has answered."""
         self.running = 0
         self.most_running = 0
         self.cancelled = 0
@@ -90,6 +92,8 @@ class Service:
         async for request in requests:
             self.messages.append(request)
             self.changed.set()
+        self.collected.append(len(self.messages))
+        self.changed.set()
         return b"%d" % len(self.messages)
 
     async def large(self, request: bytes, context: Any) -> bytes | Parts:

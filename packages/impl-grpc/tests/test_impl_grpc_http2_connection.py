@@ -143,17 +143,45 @@ async def test_a_call_with_too_large_headers_is_told_and_the_others_go_on(peer: 
     await still_serves(peer)
 
 
-async def test_headers_that_are_not_even_looked_at_let_running_calls_end(peer: Peer, service: Service) -> None:
+@pytest.mark.parametrize("size", [100_000, 40_000])
+async def test_headers_that_are_not_even_looked_at_let_running_calls_end(
+    peer: Peer, service: Service, size: int
+) -> None:
     running = peer.begin("Collect")
     await peer.send(running, message(b"a"))
     await service.until(lambda: service.messages == [b"a"])
-    response = await peer.call("Echo", b"x", headers=((b"large", b"a" * 100_000), (b"more", b"a" * 100_000)))
+    # Above the bound as they are written, and as they are decoded only.
+    response = await peer.call("Echo", b"x", headers=((b"large", b"a" * size), (b"more", b"a" * size)))
     assert response.status == RESOURCE_EXHAUSTED
     # The tables of both sides are not the same any more: no call begins here after that.
     await peer.until(lambda: peer.of(h2.events.ConnectionTerminated))
     # h2 has nothing to say on such a connection.
     peer.raw(frame(DATA, END_STREAM, running, message(b"b")))
     await service.until(lambda: service.messages == [b"a", b"b"])
+
+
+@pytest.mark.parametrize("late", [frame(DATA, 0, 5, message(b"x")), frame(RST_STREAM, 0, 5, bytes(4))])
+async def test_a_call_that_began_before_its_client_heard_that_none_begins_disturbs_no_other(
+    peer: Peer, service: Service, late: bytes
+) -> None:
+    running = peer.begin("Collect")
+    await peer.send(running, message(b"a"))
+    refused = peer.begin("Echo", (b"large", b"a" * 100_000), end=True)
+    peer.raw(frame(HEADERS, END_HEADERS, 5, block("Echo")) + late + frame(DATA, 0, running, message(b"b")))
+    await service.until(lambda: service.messages == [b"a", b"b"])
+    await peer.until(lambda: peer.of(h2.events.ConnectionTerminated))
+    [goodbye] = peer.of(h2.events.ConnectionTerminated)
+    assert (goodbye.error_code, goodbye.last_stream_id) == (ErrorCode.NO_ERROR, refused)
+    peer.raw(frame(DATA, END_STREAM, running))
+    await service.until(lambda: service.collected == [2])
+
+
+async def test_trailers_that_are_not_looked_at_end_their_call(peer: Peer, service: Service) -> None:
+    running = peer.begin("Collect")
+    await peer.send(running, message(b"a"))
+    assert (await peer.call("Echo", b"x", headers=((b"large", b"a" * 100_000),))).status == RESOURCE_EXHAUSTED
+    peer.raw(frame(HEADERS, END_HEADERS | END_STREAM, running, b"\x00\x01k\x01v"))
+    await service.until(lambda: service.collected == [1])
 
 
 @pytest.mark.parametrize("size", [40_000, 200_000])

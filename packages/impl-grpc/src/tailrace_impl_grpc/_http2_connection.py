@@ -112,19 +112,7 @@ class Http2Connection(Http2Peer[Http2Call]):
         return number > self._last_stream or not number & 1
 
     def _headers_received(self, number: int, fields: Fields, ends: bool) -> None:
-        call = self._streams.get(number)
-        if call is not None:
-            # Trailers, of which gRPC's clients have none; they end the stream, or are malformed.
-            if call.half_closed or not ends:
-                self._reset(call, ErrorCode.STREAM_CLOSED if call.half_closed else ErrorCode.PROTOCOL_ERROR)
-            else:
-                call.received_all()
-            return
-        if number <= self._last_stream:
-            # Of a call that is over; its client has not heard yet.
-            return
-        self._last_stream = number
-        if self._leaving:
+        if not self._begins_call(number, ends):
             return
         host = self._host
         if self._running >= 2 * host.max_calls or len(self._streams) >= host.max_calls:
@@ -140,11 +128,26 @@ class Http2Connection(Http2Peer[Http2Call]):
             self._begin_call(number, headers, ends)
 
     def _headers_dropped(self, number: int, ends: bool) -> None:
-        if number <= self._last_stream or self._leaving:
-            return
+        if self._begins_call(number, ends):
+            problem = BadRequest(200, grpc.StatusCode.RESOURCE_EXHAUSTED, f"headers above {MAX_HEADER_BLOCK} bytes")
+            self._refuse(number, problem, ends)
+
+    def _begins_call(self, number: int, ends: bool) -> bool:
+        """Take note that a stream has headers; return whether they begin a call that may begin."""
+        call = self._streams.get(number)
+        if call is not None:
+            # Trailers, of which gRPC's clients have none; they end the stream, or are malformed.
+            if call.half_closed or not ends:
+                self._reset(call, ErrorCode.STREAM_CLOSED if call.half_closed else ErrorCode.PROTOCOL_ERROR)
+            else:
+                call.received_all()
+            return False
+        if number <= self._last_stream:
+            # Of a call that is over; its client has not heard yet.
+            return False
+        # Begun for its client also where it is not taken, and what follows of it is no offence.
         self._last_stream = number
-        problem = BadRequest(200, grpc.StatusCode.RESOURCE_EXHAUSTED, f"headers above {MAX_HEADER_BLOCK} bytes")
-        self._refuse(number, problem, ends)
+        return not self._leaving
 
     def _refuse(self, number: int, problem: BadRequest, ends: bool) -> None:
         self.write_control(self.header_frames(number, refusal(problem), ends=True))

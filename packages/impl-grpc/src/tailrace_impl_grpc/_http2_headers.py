@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 MAX_HEADER_LIST = 16 * KIBIBYTE
 """Bytes of the headers of a call, each counted with 32 bytes on top (RFC 9113, section 6.5.2)."""
 MAX_HEADER_BLOCK = 64 * KIBIBYTE
-"""Bytes of headers that are decoded at all: it takes long, and more would be refused anyway."""
+"""Bytes of headers that are decoded at all, before and after: it takes long, and more would be refused anyway."""
 _LARGEST_PLAIN, _MOST_PLAIN = 16 * KIBIBYTE, 64
 """Bytes and fields of blocks that are not left to the library: far below what it takes."""
 _BINARY = "-bin"
@@ -40,6 +40,10 @@ Fields = Sequence[tuple[bytes, bytes]]
 """Headers as they are on the wire."""
 Metadata = tuple[tuple[str, str | bytes], ...]
 """What a call says beside its messages; values of names that end with ``-bin`` are bytes."""
+
+
+class HeadersTooLarge(Exception):
+    """Headers are too many to be decoded; what follows cannot be, either, since the tables are not the same now."""
 
 
 class MalformedHeaders(Exception):
@@ -85,15 +89,18 @@ class HeaderDecoder:
         """Return names and values.
 
         Raises:
-            ConnectionOffence: They cannot be decoded, or are far too many; what follows cannot be, either.
+            ConnectionOffence: They cannot be decoded.
+            HeadersTooLarge: There is more than is ever decoded.
         """
+        if len(block) > MAX_HEADER_BLOCK:
+            raise HeadersTooLarge
         plain = _plain_fields(block)
         if plain is not None:
             return plain
         try:
             return [(name, value) for name, value in self._decoder.decode(block, raw=True)]
         except OversizedHeaderListError:
-            raise ConnectionOffence(ErrorCode.ENHANCE_YOUR_CALM, "headers are too large") from None
+            raise HeadersTooLarge from None
         except HPACKError:
             raise ConnectionOffence(ErrorCode.COMPRESSION_ERROR, "headers cannot be decoded") from None
 

@@ -14,7 +14,7 @@ from typing import Generic, TypeVar, cast
 
 from tailrace_common_api import KIBIBYTE
 from tailrace_impl_common import Keepalive, ReusableBuffers, sends_lists
-from tailrace_impl_grpc._http2_headers import MAX_HEADER_BLOCK, MAX_HEADER_LIST, Fields, HeaderDecoder
+from tailrace_impl_grpc._http2_headers import MAX_HEADER_BLOCK, MAX_HEADER_LIST, Fields, HeaderDecoder, HeadersTooLarge
 from tailrace_impl_grpc._http2_layout import (
     ACK,
     CONTINUATION,
@@ -211,7 +211,7 @@ class Http2Peer(asyncio.BufferedProtocol, ABC, Generic[StreamT]):
 
     @abstractmethod
     def _headers_dropped(self, number: int, ends: bool) -> None:
-        """Take note that the headers of a stream were too large to be looked at."""
+        """Take note of headers, or trailers, of a stream that were not looked at: too large, or behind such ones."""
 
     def _take_setting(self, name: int, value: int) -> None:
         """Take a setting of the peer that is for one side only."""
@@ -447,16 +447,19 @@ class Http2Peer(asyncio.BufferedProtocol, ABC, Generic[StreamT]):
             self._reset(stream, ErrorCode.FRAME_SIZE_ERROR)
 
     def _take_block(self, number: int, block: bytes) -> None:
-        if self._deaf:
-            return
-        if len(block) > MAX_HEADER_BLOCK:
-            # Without it the tables of both sides are not the same any more: calls go on, and none begins.
-            self._deaf = True
+        fields = None
+        if not self._deaf:
+            # Decoded whatever becomes of it: the tables of both sides are to stay the same.
+            try:
+                fields = self._decoder.decode(block)
+            except HeadersTooLarge:
+                # They are not any more: calls go on, and none begins.
+                self._deaf = True
+        if fields is not None:
+            self._headers_received(number, fields, self._block_ends)
+        else:
             self._headers_dropped(number, self._block_ends)
             self.go_away()
-            return
-        # Decoded whatever becomes of it: the tables of both sides are to stay the same.
-        self._headers_received(number, self._decoder.decode(block), self._block_ends)
 
     def _take_reset(self, number: int, payload: bytes) -> None:
         if len(payload) != 4:
