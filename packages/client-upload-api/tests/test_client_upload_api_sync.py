@@ -3,7 +3,9 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import pytest
 from anyio.from_thread import BlockingPortal, start_blocking_portal
@@ -280,6 +282,34 @@ def test_leaving_with_an_exception_aborts_with_its_reason(
     session = behind.sessions[0]
     assert (session.state, session.reason) == (ResourceState.FAILED, reason)
     assert session.content == b"data"
+
+
+@pytest.mark.parametrize("told", [False, True], ids=["before the loop was told", "behind"])
+def test_a_first_small_write_that_is_interrupted_can_be_repeated(
+    portal: BlockingPortal, behind: MemoryClient, told: bool
+) -> None:
+    class Interrupted:
+        armed = False
+
+        def start_task_soon(self, func: Callable[..., Any], *args: Any) -> Future[Any]:
+            if not self.armed:
+                return portal.start_task_soon(func, *args)
+            self.armed = False
+            if told:
+                portal.start_task_soon(func, *args)
+            raise KeyboardInterrupt
+
+    interrupted = Interrupted()
+    with sync.UploadClient(interrupted, behind).upload("a") as upload:
+        interrupted.armed = True
+        with pytest.raises(KeyboardInterrupt):
+            upload.write(b"interrupted")
+        assert upload.offset == 0
+        upload.flush()
+        upload.write(b"data")
+        upload.flush()
+        upload.write(b" and more")
+    assert behind.sessions[0].content == b"data and more"
 
 
 def test_abort_drops_what_is_gathered_and_later_writes_are_refused(

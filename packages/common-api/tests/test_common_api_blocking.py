@@ -214,6 +214,44 @@ def test_an_interrupted_iteration_can_go_on(portal: LoopThread, interrupt: Calla
     assert list(iterator) == [1, 2]
 
 
+class InterruptedOnce:
+    """Interrupts the first start of a task as Ctrl-C may: before it has told the loop, or behind."""
+
+    def __init__(self, portal: LoopThread, *, told: bool) -> None:
+        self.portal = portal
+        self.told = told
+        self.interrupted = False
+
+    def start_task_soon(self, func: Callable[..., Any], *args: Any) -> Future[Any]:
+        if self.interrupted:
+            return self.portal.start_task_soon(func, *args)
+        self.interrupted = True
+        if self.told:
+            self.portal.start_task_soon(func, *args)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_iteration_that_is_interrupted_as_it_starts_can_go_on(portal: LoopThread, told: bool) -> None:
+    source = Source(3)
+    iterator = BlockingIterator(InterruptedOnce(portal, told=told), source.items(), ahead=10)
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    assert list(iterator) == [0, 1, 2]
+    assert source.made == 3
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_an_iteration_that_is_interrupted_as_it_starts_can_be_closed(portal: LoopThread, told: bool) -> None:
+    source = Source(3)
+    iterator = BlockingIterator(InterruptedOnce(portal, told=told), source.endless())
+    with pytest.raises(KeyboardInterrupt):
+        next(iterator)
+    iterator.close()
+    assert list(iterator) == []
+    iterator.close()
+
+
 def test_an_iterator_whose_loop_ends_says_so(portal: LoopThread) -> None:
     source = Source(0)
     iterator = BlockingIterator(portal, source.endless(), ahead=10)

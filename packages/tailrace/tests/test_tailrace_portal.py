@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import queue
 import threading
 from collections.abc import Iterator
 from concurrent.futures import CancelledError, Future
 from contextvars import ContextVar
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tailrace import _portal
 from tailrace._portal import LoopThread, SharedPortal
 
 VARIABLE: ContextVar[str] = ContextVar("VARIABLE", default="none")
@@ -141,3 +144,32 @@ def test_who_shares_it_ends_it_with_the_last() -> None:
     third = shared.acquire()
     assert third is not first
     shared.release()
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it has begun", "behind"])
+def test_an_interruption_while_it_starts_leaves_no_thread(monkeypatch: pytest.MonkeyPatch, begun: bool) -> None:
+    class Interrupted(queue.SimpleQueue[Any]):
+        def get(self, block: bool = True, timeout: float | None = None) -> Any:
+            if not block:
+                return super().get(block=False)
+            if begun:
+                self.put(super().get())
+            raise KeyboardInterrupt
+
+    before = set(threading.enumerate())
+    with monkeypatch.context() as patch:
+        patch.setattr(_portal, "queue", SimpleNamespace(SimpleQueue=Interrupted, Empty=queue.Empty))
+        with pytest.raises(KeyboardInterrupt):
+            LoopThread()
+    for thread in set(threading.enumerate()) - before:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_a_loop_that_cannot_be_made_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> asyncio.AbstractEventLoop:
+        raise OSError("too many open files")
+
+    monkeypatch.setattr(_portal, "_loop_factory", lambda: fail)
+    with pytest.raises(OSError, match="too many"):
+        LoopThread()

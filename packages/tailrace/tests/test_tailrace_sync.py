@@ -271,8 +271,12 @@ pid = os.fork()
 if pid == 0:
     with tailrace.sync.connect({server.ws!r}) as own, own.upload("child") as upload:
         upload.write(b"y")
+    try:
+        client.upload("not here").open()
+    except RuntimeError as error:
+        refused = "forked" in str(error)
     client.close()
-    os._exit(0 if upload.status.size == 1 else 1)
+    os._exit(0 if upload.status.size == 1 and refused else 1)
 _, status = os.waitpid(pid, 0)
 assert os.waitstatus_to_exitcode(status) == 0
 with client.upload("parent again") as upload:

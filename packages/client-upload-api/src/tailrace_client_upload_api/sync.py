@@ -45,6 +45,7 @@ class _Gatherer:
         self._handed_over = 0
         self._waiting = False
         self._sleeping = False
+        self._begun = False
         self.stopped = False
         self._ended = False
         self._error: BaseException | None = None
@@ -57,7 +58,13 @@ class _Gatherer:
         return self._gathered - self._handed_over
 
     async def run(self) -> None:
-        """Hand over what is gathered until :meth:`stop`, or until the upload ends; a task in the loop."""
+        """Hand over what is gathered until :meth:`stop`, or until the upload ends; a task in the loop.
+
+        Does nothing where that was begun before.
+        """
+        if self._begun:
+            return
+        self._begun = True
         self._loop = asyncio.get_running_loop()
         try:
             while True:
@@ -201,8 +208,9 @@ class UploadSession:
             call(self._portal, self._session.write, data)
             return
         if not self._gathering:
-            self._gathering = True
+            # An interruption leaves open whether it was started. To start it twice is harmless.
             self._portal.start_task_soon(self._gatherer.run)
+            self._gathering = True
         self._gatherer.write(data)
 
     def flush(self) -> Checkpoint:

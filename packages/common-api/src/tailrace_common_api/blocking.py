@@ -102,13 +102,17 @@ class _Pump(Generic[T]):
         self.delivered = 0
         self.demanded = 0
         self.sleeping = False
+        self.begun = False
         self.stopped = False
         self.loop: asyncio.AbstractEventLoop | None = None
         self.wake = asyncio.Event()
         self.task: asyncio.Task[Any] | None = None
 
     async def run(self) -> None:
-        """Move items until the source ends, or :meth:`stop`."""
+        """Move items until the source ends, or :meth:`stop`; does nothing where that was begun before."""
+        if self.begun:
+            return
+        self.begun = True
         self.task = asyncio.current_task()
         self.loop = asyncio.get_running_loop()
         error: BaseException | None = None
@@ -195,6 +199,7 @@ class BlockingIterator(Iterator[T]):
         self._pump = _Pump(source, ahead, cost)
         self._portal = portal
         self._taken = 0
+        self._starting = False
         self._started = False
         self._ended = False
 
@@ -223,17 +228,17 @@ class BlockingIterator(Iterator[T]):
         return item
 
     def _start(self) -> None:
-        # Set first: an interruption of the next line comes after the task has been scheduled.
+        # An interruption of the second line leaves open whether the pump was started. To start it twice is harmless.
+        self._starting = True
+        self._portal.start_task_soon(self._pump.run)
         self._started = True
-        try:
-            self._portal.start_task_soon(self._pump.run)
-        except RuntimeError:
-            self._started = False
-            raise
 
     def close(self) -> None:
         """End the generator and wait until it has ended; idempotent. Items that were not read are dropped."""
         self.cancel()
+        if self._starting and not self._started:
+            with suppress(RuntimeError):  # The portal is closed.
+                self._start()
         while self._started and not self._ended:
             self._ended = isinstance(self._pump.items.get(), _End)
         self._ended = True

@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
+
+_Started = queue.SimpleQueue[tuple[asyncio.AbstractEventLoop, asyncio.Event] | BaseException]
 
 
 class LoopThread:
@@ -25,10 +28,26 @@ class LoopThread:
         self._ended = False
         # The loop itself keeps no task, and one that is dropped as a program ends without closing would be told of.
         self._results: set[Future[Any]] = set()
-        started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+        self._process = os.getpid()
+        self._serving = False
+        self._abandoned = False
+        started: _Started = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, args=(started,), name="tailrace-loop", daemon=True)
-        self._thread.start()
-        self._loop, self._end = started.result()
+        try:
+            self._thread.start()
+            outcome = started.get()
+        except BaseException:
+            # Nobody knows this thread, so that nobody else would end it.
+            self._abandoned = True
+            with suppress(queue.Empty):
+                outcome = started.get(block=False)
+                if not isinstance(outcome, BaseException):
+                    loop, end = outcome
+                    loop.call_soon_threadsafe(end.set)
+            raise
+        if isinstance(outcome, BaseException):
+            raise outcome
+        self._loop, self._end = outcome
 
     def start_task_soon(self, func: Callable[..., Any], *args: Any) -> Future[Any]:
         """Start a task in the loop and return a future of its result; cancelling the future cancels the task.
@@ -40,8 +59,10 @@ class LoopThread:
             args: What to call it with.
 
         Raises:
-            RuntimeError: The loop has ended, or this is its own thread, which cannot wait for it.
+            RuntimeError: The loop has ended, or this is its own thread, which cannot wait for it, or another process.
         """
+        if os.getpid() != self._process:
+            raise RuntimeError("the event loop is that of the process from which this one was forked")
         if threading.get_ident() == self._thread.ident:
             raise RuntimeError("this cannot be called in the event loop's own thread")
         with self._lock:
@@ -58,20 +79,22 @@ class LoopThread:
             self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join()
 
-    def _run(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    def _run(self, started: _Started) -> None:
         try:
             with asyncio.Runner(loop_factory=_loop_factory()) as runner:
                 runner.run(self._until_ended(started))
         except BaseException as error:
-            if started.done():
+            if self._serving:
                 raise
-            started.set_exception(error)
+            started.put(error)
 
-    async def _until_ended(self, started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
+    async def _until_ended(self, started: _Started) -> None:
         end = asyncio.Event()
-        started.set_result((asyncio.get_running_loop(), end))
+        self._serving = True
+        started.put((asyncio.get_running_loop(), end))
         try:
-            await end.wait()
+            if not self._abandoned:
+                await end.wait()
         finally:
             with self._lock:
                 self._ended = True
